@@ -1,0 +1,275 @@
+//! One core's engine: takes commands and snapshots, holds what its connections share, and drains.
+//!
+//! Owned by one thread and borrowed by that thread's tasks; no borrow lives across an await.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::{Either, select};
+use hbone::credential::Credential;
+use inpod::pod::PodUid;
+use mesh_state::{
+    admit,
+    identity::Identity,
+    snapshot::Snapshot,
+    wanted::Wanted,
+    workload::Workload,
+};
+use reactor::{
+    Runtime, TenantKey,
+    mailbox::{LatestReceiver, Receiver},
+};
+use telemetry::recorder::CoreRecorder;
+
+use crate::{
+    bell::Bell,
+    command::{CapturedPod, Command, PodError},
+    config::Config,
+    connections::{Connections, Stop},
+    cores::Retired,
+    deadline::within,
+    error::Error,
+    network::PodNetwork,
+    park::Unparked,
+    pod::{Pod, Pods, Stage},
+    tenants::Tenants,
+};
+
+/// Live connections asked about again between two yields after a new snapshot: about 64 x 1 us of a core.
+const RECHECK_SLICE: usize = 64;
+
+/// After the deadline of a drain: how long stopped connections get to write their records.
+const LAST_RECORDS: Duration = Duration::from_millis(500);
+
+/// What a core is started with.
+pub struct CoreParts<R, N> {
+    /// Its index among the cores.
+    pub index: usize,
+    /// Its runtime.
+    pub runtime: R,
+    /// Its settings.
+    pub config: Config,
+    /// Ordered commands from the control thread.
+    pub commands: Receiver<Command<N>>,
+    /// Snapshots from the control thread, the newest only.
+    pub snapshots: LatestReceiver<Arc<Snapshot>>,
+    /// Where replaced snapshots go, to be freed elsewhere.
+    pub retired: async_channel::Sender<Retired>,
+    /// Where this core asks for what it lacks.
+    pub wanted: async_channel::Sender<Wanted>,
+    /// Its metric cells.
+    pub recorder: Rc<CoreRecorder>,
+}
+
+/// One core's engine.
+pub struct Core<R: Runtime, N> {
+    pub(crate) index: usize,
+    pub(crate) runtime: R,
+    pub(crate) config: Config,
+    pub(crate) tenants: Tenants,
+    pub(crate) connections: Connections,
+    pub(crate) recorder: Rc<CoreRecorder>,
+    snapshot: RefCell<Arc<Snapshot>>,
+    credentials: RefCell<HashMap<Identity, Result<Arc<Credential>, Arc<str>>>>,
+    pods: Pods<R, N>,
+    /// Rings whenever a snapshot or credential was installed: parked connections look again.
+    news: Bell,
+    retired: async_channel::Sender<Retired>,
+    wanted: async_channel::Sender<Wanted>,
+    draining: Cell<bool>,
+}
+
+impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
+    /// Runs a core until it was told to drain and has, or until the control thread is gone.
+    pub async fn run(parts: CoreParts<R, N>) {
+        let CoreParts { index, runtime, config, commands, snapshots, retired, wanted, recorder } = parts;
+        let core = Rc::new(Self {
+            index,
+            runtime,
+            config,
+            tenants: Tenants::default(),
+            connections: Connections::default(),
+            recorder,
+            snapshot: RefCell::new(Arc::new(Snapshot::empty())),
+            credentials: RefCell::default(),
+            pods: RefCell::default(),
+            news: Bell::default(),
+            retired,
+            wanted,
+            draining: Cell::new(false),
+        });
+        let installing = core.clone();
+        let installer = core.runtime.spawn(TenantKey::CORE, async move {
+            while let Some(snapshot) = snapshots.recv().await {
+                installing.install_snapshot(snapshot);
+            }
+        });
+        let limit = loop {
+            match commands.recv().await {
+                Some(Command::Drain { limit }) => break limit,
+                Some(command) => core.obey(command),
+                // Nobody is left to ask for anything: end as if told to, without waiting.
+                None => break Duration::ZERO,
+            }
+        };
+        // Pods removed while draining must still be answered, and readiness still be proved.
+        let obeying = async {
+            while let Some(command) = commands.recv().await {
+                core.obey(command);
+            }
+            std::future::pending::<()>().await;
+        };
+        select(pin!(core.drain(limit)), pin!(obeying)).await;
+        drop(installer);
+    }
+
+    fn obey(self: &Rc<Self>, command: Command<N>) {
+        match command {
+            Command::Credential { identity, credential } => {
+                self.credentials.borrow_mut().insert(identity, credential);
+                self.news.ring();
+            }
+            // A receipt that nobody waits for any more is no concern of ours.
+            Command::PodUp { pod, receipt } => drop(receipt.try_send(self.pod_up(pod))),
+            Command::PodDown { uid, receipt } => {
+                self.pod_down(&uid);
+                drop(receipt.try_send(Ok(())));
+            }
+            Command::Ping { answer } => drop(answer.try_send(self.index)),
+            Command::Drain { .. } => {}
+        }
+    }
+
+    fn pod_up(self: &Rc<Self>, captured: CapturedPod<N>) -> Result<(), PodError> {
+        if self.draining.get() {
+            return Err(PodError::Draining);
+        }
+        self.pod_down(&captured.uid);
+        let uid = captured.uid.clone();
+        let pod = Pod::open(self, captured)?;
+        self.pods.borrow_mut().insert(uid, pod);
+        Ok(())
+    }
+
+    /// Stops a pod at once: the CNI agent has taken its network away, or is about to.
+    fn pod_down(&self, uid: &PodUid) {
+        let gone = self.pods.borrow_mut().remove(uid);
+        if let Some(pod) = gone {
+            pod.enter(Stage::Closed);
+            self.connections.stop_all(Some(uid), &Stop::PodGone);
+        }
+    }
+
+    /// Swaps the snapshot, wakes who was parked, and asks again about live connections.
+    fn install_snapshot(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
+        let old = self.snapshot.replace(snapshot);
+        // Freed by the control thread: dropping a generation of a large mesh would stall this core.
+        // The channel is sized for every generation that can be on its way, so it is full only when control is gone.
+        drop(self.retired.try_send(Retired { core: self.index, snapshot: old }));
+        self.news.ring();
+        let core = self.clone();
+        self.runtime.spawn(TenantKey::CORE, async move { core.recheck().await }).detach();
+    }
+
+    /// Asks again about every live inbound connection, in slices, against the snapshot that is current at each slice.
+    async fn recheck(&self) {
+        let ports = self.config.ports.forbidden();
+        for slots in self.connections.slots().chunks(RECHECK_SLICE) {
+            for slot in slots {
+                self.connections.recheck(*slot, |uid, facts| {
+                    // The workload is looked up anew: a policy may have been attached to it by the change.
+                    let Some(workload) = self.pod(uid).and_then(|pod| self.look_up(&pod)) else { return Ok(()) };
+                    let snapshot = self.snapshot.borrow();
+                    admit::inbound(&snapshot, &facts.query(&workload, &ports)).map(drop)
+                });
+            }
+            self.runtime.yield_now().await;
+        }
+    }
+
+    fn pod(&self, uid: &PodUid) -> Option<Rc<Pod<R, N>>> {
+        self.pods.borrow().get(uid).cloned()
+    }
+
+    /// Decides on the current snapshot. The borrow ends with `decide`, so no task can keep a generation alive.
+    pub(crate) fn with_snapshot<T>(&self, decide: impl FnOnce(&Snapshot) -> T) -> T {
+        decide(&self.snapshot.borrow())
+    }
+
+    fn look_up(&self, pod: &Pod<R, N>) -> Option<Arc<Workload>> {
+        let info = &pod.info;
+        self.with_snapshot(|snapshot| {
+            snapshot
+                .local_workload(self.config.node.as_deref(), &info.namespace, &info.name, &info.service_account)
+                .cloned()
+        })
+    }
+
+    /// The workload that `pod` is, parked until it arrives.
+    pub(crate) async fn workload(&self, pod: &Pod<R, N>) -> Result<Arc<Workload>, Error> {
+        let waited = self.config.park_timeout;
+        let found = pod.lot.until(&self.runtime, &self.news, waited, || self.look_up(pod)).await;
+        found.map_err(|unparked| match unparked {
+            Unparked::TimedOut => Error::UnknownWorkload { pod: pod.name(), waited },
+            Unparked::Full => Error::TooManyParked { pod: pod.name(), parked: self.config.parked_max },
+        })
+    }
+
+    /// The credential of `identity` for a connection of `pod`, asked for and parked until it arrives.
+    pub(crate) async fn credential(&self, pod: &Pod<R, N>, identity: &Identity) -> Result<Arc<Credential>, Error> {
+        let look = || self.credentials.borrow().get(identity).cloned();
+        if look().is_none() {
+            // A full channel already carries more than control can do; the connection waits, and its deadline stands.
+            drop(self.wanted.try_send(Wanted::Identity(identity.clone())));
+        }
+        let waited = self.config.park_timeout;
+        match pod.lot.until(&self.runtime, &self.news, waited, look).await {
+            Ok(Ok(credential)) => Ok(credential),
+            Ok(Err(why)) => Err(Error::CredentialRefused { identity: identity.clone(), why }),
+            Err(Unparked::TimedOut) => Err(Error::CredentialLate { identity: identity.clone(), waited }),
+            Err(Unparked::Full) => {
+                Err(Error::TooManyParked { pod: pod.name(), parked: self.config.parked_max })
+            }
+        }
+    }
+
+    /// Closes listeners, tells peers, lets connections finish for at most `limit`, then stops the rest.
+    async fn drain(&self, limit: Duration) {
+        self.draining.set(true);
+        let pods: Vec<_> = self.pods.borrow().values().cloned().collect();
+        for pod in &pods {
+            pod.enter(Stage::Draining);
+        }
+        if within(&self.runtime, limit, self.emptied()).await.is_err() {
+            tracing::warn!(
+                core = self.index,
+                connections = self.connections.len(),
+                "drain duration expired with pending connections, forcefully shutting down"
+            );
+            self.connections.stop_all(None, &Stop::Drained);
+            // They have been told; what is left is to write their records. A task that cannot must not hold the exit.
+            drop(within(&self.runtime, LAST_RECORDS, self.emptied()).await);
+        }
+        for pod in &pods {
+            pod.enter(Stage::Closed);
+        }
+        self.runtime.yield_now().await;
+        tracing::info!(core = self.index, "shutdown complete");
+    }
+
+    async fn emptied(&self) {
+        loop {
+            let seen = self.connections.gone().count();
+            if self.connections.len() == 0 {
+                return;
+            }
+            self.connections.gone().after(seen).await;
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! Outgoing connections of a pod: plain ones, and tunnels through the pod's pool.
+//!
+//! Every step has a bound of its own, so that an error can say which step was slow and who to look at.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    rc::Rc,
+};
+
+use futures_util::future::{Either, select};
+use hbone::{
+    Pinger,
+    credential::Credential,
+    h2::client::{self, Tunnel},
+    pool::{Checkout, Lent, PoolKey},
+};
+use reactor::{Chunk, Runtime, Stream};
+
+use crate::{
+    core::Core,
+    deadline::within,
+    error::Error,
+    network::PodNetwork,
+    pod::{Pod, Stage},
+};
+
+/// Connects to `target` from inside the pod, from `source` where that is given and can be kept.
+pub(crate) async fn plain<R: Runtime, N: PodNetwork<R>>(
+    core: &Core<R, N>,
+    pod: &Pod<R, N>,
+    target: SocketAddr,
+    source: Option<IpAddr>,
+) -> Result<R::Stream, Error> {
+    // A connection from an address to itself keeps its source by nature, and binding it would take one of its ports.
+    let source = source.filter(|source| *source != target.ip());
+    let made = pod.network.outgoing(target, source).map_err(|source| Error::Socket { target, source })?;
+    if let Some(error) = made.source_lost {
+        tracing::warn!(pod = %pod.name(), %target, ?source, %error, "the application will see the pod's own address");
+    }
+    let waited = core.config.connect_timeout;
+    core.runtime.connect(made.socket, target, waited).await.map_err(|source| match source.kind() {
+        io::ErrorKind::TimedOut => Error::ConnectTimedOut { target, waited },
+        _ => Error::Connect { target, source },
+    })
+}
+
+/// A place on a tunnel to the hop of `key`: on one that is there, or on a new one, of which at most one is dialled.
+pub(crate) async fn tunnel<R: Runtime, N: PodNetwork<R>>(
+    core: &Rc<Core<R, N>>,
+    pod: &Rc<Pod<R, N>>,
+    key: &PoolKey,
+    credential: &Credential,
+) -> Result<Lent<Tunnel<Chunk>>, Error> {
+    let ticket = match pod.pool.checkout(key, core.runtime.now()) {
+        Checkout::Ready(lent) => return Ok(lent),
+        Checkout::Wait(waiting) => return Ok(waiting.await?),
+        Checkout::Full => return Err(Error::PoolFull { pod: pod.name() }),
+        Checkout::Dial(ticket) => ticket,
+    };
+    match handshake(core, pod, key, credential).await {
+        Ok(tunnel) => {
+            let streams_max = tunnel.streams_max();
+            Ok(ticket.fulfil(tunnel, streams_max, core.runtime.now()))
+        }
+        Err(error) => {
+            ticket.fail(error.to_string().into());
+            Err(error)
+        }
+    }
+}
+
+/// TCP, TLS and HTTP/2 to the hop; leaves the tunnel driven by a task of its own.
+async fn handshake<R: Runtime, N: PodNetwork<R>>(
+    core: &Rc<Core<R, N>>,
+    pod: &Rc<Pod<R, N>>,
+    key: &PoolKey,
+    credential: &Credential,
+) -> Result<Tunnel<Chunk>, Error> {
+    let hop = key.hop;
+    let stream = plain(core, pod, hop, None).await.map_err(|error| match error {
+        Error::ConnectTimedOut { target: hop, waited } => Error::HopTimedOut { hop, waited },
+        error => error,
+    })?;
+    let shake = async {
+        let tls = credential.connector(&key.expected).connect(stream.into_io()).await?;
+        client::handshake(tls, &core.config.h2).await.map_err(Error::H2Handshake)
+    };
+    let waited = core.config.handshake_timeout;
+    let (tunnel, driver) = within(&core.runtime, waited, shake)
+        .await
+        .map_err(|_| Error::HandshakeTimedOut { peer: hop, waited })??;
+
+    let pinger = tunnel.pinger();
+    let (driving_core, driving_pod) = (core.clone(), pod.clone());
+    let drive = async move {
+        let ended = select(pin!(driver), pin!(keepalive(&driving_core, pinger)));
+        match select(ended, pin!(driving_pod.reached(Stage::Closed))).await {
+            Either::Left((Either::Left((Err(error), _)), _)) => {
+                tracing::debug!(%hop, %error, "tunnel ended");
+            }
+            Either::Left((Either::Right(_), _)) => {
+                tracing::warn!(%hop, "tunnel dropped: no answer to HTTP/2 PING, is the peer's node alive?");
+            }
+            Either::Left((Either::Left((Ok(()), _)), _)) | Either::Right(_) => {}
+        }
+    };
+    core.runtime.spawn(pod.tenant, drive).detach();
+    Ok(tunnel)
+}
+
+/// Sends a PING every so often, and resolves when one is not answered in time: the peer is dead.
+pub(crate) async fn keepalive<R: Runtime, N: PodNetwork<R>>(core: &Core<R, N>, pinger: Option<Pinger>) {
+    // Without a pinger the connection is over already, which its driver will tell.
+    let Some(mut pinger) = pinger else { return std::future::pending().await };
+    loop {
+        core.runtime.sleep(core.config.ping_interval).await;
+        match within(&core.runtime, core.config.ping_timeout, pinger.ping()).await {
+            Ok(Ok(())) => {}
+            // The connection is closing for a reason of its own, which its driver will tell.
+            Ok(Err(_)) => return std::future::pending().await,
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Why a connection did not come about or did not end well: one enum for the whole data plane.
+//!
+//! Says who, what and the likely cause. Response flags and status codes are chosen in `record`, nowhere else.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use hbone::{OpenError, TlsError, TunnelError, pool::PoolError};
+use mesh_state::{admit::Refusal, identity::Identity, name::AuthorityError, route::RouteError};
+
+use crate::{connections::Stop, pod::PodName, relay};
+
+/// What went wrong with one connection.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("attempted recursive call to ourselves: {target} is a port of this proxy")]
+    RecursiveCall { target: SocketAddr },
+    #[error(
+        "failed to fetch information about local workload: {pod} did not arrive from the control plane within {waited:?}; is it in the mesh config of this node?"
+    )]
+    UnknownWorkload { pod: PodName, waited: Duration },
+    #[error("{parked} connections of {pod} wait for their workload or certificate already; is the control plane reachable?")]
+    TooManyParked { pod: PodName, parked: usize },
+    #[error("{pod} has {connections} connections already, its limit")]
+    TooManyConnections { pod: PodName, connections: usize },
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    #[error("no certificate for {identity} within {waited:?}; is the CA reachable?")]
+    CredentialLate { identity: Identity, waited: Duration },
+    #[error("no certificate for {identity}: {why}")]
+    CredentialRefused { identity: Identity, why: Arc<str> },
+    #[error("cannot make a socket towards {target} in the pod: {source}")]
+    Socket { target: SocketAddr, source: io::Error },
+    #[error("connect to {target} failed: {source}")]
+    Connect { target: SocketAddr, source: io::Error },
+    #[error("connect to {target} timed out after {waited:?}")]
+    ConnectTimedOut { target: SocketAddr, waited: Duration },
+    #[error(
+        "connection timed out, maybe a NetworkPolicy is blocking HBONE port {}: no answer from {hop} in {waited:?}",
+        hop.port()
+    )]
+    HopTimedOut { hop: SocketAddr, waited: Duration },
+    #[error("TLS or HTTP/2 handshake with {peer} not finished within {waited:?}")]
+    HandshakeTimedOut { peer: SocketAddr, waited: Duration },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("HTTP/2 handshake: {0}")]
+    H2Handshake(#[source] TunnelError),
+    #[error("tunnel: {0}")]
+    Tunnel(#[source] TunnelError),
+    #[error("{0}")]
+    Open(#[from] OpenError),
+    #[error("no answer to CONNECT {authority} from {hop} within {waited:?}")]
+    ResponseTimedOut { authority: String, hop: SocketAddr, waited: Duration },
+    #[error("{0}")]
+    Pool(#[from] PoolError),
+    #[error("every place in the tunnel pool of {pod} is taken")]
+    PoolFull { pod: PodName },
+    #[error("expected method CONNECT, got {method}")]
+    Method { method: String },
+    #[error("no valid authority pseudo header: {0}")]
+    Authority(#[from] AuthorityError),
+    #[error("no valid authority pseudo header: it is missing")]
+    NoAuthority,
+    #[error("{0}")]
+    Refused(Refusal),
+    #[error(transparent)]
+    Stopped(Stop),
+    #[error(transparent)]
+    Broken(relay::Broken),
+}
+
+impl From<relay::Ended> for Error {
+    fn from(ended: relay::Ended) -> Self {
+        match ended {
+            relay::Ended::Broken(broken) => Self::Broken(broken),
+            relay::Ended::Stopped(stop) => Self::Stopped(stop),
+        }
+    }
+}

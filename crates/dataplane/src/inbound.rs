@@ -1,0 +1,190 @@
+//! Tunnels that reach a pod on 15008: mutual TLS, then each CONNECT admitted, connected to the application and relayed.
+
+use std::{net::SocketAddr, pin::pin, rc::Rc, time::Duration};
+
+use futures_util::future::{Either, select};
+use hbone::{
+    TunnelStream,
+    baggage::Baggage,
+    h2::server::{Incoming, Server},
+};
+use mesh_state::{admit, identity::Identity, name::Authority};
+use reactor::{Chunk, Runtime, Stream};
+
+use crate::{
+    connections::{InboundFacts, InboundRequest},
+    core::Core,
+    deadline::within,
+    dial,
+    error::Error,
+    network::PodNetwork,
+    outbound::unless_stopped,
+    pod::{Pod, Stage},
+    record::{self, Direction, InboundPeer, Record},
+    relay,
+};
+
+/// How long a tunnel whose pod has closed may take to send what is queued: resets and the GOAWAY.
+const LAST_FRAMES: Duration = Duration::from_millis(100);
+
+/// Who is at the other end of a tunnel.
+#[derive(Clone)]
+struct Peer {
+    address: SocketAddr,
+    local: SocketAddr,
+    identity: Identity,
+}
+
+/// Serves one tunnel until it ends.
+pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, pod: Rc<Pod<R, N>>, stream: R::Stream) {
+    let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let closed = pin!(pod.reached(Stage::Closed));
+    match select(pin!(tunnel(&core, &pod, stream, peer, local)), closed).await {
+        Either::Left((Ok(()), _)) => {}
+        Either::Left((Err(error), _)) => record::refused_early(Direction::Inbound, peer, local, &error),
+        // What was queued when the pod closed (resets, GOAWAY) gets a moment; then the peer sees a torn connection,
+        // which it must not take for a clean end.
+        Either::Right(((), tunnel)) => drop(within(&core.runtime, LAST_FRAMES, tunnel).await),
+    }
+}
+
+async fn tunnel<R: Runtime, N: PodNetwork<R>>(
+    core: &Rc<Core<R, N>>,
+    pod: &Rc<Pod<R, N>>,
+    stream: R::Stream,
+    address: SocketAddr,
+    local: SocketAddr,
+) -> Result<(), Error> {
+    let _place = pod.tunnel_place()?;
+    let workload = core.workload(pod).await?;
+    let credential = core.credential(pod, &workload.identity).await?;
+    let shake = async {
+        let (tls, identity) = credential.acceptor().accept(stream.into_io()).await?;
+        let server = Server::<_, Chunk>::handshake(tls, &core.config.h2).await.map_err(Error::H2Handshake)?;
+        Ok::<_, Error>((server, identity))
+    };
+    let waited = core.config.handshake_timeout;
+    let (mut server, identity) = within(&core.runtime, waited, shake)
+        .await
+        .map_err(|_| Error::HandshakeTimedOut { peer: address, waited })??;
+    drop((workload, credential));
+
+    let peer = Peer { address, local, identity };
+    let mut alive = pin!(dial::keepalive(core, server.pinger()));
+    let mut draining = pin!(pod.reached(Stage::Draining));
+    let mut told = false;
+    loop {
+        let accepted = {
+            let until = async {
+                if told { std::future::pending().await } else { draining.as_mut().await }
+            };
+            match select(pin!(server.accept()), pin!(select(alive.as_mut(), pin!(until)))).await {
+                Either::Left((accepted, _)) => Some(accepted),
+                Either::Right((Either::Left(_), _)) => {
+                    tracing::warn!(%address, "tunnel dropped: no answer to HTTP/2 PING, is the peer's node alive?");
+                    return Ok(());
+                }
+                Either::Right((Either::Right(_), _)) => None,
+            }
+        };
+        match accepted {
+            Some(Some(Ok(incoming))) => {
+                let serving = connect(core.clone(), pod.clone(), incoming, peer.clone());
+                core.runtime.spawn(pod.tenant, serving).detach();
+            }
+            Some(Some(Err(error))) => {
+                // The streams have learnt it and wrote their records; the tunnel itself has none.
+                tracing::debug!(%address, %error, "inbound tunnel broke");
+                return Ok(());
+            }
+            Some(None) => return Ok(()),
+            None => {
+                server.graceful_shutdown();
+                told = true;
+            }
+        }
+    }
+}
+
+/// One CONNECT, from its headers to its record.
+async fn connect<R: Runtime, N: PodNetwork<R>>(
+    core: Rc<Core<R, N>>,
+    pod: Rc<Pod<R, N>>,
+    incoming: Incoming<Chunk>,
+    peer: Peer,
+) {
+    let early = |incoming: Incoming<Chunk>, error: &Error| {
+        record::refused_early(Direction::Inbound, peer.address, peer.local, error);
+        incoming.refuse(record::status(error));
+    };
+    let authority = match authority(&incoming) {
+        Ok(authority) => authority,
+        Err(error) => return early(incoming, &error),
+    };
+    let _place = match pod.place() {
+        Ok(place) => place,
+        Err(error) => return early(incoming, &error),
+    };
+    let facts = InboundFacts {
+        peer: peer.address,
+        local: peer.local.ip(),
+        identity: Some(peer.identity.clone()),
+        request: InboundRequest::Tunnel(authority.clone()),
+    };
+    // Entered before the verdict, so that a policy that arrives in between finds the connection.
+    let tracked = core.connections.track(pod.uid.clone(), Some(facts.clone()));
+    let workload = match unless_stopped(&tracked, core.workload(&pod)).await {
+        Ok(workload) => workload,
+        Err(error) => return early(incoming, &error),
+    };
+    let ports = core.config.ports.forbidden();
+    let verdict = core.with_snapshot(|snapshot| admit::inbound(snapshot, &facts.query(&workload, &ports)));
+    let admission = match verdict {
+        Err(refusal) if !record::is_a_verdict(&refusal) => return early(incoming, &Error::Refused(refusal)),
+        verdict => verdict,
+    };
+    let baggage = incoming.baggage().map(Baggage::parse);
+    let service = admission.as_ref().ok().and_then(|admission| admission.service.as_deref());
+    let from = InboundPeer {
+        peer: peer.address,
+        local: peer.local,
+        identity: Some(&peer.identity),
+        baggage: baggage.as_ref(),
+    };
+    let record = Record::inbound(&core, &from, &workload, service, Some(&authority));
+    let admission = match admission {
+        Ok(admission) => admission,
+        Err(refusal) => {
+            let error = Error::Refused(refusal);
+            incoming.refuse(record::status(&error));
+            return record.finish(Err(error));
+        }
+    };
+    let source = pod.keeps_source.then(|| peer.address.ip());
+    let server = match unless_stopped(&tracked, dial::plain(&core, &pod, admission.target, source)).await {
+        Ok(server) => server,
+        Err(error) => {
+            incoming.refuse(record::status(&error));
+            return record.finish(Err(error));
+        }
+    };
+    // The answer comes only now that the application is connected: a 200 that ends in a refusal helps nobody.
+    let answer = core.config.response_baggage.then(|| Baggage::of_workload(&workload).to_string());
+    let ended = match incoming.accept(answer) {
+        Ok(stream) => {
+            let (send, receive) = TunnelStream::split(stream);
+            relay::run(relay::tunnel(send, receive), relay::plain(server), &record, tracked.stopped())
+                .await
+                .map_err(Error::from)
+        }
+        Err(error) => Err(Error::Tunnel(error)),
+    };
+    record.finish(ended);
+}
+
+fn authority(incoming: &Incoming<Chunk>) -> Result<Authority, Error> {
+    if incoming.method() != "CONNECT" {
+        return Err(Error::Method { method: incoming.method().to_owned() });
+    }
+    Ok(Authority::parse(incoming.authority().ok_or(Error::NoAuthority)?)?)
+}

@@ -1,0 +1,235 @@
+//! A captured pod on its home core: its listeners, its tunnel pool, and the stages it goes through.
+
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    future::Future,
+    io,
+    pin::pin,
+    rc::Rc,
+    time::Duration,
+};
+
+use futures_util::future::{Either, select};
+use hbone::{h2::client::Tunnel, pool::Pool};
+use inpod::pod::{PodInfo, PodUid};
+use reactor::{Chunk, Listener, Runtime, Stream, TenantKey};
+
+use crate::{
+    bell::Bell,
+    command::{CapturedPod, PodError},
+    config::Config,
+    core::Core,
+    error::Error,
+    inbound,
+    network::PodNetwork,
+    outbound,
+    park::Lot,
+    plaintext,
+};
+
+/// Pause of an accept loop that the kernel gave an error: descriptors are short, and trying again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A captured pod.
+pub(crate) struct Pod<R: Runtime, N> {
+    pub(crate) uid: PodUid,
+    pub(crate) info: PodInfo,
+    pub(crate) tenant: TenantKey,
+    pub(crate) network: N,
+    /// Whether connections to its applications can keep their client's address.
+    pub(crate) keeps_source: bool,
+    pub(crate) pool: Pool<Tunnel<Chunk>>,
+    pub(crate) lot: Lot,
+    stage: Cell<Stage>,
+    staged: Bell,
+    alive: Rc<Cell<usize>>,
+    alive_max: usize,
+    tunnels: Rc<Cell<usize>>,
+    tunnels_max: usize,
+    runtime: std::marker::PhantomData<R>,
+}
+
+/// The life of a pod.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    /// New connections are taken.
+    Serving,
+    /// Listeners are closed and peers were told; connections go on.
+    Draining,
+    /// Everything ends now.
+    Closed,
+}
+
+/// A pod's name in messages: `namespace/name`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PodName(Box<str>);
+
+impl fmt::Display for PodName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
+    /// Binds the pod's listeners and starts to serve them.
+    pub(crate) fn open(core: &Rc<Core<R, N>>, captured: CapturedPod<N>) -> Result<Rc<Self>, PodError> {
+        let CapturedPod { uid, info, network } = captured;
+        let config = &core.config;
+        let listen = |port| {
+            let refused = |error: io::Error| PodError::Listen { uid: uid.clone(), port, cause: error.to_string() };
+            let made = network.listener(port).map_err(refused)?;
+            let listener = core.runtime.listen(made.socket).map_err(refused)?;
+            Ok((listener, made.transparent))
+        };
+        // All three first: a pod is captured whole or not at all.
+        let (hbone, hbone_transparent) = listen(config.ports.hbone)?;
+        let (plaintext, plaintext_transparent) = listen(config.ports.plaintext)?;
+        let (outbound, _) = listen(config.ports.outbound)?;
+
+        let keeps_source = match config.keep_source {
+            Some(asked) => asked,
+            None => hbone_transparent && plaintext_transparent,
+        };
+        if config.keep_source == Some(true) && !(hbone_transparent && plaintext_transparent) {
+            return Err(PodError::NotTransparent { uid });
+        }
+        let pod = Rc::new(Self::new(config, core.tenants.key(config.tenant_by, &info), uid, info, network, keeps_source));
+        serve(core, &pod, outbound, outbound::serve);
+        serve(core, &pod, plaintext, plaintext::serve);
+        serve(core, &pod, hbone, inbound::serve);
+        core.runtime.spawn(pod.tenant, evict_idle_tunnels(core.clone(), pod.clone())).detach();
+        Ok(pod)
+    }
+
+    fn new(config: &Config, tenant: TenantKey, uid: PodUid, info: PodInfo, network: N, keeps_source: bool) -> Self {
+        Self {
+            uid,
+            info,
+            tenant,
+            network,
+            keeps_source,
+            pool: Pool::new(config.pool.clone()),
+            lot: Lot::new(config.parked_max),
+            stage: Cell::new(Stage::Serving),
+            staged: Bell::default(),
+            alive: Rc::default(),
+            alive_max: config.connections_max,
+            tunnels: Rc::default(),
+            tunnels_max: config.inbound_tunnels_max,
+            runtime: std::marker::PhantomData,
+        }
+    }
+
+    pub(crate) fn name(&self) -> PodName {
+        PodName(format!("{}/{}", self.info.namespace, self.info.name).into_boxed_str())
+    }
+
+    /// Moves on to a later stage; never back.
+    pub(crate) fn enter(&self, stage: Stage) {
+        if stage > self.stage.get() {
+            self.stage.set(stage);
+            self.staged.ring();
+        }
+        if stage == Stage::Closed {
+            self.pool.close();
+        }
+    }
+
+    /// Resolves once the pod has come to `stage` or a later one.
+    pub(crate) async fn reached(&self, stage: Stage) {
+        loop {
+            let seen = self.staged.count();
+            if self.stage.get() >= stage {
+                return;
+            }
+            self.staged.after(seen).await;
+        }
+    }
+
+    /// A place among the pod's live connections.
+    pub(crate) fn place(&self) -> Result<Counted, Error> {
+        Counted::take(&self.alive, self.alive_max)
+            .ok_or_else(|| Error::TooManyConnections { pod: self.name(), connections: self.alive_max })
+    }
+
+    /// A place among the tunnels the pod has accepted.
+    pub(crate) fn tunnel_place(&self) -> Result<Counted, Error> {
+        Counted::take(&self.tunnels, self.tunnels_max)
+            .ok_or_else(|| Error::TooManyConnections { pod: self.name(), connections: self.tunnels_max })
+    }
+}
+
+/// One of a bounded number of places; dropping it frees the place.
+pub(crate) struct Counted(Rc<Cell<usize>>);
+
+impl Counted {
+    fn take(count: &Rc<Cell<usize>>, max: usize) -> Option<Self> {
+        if count.get() >= max {
+            return None;
+        }
+        count.set(count.get() + 1);
+        Some(Self(count.clone()))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Accepts until the pod drains, each connection a task of the pod's tenant. The listener closes with this task, first
+/// thing in a drain, so that a daemon that replaces this one gets what comes next.
+fn serve<R: Runtime, N: PodNetwork<R>, F: Future<Output = ()> + 'static>(
+    core: &Rc<Core<R, N>>,
+    pod: &Rc<Pod<R, N>>,
+    listener: R::Listener,
+    connection: impl Fn(Rc<Core<R, N>>, Rc<Pod<R, N>>, R::Stream) -> F + 'static,
+) {
+    let (core, pod) = (core.clone(), pod.clone());
+    let tenant = pod.tenant;
+    core.runtime
+        .clone()
+        .spawn(tenant, async move {
+            loop {
+                let accepted = match select(pin!(listener.accept()), pin!(pod.reached(Stage::Draining))).await {
+                    Either::Left((accepted, _)) => accepted,
+                    Either::Right(((), _)) => return,
+                };
+                match accepted {
+                    Ok(stream) => {
+                        let served = connection(core.clone(), pod.clone(), stream);
+                        core.runtime.spawn(tenant, served).detach();
+                    }
+                    Err(error) => {
+                        tracing::warn!(pod = %pod.name(), %error, "accept failed; is the process out of descriptors?");
+                        core.runtime.sleep(ACCEPT_PAUSE).await;
+                    }
+                }
+            }
+        })
+        .detach();
+}
+
+/// Closes tunnels nobody has used for the pool's idle time, until the pod is closed.
+async fn evict_idle_tunnels<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, pod: Rc<Pod<R, N>>) {
+    // A quarter of the idle time: a tunnel lives at most a quarter longer than it should, for four wakes in it.
+    let every = core.config.pool.idle_timeout / 4;
+    loop {
+        match select(pin!(core.runtime.sleep(every)), pin!(pod.reached(Stage::Closed))).await {
+            Either::Left(_) => pod.pool.evict_idle(core.runtime.now()),
+            Either::Right(_) => return,
+        }
+    }
+}
+
+/// Why the client of a refused connection learns of it at once: a reset instead of a clean end it could take for an
+/// empty answer.
+pub(crate) fn turn_away<S: Stream>(client: S) {
+    client.reset_on_drop();
+    drop(client);
+}
+
+/// The pods of a core by uid.
+pub(crate) type Pods<R, N> = RefCell<std::collections::HashMap<PodUid, Rc<Pod<R, N>>>>;
