@@ -1,1 +1,27 @@
-//! stub
+//! What the mesh is, and what to do about one connection.
+//!
+//! Changes go in at [`builder::SnapshotBuilder`], an immutable [`snapshot::Snapshot`] comes out, and three decisions are
+//! made over it: [`route::outbound`], [`admit::inbound`] and [`rbac::evaluate`]. Everything is pure: no I/O, no clock, no
+//! randomness of its own, no lock, which `no_std` lets the compiler check. Not here: how changes are received, how a
+//! decision is carried out.
+#![no_std]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod admit;
+pub mod builder;
+pub mod change;
+mod cidr;
+mod claims;
+pub mod identity;
+pub mod name;
+pub mod policy;
+pub mod rbac;
+mod roster;
+pub mod route;
+pub mod service;
+pub mod snapshot;
+pub mod wanted;
+pub mod workload;

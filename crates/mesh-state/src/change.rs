@@ -1,0 +1,27 @@
+//! One thing that became different in the mesh. The last change to a key wins; changes to different keys commute.
+
+use crate::name::{NamespacedHostname, PolicyKey, Uid};
+use crate::policy::Policy;
+use crate::service::Service;
+use crate::workload::Workload;
+
+/// One change. The first of each pair inserts or replaces; removing what is not there is no error.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a change is built, applied and gone; a box would cost an allocation for each of a million workloads"
+)]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A workload is as given.
+    Workload(Workload),
+    /// A workload is gone.
+    WorkloadGone(Uid),
+    /// A service is as given.
+    Service(Service),
+    /// A service is gone. Workloads that name it stay, and are its endpoints again should it come back.
+    ServiceGone(NamespacedHostname),
+    /// A policy is as given.
+    Policy(Policy),
+    /// A policy is gone.
+    PolicyGone(PolicyKey),
+}

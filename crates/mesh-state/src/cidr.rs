@@ -1,0 +1,106 @@
+//! Services by blocks of virtual addresses. Not single addresses, which have an exact index.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::claims::{Claims, visible};
+use crate::service::Service;
+use crate::snapshot::Map;
+
+/// The blocks of one network, one map for each prefix length in use, longest first: a lookup costs one probe per length.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct CidrVips {
+    levels: Arc<Vec<Level>>,
+}
+
+#[derive(Clone, Debug)]
+struct Level {
+    prefix_len: u8,
+    is_v4: bool,
+    blocks: Map<IpNet, Claims<Arc<Service>>>,
+}
+
+impl CidrVips {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.levels.is_empty()
+    }
+
+    /// The service a client in `namespace` means by `address`: of its own namespace before the longest prefix before a
+    /// canonical one (§8.4).
+    pub(crate) fn find(&self, address: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
+        let mut longest = None;
+        for level in self
+            .levels
+            .iter()
+            .filter(|level| level.is_v4 == address.is_ipv4())
+        {
+            let Ok(block) = IpNet::new(address, level.prefix_len) else {
+                continue;
+            };
+            let Some(service) = level
+                .blocks
+                .get(&block.trunc())
+                .and_then(|held| visible(held.as_slice(), namespace))
+            else {
+                continue;
+            };
+            if &*service.namespace == namespace {
+                return Some(service);
+            }
+            longest = longest.or(Some(service));
+        }
+        longest
+    }
+
+    pub(crate) fn insert(&mut self, block: IpNet, service: Arc<Service>) {
+        let block = block.trunc();
+        let levels = Arc::make_mut(&mut self.levels);
+        let at = match position(levels, &block) {
+            Ok(at) => at,
+            Err(at) => {
+                levels.insert(
+                    at,
+                    Level {
+                        prefix_len: block.prefix_len(),
+                        is_v4: block.addr().is_ipv4(),
+                        blocks: Map::default(),
+                    },
+                );
+                at
+            }
+        };
+        let blocks = &mut levels[at].blocks;
+        let claims = match blocks.get(&block) {
+            Some(held) => held.with(service),
+            None => Claims::One(service),
+        };
+        blocks.insert_mut(block, claims);
+    }
+
+    pub(crate) fn remove(&mut self, block: IpNet, service: &Arc<Service>) {
+        let block = block.trunc();
+        let Ok(at) = position(&self.levels, &block) else {
+            return;
+        };
+        let levels = Arc::make_mut(&mut self.levels);
+        let blocks = &mut levels[at].blocks;
+        match blocks.get(&block).and_then(|held| held.without(service)) {
+            Some(rest) => blocks.insert_mut(block, rest),
+            None => {
+                blocks.remove_mut(&block);
+            }
+        }
+        if blocks.is_empty() {
+            levels.remove(at);
+        }
+    }
+}
+
+fn position(levels: &[Level], block: &IpNet) -> Result<usize, usize> {
+    let key = |prefix_len: u8, is_v4: bool| (u8::MAX - prefix_len, is_v4);
+    let wanted = key(block.prefix_len(), block.addr().is_ipv4());
+    levels.binary_search_by_key(&wanted, |level| key(level.prefix_len, level.is_v4))
+}

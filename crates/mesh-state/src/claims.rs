@@ -1,0 +1,119 @@
+//! Those who claim one key of an index, best first. The order is total and does not depend on who came first, so that any
+//! order of the same changes gives the same decisions.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cmp::Ordering;
+use core::slice;
+
+use crate::service::Service;
+use crate::workload::{TunnelProtocol, Workload};
+
+/// The claimants of one key: never none, nearly always one.
+#[derive(Clone, Debug)]
+pub(crate) enum Claims<T> {
+    One(T),
+    Many(Arc<[T]>),
+}
+
+impl<T: Claimant> Claims<T> {
+    pub(crate) fn as_slice(&self) -> &[T] {
+        match self {
+            Claims::One(claimant) => slice::from_ref(claimant),
+            Claims::Many(claimants) => claimants,
+        }
+    }
+
+    pub(crate) fn best(&self) -> &T {
+        &self.as_slice()[0]
+    }
+
+    /// With `claimant` in its place; one that claims already is replaced.
+    pub(crate) fn with(&self, claimant: T) -> Self {
+        let held = self.as_slice();
+        let (before, after) = match held.binary_search_by(|other| other.precedence(&claimant)) {
+            Ok(at) => (&held[..at], &held[at + 1..]),
+            Err(at) => held.split_at(at),
+        };
+        let claimants: Vec<T> = before
+            .iter()
+            .cloned()
+            .chain([claimant])
+            .chain(after.iter().cloned())
+            .collect();
+        Self::of(claimants).expect("has at least the new claimant")
+    }
+
+    /// Without `claimant`; `None` when nobody is left.
+    pub(crate) fn without(&self, claimant: &T) -> Option<Self> {
+        let rest: Vec<T> = self
+            .as_slice()
+            .iter()
+            .filter(|other| other.precedence(claimant) != Ordering::Equal)
+            .cloned()
+            .collect();
+        Self::of(rest)
+    }
+
+    fn of(mut claimants: Vec<T>) -> Option<Self> {
+        match claimants.len() {
+            0 => None,
+            1 => claimants.pop().map(Claims::One),
+            _ => Some(Claims::Many(claimants.into())),
+        }
+    }
+}
+
+/// Something that can claim a key beside others.
+pub(crate) trait Claimant: Clone {
+    /// `Less` when `self` is the better one; `Equal` only when they are the same one.
+    fn precedence(&self, other: &Self) -> Ordering;
+}
+
+/// Behaviour §8.4: a captured pod before any pod before anything captured. An address is often held for a moment by the old
+/// and the new workload of a rollout, and by a pod and the workload entry that describes it.
+impl Claimant for Arc<Workload> {
+    fn precedence(&self, other: &Self) -> Ordering {
+        let rank = |workload: &Workload| match (workload.is_pod(), workload.protocol) {
+            (true, TunnelProtocol::Hbone) => 0,
+            (true, TunnelProtocol::None) => 1,
+            (false, TunnelProtocol::Hbone) => 2,
+            (false, TunnelProtocol::None) => 3,
+        };
+        rank(self)
+            .cmp(&rank(other))
+            .then_with(|| self.uid.cmp(&other.uid))
+    }
+}
+
+/// By namespace, in each the canonical ones first.
+impl Claimant for Arc<Service> {
+    fn precedence(&self, other: &Self) -> Ordering {
+        let order = |service: &Service| !service.canonical;
+        self.namespace
+            .cmp(&other.namespace)
+            .then_with(|| order(self).cmp(&order(other)))
+            .then_with(|| self.hostname.cmp(&other.hostname))
+    }
+}
+
+/// Of services that share a key, the one a client in `namespace` means: among those it may see, its own namespace's before a
+/// canonical one before the first (§8.4).
+pub(crate) fn visible<'a>(
+    services: &'a [Arc<Service>],
+    namespace: &str,
+) -> Option<&'a Arc<Service>> {
+    let mut chosen: Option<&Arc<Service>> = None;
+    for service in services
+        .iter()
+        .filter(|service| service.is_visible_to(namespace))
+    {
+        if &*service.namespace == namespace {
+            return Some(service);
+        }
+        if chosen.is_none_or(|chosen| service.canonical && !chosen.canonical) {
+            chosen = Some(service);
+        }
+    }
+    chosen
+}

@@ -1,0 +1,189 @@
+//! A workload's SPIFFE identity, `spiffe://TD/ns/NS/sa/SA`. Parsed once where it enters; not the certificate that proves it.
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt;
+
+use thiserror::Error;
+
+/// Who a workload is. Cheap to clone: one reference count.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Identity {
+    text: Arc<str>,
+    // Where the parts start. A text is at most `TEXT_BYTES_MAX` long, so u16 holds every offset.
+    namespace_at: u16,
+    service_account_at: u16,
+}
+
+/// The longest identity accepted, in bytes: what the SPIFFE specification asks every implementation to support, and no more.
+pub const TEXT_BYTES_MAX: usize = 2048;
+
+const SCHEME: &str = "spiffe://";
+const NAMESPACE_MARK: &str = "/ns/";
+const SERVICE_ACCOUNT_MARK: &str = "/sa/";
+
+impl Identity {
+    /// Reads `spiffe://TD/ns/NS/sa/SA`: exactly these five parts, none empty, in the characters SPIFFE allows.
+    pub fn parse(text: &str) -> Result<Self, IdentityError> {
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(IdentityError::Length { bytes: text.len() });
+        }
+        let Some(path) = text.strip_prefix(SCHEME) else {
+            return Err(IdentityError::Scheme { text: text.into() });
+        };
+        let mut parts = path.split('/');
+        let parts: [Option<&str>; 6] = core::array::from_fn(|_| parts.next());
+        let [
+            Some(trust_domain),
+            Some("ns"),
+            Some(namespace),
+            Some("sa"),
+            Some(service_account),
+            None,
+        ] = parts
+        else {
+            return Err(IdentityError::Shape { text: text.into() });
+        };
+        Self::new(trust_domain, namespace, service_account)
+    }
+
+    /// The identity of a service account of a namespace in a trust domain.
+    pub fn new(
+        trust_domain: &str,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<Self, IdentityError> {
+        for (part, value) in [
+            (Part::TrustDomain, trust_domain),
+            (Part::Namespace, namespace),
+            (Part::ServiceAccount, service_account),
+        ] {
+            if !is_segment(value) {
+                return Err(IdentityError::Part {
+                    part,
+                    value: value.into(),
+                });
+            }
+        }
+        let text = format!(
+            "{SCHEME}{trust_domain}{NAMESPACE_MARK}{namespace}{SERVICE_ACCOUNT_MARK}{service_account}"
+        );
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(IdentityError::Length { bytes: text.len() });
+        }
+        let offset = |at: usize| u16::try_from(at).expect("at most TEXT_BYTES_MAX, checked above");
+        let namespace_at = SCHEME.len() + trust_domain.len() + NAMESPACE_MARK.len();
+        let service_account_at = namespace_at + namespace.len() + SERVICE_ACCOUNT_MARK.len();
+        Ok(Self {
+            text: text.into(),
+            namespace_at: offset(namespace_at),
+            service_account_at: offset(service_account_at),
+        })
+    }
+
+    /// `TD` of `spiffe://TD/ns/NS/sa/SA`.
+    pub fn trust_domain(&self) -> &str {
+        &self.text[SCHEME.len()..usize::from(self.namespace_at) - NAMESPACE_MARK.len()]
+    }
+
+    /// `NS` of `spiffe://TD/ns/NS/sa/SA`.
+    pub fn namespace(&self) -> &str {
+        &self.text[usize::from(self.namespace_at)
+            ..usize::from(self.service_account_at) - SERVICE_ACCOUNT_MARK.len()]
+    }
+
+    /// `SA` of `spiffe://TD/ns/NS/sa/SA`.
+    pub fn service_account(&self) -> &str {
+        &self.text[usize::from(self.service_account_at)..]
+    }
+
+    /// The whole `spiffe://TD/ns/NS/sa/SA`.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The identity without its scheme, `TD/ns/NS/sa/SA`: what policies call a principal.
+    pub fn principal(&self) -> &str {
+        &self.text[SCHEME.len()..]
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Why a text is no identity.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum IdentityError {
+    /// Another scheme, or none.
+    #[error("identity {text:?} does not start with spiffe://")]
+    Scheme {
+        /// What was given.
+        text: String,
+    },
+    /// Not the five parts.
+    #[error(
+        "identity {text:?} is not of the form spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT"
+    )]
+    Shape {
+        /// What was given.
+        text: String,
+    },
+    /// A part is empty or has characters SPIFFE does not allow.
+    #[error(
+        "{part} {value:?} of an identity must be one or more of the characters a-z A-Z 0-9 . - _, and not . or .."
+    )]
+    Part {
+        /// Which part.
+        part: Part,
+        /// What was given.
+        value: String,
+    },
+    /// Longer than [`TEXT_BYTES_MAX`].
+    #[error("an identity of {bytes} bytes is longer than the {TEXT_BYTES_MAX} that SPIFFE allows")]
+    Length {
+        /// How long it is.
+        bytes: usize,
+    },
+}
+
+/// A part of an identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The trust domain.
+    TrustDomain,
+    /// The namespace.
+    Namespace,
+    /// The service account.
+    ServiceAccount,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::TrustDomain => "trust domain",
+            Part::Namespace => "namespace",
+            Part::ServiceAccount => "service account",
+        })
+    }
+}
+
+// Narrower than the reference, which takes anything between the slashes: identities are compared, logged and matched by
+// prefix and suffix, so an empty part, a space or a quote in one can only do harm. Kubernetes names all fit.
+fn is_segment(value: &str) -> bool {
+    !value.is_empty()
+        && value != "."
+        && value != ".."
+        && value
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+}

@@ -1,0 +1,121 @@
+//! The endpoints of one service in the order of their keys: a persistent sorted list. Which one to take is
+//! [`crate::route::balance`]'s choice.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+
+use crate::name::Uid;
+use crate::service::PortMapping;
+use crate::workload::Workload;
+
+/// A workload as an endpoint of one service.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// The workload.
+    pub workload: Arc<Workload>,
+    /// Which of `workload.services` this is.
+    membership: usize,
+}
+
+impl Endpoint {
+    /// `membership` is the position of the service in `workload.services`.
+    pub(crate) fn new(workload: Arc<Workload>, membership: usize) -> Self {
+        Self {
+            workload,
+            membership,
+        }
+    }
+
+    /// Its own port behind a port of the service; `None` when it has none of its own and the service's target port holds.
+    pub fn target_port(&self, service_port: u16) -> Option<u16> {
+        let (_, ports) = &self.workload.services[self.membership];
+        target_port(ports, service_port)
+    }
+}
+
+/// The target port that `ports` give a service port. A target port of 0 says nothing.
+pub(crate) fn target_port(ports: &[PortMapping], service_port: u16) -> Option<u16> {
+    let mapping = ports
+        .iter()
+        .find(|mapping| mapping.service_port == service_port)?;
+    (mapping.target_port != 0).then_some(mapping.target_port)
+}
+
+/// Endpoints in chunks, so that one change copies one chunk and the list of chunks, and iterating allocates nothing
+/// (the iterators of the persistent maps keep a stack on the heap).
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Roster {
+    chunks: Arc<Vec<Arc<Vec<Endpoint>>>>,
+}
+
+const CHUNK_LEN_MAX: usize = 64;
+
+impl Roster {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Endpoint> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    }
+
+    pub(crate) fn find(&self, uid: &Uid) -> Option<&Endpoint> {
+        let chunk = self.chunks.get(self.chunk_of(uid))?;
+        let at = position(chunk, uid).ok()?;
+        Some(&chunk[at])
+    }
+
+    pub(crate) fn insert(&mut self, endpoint: Endpoint) {
+        if self.chunks.is_empty() {
+            self.chunks = Arc::new(vec![Arc::new(vec![endpoint])]);
+            return;
+        }
+        let index = self.chunk_of(&endpoint.workload.uid);
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let chunk = Arc::make_mut(&mut chunks[index]);
+        match position(chunk, &endpoint.workload.uid) {
+            Ok(at) => chunk[at] = endpoint,
+            Err(at) => chunk.insert(at, endpoint),
+        }
+        if chunk.len() > CHUNK_LEN_MAX {
+            let upper = chunk.split_off(CHUNK_LEN_MAX / 2);
+            chunks.insert(index + 1, Arc::new(upper));
+        }
+    }
+
+    pub(crate) fn remove(&mut self, uid: &Uid) {
+        if self.find(uid).is_none() {
+            return;
+        }
+        let index = self.chunk_of(uid);
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let chunk = Arc::make_mut(&mut chunks[index]);
+        if let Ok(at) = position(chunk, uid) {
+            chunk.remove(at);
+        }
+        let left = chunk.len();
+        if left == 0 {
+            chunks.remove(index);
+            return;
+        }
+        // Without this a service that shrank would stay a long list of tiny chunks.
+        if let Some(next) = chunks.get(index + 1)
+            && left + next.len() <= CHUNK_LEN_MAX / 2
+        {
+            let next = chunks.remove(index + 1);
+            Arc::make_mut(&mut chunks[index]).extend(next.iter().cloned());
+        }
+    }
+
+    /// The chunk that holds `uid`, or into which it would go; 0 when there is none.
+    fn chunk_of(&self, uid: &Uid) -> usize {
+        self.chunks
+            .partition_point(|chunk| chunk[0].workload.uid <= *uid)
+            .saturating_sub(1)
+    }
+}
+
+fn position(chunk: &[Endpoint], uid: &Uid) -> Result<usize, usize> {
+    chunk.binary_search_by(|endpoint| endpoint.workload.uid.cmp(uid))
+}
