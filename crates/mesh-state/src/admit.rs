@@ -1,6 +1,5 @@
 //! Whether an inbound connection is taken in, and where the application is reached (behaviour §6.2 to §6.4, §6.6). Not how.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
@@ -9,10 +8,11 @@ use thiserror::Error;
 
 use crate::identity::Identity;
 use crate::name::{Authority, PolicyKey, Uid};
-use crate::rbac::{Denial, DryRun};
-use crate::service::Service;
+use crate::rbac::{self, Allowance, Denial, DryRun, Verdict};
+use crate::route::waypoint;
+use crate::service::{self, PortMapping, Service};
 use crate::snapshot::Snapshot;
-use crate::workload::Workload;
+use crate::workload::{ApplicationProtocol, ApplicationTunnel, GatewayAddress, Workload};
 
 /// An inbound connection. Holds nothing but facts that a live connection can keep, so that the same question can be asked
 /// again of a later snapshot.
@@ -88,7 +88,7 @@ pub enum Refusal {
     },
 }
 
-/// Why no port of the application can be told.
+/// Why the application cannot be reached.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Unresolvable {
     /// No service by this name that the workload may see.
@@ -97,17 +97,212 @@ pub enum Unresolvable {
     )]
     Host {
         /// The name.
-        host: String,
+        host: Arc<str>,
         /// Whose view was taken.
-        namespace: String,
+        namespace: Arc<str>,
+    },
+    /// The service does not say which port of the workload is behind its port.
+    #[error(
+        "requested service {host}:{port} found, but cannot resolve port: see the service's ports and targetPort"
+    )]
+    Port {
+        /// The service's name.
+        host: Arc<str>,
+        /// Its port.
+        port: u16,
+    },
+    /// The application wants a PROXY header before the bytes, which cannot be written yet. It would misread bytes without one.
+    #[error(
+        "workload {workload} wants a PROXY protocol header, which is not supported yet: see its waypoint's inbound binding"
+    )]
+    ProxyHeader {
+        /// The workload.
+        workload: Uid,
     },
 }
 
-/// Decides an inbound connection.
-pub fn inbound(_snapshot: &Snapshot, query: &Query<'_>) -> Result<Admission, Refusal> {
-    Err(Refusal::Address {
-        requested: query.local,
-        local: query.local,
-        workload: query.workload.uid.clone(),
+/// Decides an inbound connection. For a live one, ask again with the stored facts and the workload as a later snapshot has
+/// it; the reference keeps the workload it first saw, and so never notices a policy attached later (STRICT arrives so).
+pub fn inbound(snapshot: &Snapshot, query: &Query<'_>) -> Result<Admission, Refusal> {
+    match query.request {
+        Request::Tunnel(authority) => admit_tunnel(snapshot, query, authority),
+        Request::Plaintext(original) => admit_plaintext(snapshot, query, original),
+    }
+}
+
+/// The service meant by a connection to `port` of a workload, for telemetry (§6.5): the one of the workload's that the
+/// sender named in `Forwarded: host=`, else the first with a port behind which `port` is.
+pub fn attribute(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    forwarded_host: Option<&str>,
+    port: u16,
+) -> Option<Arc<Service>> {
+    let services = || {
+        workload
+            .services
+            .iter()
+            .filter_map(|(name, ports)| Some((snapshot.service(name)?, ports)))
+    };
+    let named = services().find(|(service, _)| forwarded_host == Some(&*service.hostname));
+    let serves_port = |(service, own): &(&Arc<Service>, &Vec<PortMapping>)| {
+        service.ports.iter().any(|mapping| {
+            let target = service::target_port(own, mapping.service_port);
+            target.unwrap_or(mapping.target_port) == port
+        })
+    };
+    named
+        .or_else(|| services().find(serves_port))
+        .map(|(service, _)| service.clone())
+}
+
+fn admit_plaintext(
+    snapshot: &Snapshot,
+    query: &Query<'_>,
+    original: SocketAddr,
+) -> Result<Admission, Refusal> {
+    let target = SocketAddr::new(original.ip().to_canonical(), original.port());
+    refuse_own_port(query, target)?;
+    let service = attribute(snapshot, query.workload, None, target.port());
+    authorize(snapshot, query, None, target, service)
+}
+
+fn admit_tunnel(
+    snapshot: &Snapshot,
+    query: &Query<'_>,
+    authority: &Authority,
+) -> Result<Admission, Refusal> {
+    let workload = query.workload;
+    let local = query.local.to_canonical();
+    let (port, named) = match authority {
+        Authority::Address(requested) => {
+            let requested_ip = requested.ip().to_canonical();
+            if requested_ip != local
+                && workload.application_tunnel.is_none()
+                && !is_waypoint_of(snapshot, workload, requested_ip)
+            {
+                return Err(Refusal::Address {
+                    requested: requested_ip,
+                    local,
+                    workload: workload.uid.clone(),
+                });
+            }
+            (requested.port(), None)
+        }
+        Authority::Host { host, port } => {
+            let (service, port) =
+                resolve_host(snapshot, workload, host, *port).map_err(Refusal::Unresolvable)?;
+            (port, Some(service.clone()))
+        }
+    };
+    refuse_own_port(query, SocketAddr::new(local, port))?;
+    let port = match workload.application_tunnel {
+        None => port,
+        Some(ApplicationTunnel {
+            protocol: ApplicationProtocol::None,
+            port: every,
+        }) => every.unwrap_or(port),
+        Some(ApplicationTunnel {
+            protocol: ApplicationProtocol::Proxy,
+            ..
+        }) => {
+            let workload = workload.uid.clone();
+            return Err(Refusal::Unresolvable(Unresolvable::ProxyHeader {
+                workload,
+            }));
+        }
+    };
+    // Whatever address was asked for, only the pod itself is reached: a sender cannot use it to reach others.
+    let target = SocketAddr::new(local, port);
+    let service = named.or_else(|| attribute(snapshot, workload, None, port));
+    authorize(snapshot, query, query.identity, target, service)
+}
+
+fn refuse_own_port(query: &Query<'_>, target: SocketAddr) -> Result<(), Refusal> {
+    match query.proxy_ports.contains(&target.port()) {
+        true => Err(Refusal::RecursiveCall { target }),
+        false => Ok(()),
+    }
+}
+
+fn authorize(
+    snapshot: &Snapshot,
+    query: &Query<'_>,
+    identity: Option<&Identity>,
+    target: SocketAddr,
+    service: Option<Arc<Service>>,
+) -> Result<Admission, Refusal> {
+    let question = rbac::Query {
+        workload: query.workload,
+        identity,
+        peer: query.peer.ip().to_canonical(),
+        target,
+    };
+    let Verdict { decision, dry_run } = rbac::evaluate(snapshot, &question);
+    let decided_by = match decision {
+        Ok(Allowance::NoAllowPolicies) => None,
+        Ok(Allowance::Matched(deciding)) => Some(deciding.policy),
+        Err(denied) => return Err(Refusal::Policy { denied }),
+    };
+    Ok(Admission {
+        target,
+        service,
+        decided_by,
+        dry_run,
     })
+}
+
+/// Whether traffic for `address` is meant to pass `workload` as its waypoint: a waypoint that is itself captured gets its
+/// tunnels here, with the address of whatever is behind it (§6.3).
+fn is_waypoint_of(snapshot: &Snapshot, workload: &Workload, address: IpAddr) -> bool {
+    let refers_here =
+        |reference: &GatewayAddress| waypoint::refers_to(snapshot, reference, workload);
+    let service_refers_here = |service: &Arc<Service>| {
+        let weighted = service
+            .weighted_waypoints
+            .iter()
+            .map(|weighted| &weighted.destination);
+        service.waypoint.iter().chain(weighted).any(refers_here)
+    };
+    let network = &workload.network;
+    let behind = snapshot.workload_by_address(network, address);
+    behind
+        .and_then(|behind| behind.waypoint.as_ref())
+        .is_some_and(refers_here)
+        || snapshot
+            .services_by_vip(network, address)
+            .iter()
+            .any(service_refers_here)
+        || snapshot
+            .service_by_vip(network, address, &workload.namespace)
+            .is_some_and(service_refers_here)
+}
+
+/// The service meant by a hostname, and the port of `workload` behind one of its ports (§6.4).
+fn resolve_host<'s>(
+    snapshot: &'s Snapshot,
+    workload: &Workload,
+    host: &Arc<str>,
+    port: u16,
+) -> Result<(&'s Arc<Service>, u16), Unresolvable> {
+    let Some(service) = snapshot.service_by_hostname(host, &workload.namespace) else {
+        return Err(Unresolvable::Host {
+            host: host.clone(),
+            namespace: workload.namespace.clone(),
+        });
+    };
+    let own = workload
+        .services
+        .iter()
+        .find(|(name, _)| name.hostname == service.hostname && name.namespace == service.namespace);
+    let target = own
+        .and_then(|(_, ports)| service::target_port(ports, port))
+        .or_else(|| service::target_port(&service.ports, port));
+    match target {
+        Some(target) => Ok((service, target)),
+        None => Err(Unresolvable::Port {
+            host: host.clone(),
+            port,
+        }),
+    }
 }

@@ -6,7 +6,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use crate::name::Uid;
-use crate::service::PortMapping;
+use crate::service;
 use crate::workload::Workload;
 
 /// A workload as an endpoint of one service.
@@ -30,16 +30,8 @@ impl Endpoint {
     /// Its own port behind a port of the service; `None` when it has none of its own and the service's target port holds.
     pub fn target_port(&self, service_port: u16) -> Option<u16> {
         let (_, ports) = &self.workload.services[self.membership];
-        target_port(ports, service_port)
+        service::target_port(ports, service_port)
     }
-}
-
-/// The target port that `ports` give a service port. A target port of 0 says nothing.
-pub(crate) fn target_port(ports: &[PortMapping], service_port: u16) -> Option<u16> {
-    let mapping = ports
-        .iter()
-        .find(|mapping| mapping.service_port == service_port)?;
-    (mapping.target_port != 0).then_some(mapping.target_port)
 }
 
 /// Endpoints in chunks, so that one change copies one chunk and the list of chunks, and iterating allocates nothing

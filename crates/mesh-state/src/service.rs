@@ -92,6 +92,14 @@ pub struct PortMapping {
     pub target_port: u16,
 }
 
+/// The target port behind a service port, if `ports` say. A target port of 0 says nothing.
+pub(crate) fn target_port(ports: &[PortMapping], service_port: u16) -> Option<u16> {
+    let mapping = ports
+        .iter()
+        .find(|mapping| mapping.service_port == service_port)?;
+    (mapping.target_port != 0).then_some(mapping.target_port)
+}
+
 /// One of the waypoints among which a service's traffic is split.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WeightedWaypoint {

@@ -1,0 +1,193 @@
+//! Chooses one endpoint of a service (behaviour §4.4). Two passes over the endpoints and no allocation; the draw decides
+//! among the best by their weight. No feedback: it knows nothing of load, latency or failures.
+
+use thiserror::Error;
+
+use crate::roster::Endpoint;
+use crate::route::Upstream;
+use crate::service::{self, HealthPolicy, Mode, Scope, Service};
+use crate::snapshot::Snapshot;
+use crate::workload::{Status, Workload};
+use alloc::sync::Arc;
+
+/// What an endpoint is chosen for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// To receive the application's traffic.
+    Destination,
+    /// To be the waypoint on the way. Its port need not be one of its service's: a captured waypoint takes all of them.
+    Waypoint,
+}
+
+/// Why a service has no endpoint to offer: what stopped the endpoint that came furthest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Error)]
+pub enum Unavailable {
+    /// It has no such port.
+    #[error("has no port {0}: is it missing from the service's ports?")]
+    NoSuchPort(u16),
+    /// No workload is its endpoint.
+    #[error("has no endpoints: does its selector match running pods?")]
+    NoEndpoints,
+    /// All of its endpoints are unhealthy.
+    #[error("has only unhealthy endpoints: are their pods ready?")]
+    NoneHealthy,
+    /// None of its healthy endpoints has an address.
+    #[error("has no endpoint with an address: do their pods have an IP yet?")]
+    NoneAddressable,
+    /// None of its endpoints has a port behind this one.
+    #[error(
+        "has no endpoint with a target port for port {0}: does its targetPort name a port that the pods declare?"
+    )]
+    NoTargetPort(u16),
+    /// None of its endpoints shares all that its strict policy asks for.
+    #[error(
+        "has no endpoint within its strict scope: see internalTrafficPolicy, or the traffic distribution it sets"
+    )]
+    OutOfScope,
+    /// All of its endpoints have weight 0.
+    #[error("has only endpoints of weight 0: see the weights of its workload entries")]
+    NoWeight,
+}
+
+/// Chooses an endpoint, and tells the port it is reached at.
+pub(super) fn choose<'s>(
+    snapshot: &'s Snapshot,
+    service: &'s Arc<Service>,
+    source: &Workload,
+    port: u16,
+    purpose: Purpose,
+    draw: u64,
+) -> Result<Upstream<'s>, Unavailable> {
+    if purpose == Purpose::Destination
+        && service
+            .ports
+            .iter()
+            .all(|mapping| mapping.service_port != port)
+    {
+        return Err(Unavailable::NoSuchPort(port));
+    }
+    let mut why = Unavailable::NoEndpoints;
+    let mut best_rank = 0;
+    let mut best_weight: u64 = 0;
+    for endpoint in snapshot.endpoints(service) {
+        match judge(service, endpoint, source, port, purpose) {
+            Err(fault) => why = why.max(fault),
+            Ok(candidate) if candidate.rank < best_rank => {}
+            Ok(candidate) => {
+                if candidate.rank > best_rank {
+                    best_rank = candidate.rank;
+                    best_weight = 0;
+                }
+                why = Unavailable::NoWeight;
+                best_weight += u64::from(endpoint.workload.capacity);
+            }
+        }
+    }
+    if best_weight == 0 {
+        return Err(why);
+    }
+    let mut left = scale(draw, best_weight);
+    for endpoint in snapshot.endpoints(service) {
+        let Ok(candidate) = judge(service, endpoint, source, port, purpose) else {
+            continue;
+        };
+        if candidate.rank != best_rank {
+            continue;
+        }
+        let weight = u64::from(endpoint.workload.capacity);
+        if left < weight {
+            return Ok(Upstream {
+                workload: &endpoint.workload,
+                service: Some(service),
+                port: candidate.port,
+            });
+        }
+        left -= weight;
+    }
+    unreachable!("the draw is below the sum of the weights that the same pass just made")
+}
+
+/// Maps a draw over all of u64 to one below `bound`, evenly (0 when that is 0). A remainder would do it too, but uses the
+/// low bits, which cheap generators do worst.
+pub(super) fn scale(draw: u64, bound: u64) -> u64 {
+    let scaled = (u128::from(draw) * u128::from(bound)) >> u64::BITS;
+    u64::try_from(scaled).expect("below bound, which is a u64")
+}
+
+/// Another draw from the same one, for a second choice that must not follow the first: the finaliser of splitmix64.
+pub(super) fn redraw(draw: u64) -> u64 {
+    let mut mixed = draw.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
+}
+
+struct Candidate {
+    rank: usize,
+    port: u16,
+}
+
+fn judge(
+    service: &Service,
+    endpoint: &Endpoint,
+    source: &Workload,
+    port: u16,
+    purpose: Purpose,
+) -> Result<Candidate, Unavailable> {
+    let workload = &endpoint.workload;
+    // Asked of the present workload and service, so a changed health policy holds at once and in both directions.
+    if workload.status == Status::Unhealthy
+        && service.load_balancing.health == HealthPolicy::OnlyHealthy
+    {
+        return Err(Unavailable::NoneHealthy);
+    }
+    let behind_gateway = workload.network != source.network && workload.network_gateway.is_some();
+    if workload.addresses.is_empty() && workload.hostname.is_empty() && !behind_gateway {
+        return Err(Unavailable::NoneAddressable);
+    }
+    let takes_any_port = purpose == Purpose::Waypoint
+        && workload
+            .application_tunnel
+            .is_some_and(|tunnel| tunnel.port.is_some());
+    let target = endpoint
+        .target_port(port)
+        .or_else(|| service::target_port(&service.ports, port))
+        .or(takes_any_port.then_some(port))
+        .ok_or(Unavailable::NoTargetPort(port))?;
+    let scopes = &service.load_balancing.scopes;
+    let rank = match service.load_balancing.mode {
+        Mode::Unspecified | Mode::Passthrough => 0,
+        Mode::Failover => rank(scopes, source, workload),
+        Mode::Strict if scopes.iter().all(|scope| shared(*scope, source, workload)) => 0,
+        Mode::Strict => return Err(Unavailable::OutOfScope),
+    };
+    Ok(Candidate { rank, port: target })
+}
+
+/// How many of the leading scopes are shared. With the network first, sharing it outweighs all others together, and not
+/// sharing it does not end the count: an endpoint in the same zone of another network is still the nearer one.
+fn rank(scopes: &[Scope], source: &Workload, endpoint: &Workload) -> usize {
+    let (first, rest) = match scopes {
+        [Scope::Network, rest @ ..] if shared(Scope::Network, source, endpoint) => {
+            (1 + rest.len(), rest)
+        }
+        [Scope::Network, rest @ ..] => (0, rest),
+        _ => (0, scopes),
+    };
+    first
+        + rest
+            .iter()
+            .take_while(|scope| shared(**scope, source, endpoint))
+            .count()
+}
+
+fn shared(scope: Scope, source: &Workload, endpoint: &Workload) -> bool {
+    match scope {
+        Scope::Region => source.locality.region == endpoint.locality.region,
+        Scope::Zone => source.locality.zone == endpoint.locality.zone,
+        Scope::Subzone => source.locality.subzone == endpoint.locality.subzone,
+        Scope::Node => source.node == endpoint.node,
+        Scope::Cluster => source.cluster_id == endpoint.cluster_id,
+        Scope::Network => source.network == endpoint.network,
+    }
+}
