@@ -1,16 +1,19 @@
 //! Turns changes into snapshots. The one place where indices are written; reading them is [`crate::snapshot`]'s.
 
 use alloc::sync::Arc;
+use alloc::vec;
 use alloc::vec::Vec;
 use core::hash::Hash;
+use core::net::IpAddr;
 
 use crate::change::Change;
+use crate::cidr::CidrVips;
 use crate::claims::{Claimant, Claims};
 use crate::name::{NamespacedHostname, PolicyKey, Uid};
 use crate::policy::{Policy, PolicyScope};
 use crate::roster::{Endpoint, Roster};
 use crate::service::{Service, Vip};
-use crate::snapshot::{Map, Snapshot, Tables};
+use crate::snapshot::{Map, Nested, Snapshot, Tables};
 use crate::workload::{NetworkMode, Workload};
 
 /// The mesh as known so far. Changes come in any order: an endpoint may precede its service, a workload its policies.
@@ -149,7 +152,7 @@ impl SnapshotBuilder {
                 None => match tables.cidr_vips.get_mut(&vip.network) {
                     Some(blocks) => blocks.insert(vip.address, service.clone()),
                     None => {
-                        let mut blocks = crate::cidr::CidrVips::default();
+                        let mut blocks = CidrVips::default();
                         blocks.insert(vip.address, service.clone());
                         tables.cidr_vips.insert_mut(vip.network.clone(), blocks);
                     }
@@ -197,7 +200,7 @@ impl SnapshotBuilder {
                 match self.tables.namespace_policies.get_mut(&policy.namespace) {
                     Some(policies) => insert_sorted(policies, &policy),
                     None => {
-                        let policies = Arc::new(alloc::vec![policy.clone()]);
+                        let policies = Arc::new(vec![policy.clone()]);
                         self.tables
                             .namespace_policies
                             .insert_mut(policy.namespace.clone(), policies);
@@ -230,7 +233,7 @@ impl SnapshotBuilder {
 }
 
 /// The addresses a workload can be found by: none of its node's, which it shares with everything else there.
-fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = core::net::IpAddr> {
+fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = IpAddr> {
     let own: &[_] = match workload.network_mode {
         NetworkMode::Standard => &workload.addresses,
         NetworkMode::HostNetwork => &[],
@@ -238,7 +241,7 @@ fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = core::net::IpA
     own.iter().map(|address| address.to_canonical())
 }
 
-fn single(vip: &Vip) -> Option<core::net::IpAddr> {
+fn single(vip: &Vip) -> Option<IpAddr> {
     (vip.address.prefix_len() == vip.address.max_prefix_len())
         .then(|| vip.address.addr().to_canonical())
 }
@@ -252,7 +255,7 @@ fn find_service<'a>(
         .find(|service| service.namespace == name.namespace)
 }
 
-fn inner<'a, K, J, V>(map: &'a mut Map<K, Map<J, V>>, outer: &K) -> &'a mut Map<J, V>
+fn inner<'a, K, J, V>(map: &'a mut Nested<K, J, V>, outer: &K) -> &'a mut Map<J, V>
 where
     K: Clone + Eq + Hash,
     J: Clone + Eq + Hash,
@@ -283,7 +286,7 @@ fn waive<K: Eq + Hash + Clone, T: Claimant>(map: &mut Map<K, Claims<T>>, key: &K
     }
 }
 
-fn claim_under<K, J, T>(map: &mut Map<K, Map<J, Claims<T>>>, outer: &K, key: J, claimant: &T)
+fn claim_under<K, J, T>(map: &mut Nested<K, J, Claims<T>>, outer: &K, key: J, claimant: &T)
 where
     K: Eq + Hash + Clone,
     J: Eq + Hash + Clone,
@@ -292,7 +295,7 @@ where
     claim(inner(map, outer), key, claimant);
 }
 
-fn waive_under<K, J, T>(map: &mut Map<K, Map<J, Claims<T>>>, outer: &K, key: &J, claimant: &T)
+fn waive_under<K, J, T>(map: &mut Nested<K, J, Claims<T>>, outer: &K, key: &J, claimant: &T)
 where
     K: Eq + Hash + Clone,
     J: Eq + Hash + Clone,

@@ -6,10 +6,6 @@ use crate::service::Service;
 use crate::workload::Workload;
 
 /// One change. The first of each pair inserts or replaces; removing what is not there is no error.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "a change is built, applied and gone; a box would cost an allocation for each of a million workloads"
-)]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// A workload is as given.

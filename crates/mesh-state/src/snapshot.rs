@@ -215,23 +215,24 @@ impl fmt::Debug for Snapshot {
 // Keyed by hashes an outsider could collide only through the control plane, which has easier ways to do harm.
 pub(crate) type Map<K, V> = HashTrieMapSync<K, V, DefaultHashBuilder>;
 
+/// A map under each key of a map, where a key has two parts: a flat map could be asked only with an owned pair, and making
+/// one bumps reference counts that all cores share.
+pub(crate) type Nested<K, J, V> = Map<K, Map<J, V>>;
+
 /// The indices. Each is a function of the workloads, services and policies alone, not of how they came.
-///
-/// Nested maps stand where a key has two parts: a flat one could be asked only with an owned pair, and making one bumps
-/// reference counts that all cores share.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tables {
     pub(crate) generation: u64,
     pub(crate) workloads: Map<Uid, Arc<Workload>>,
-    pub(crate) addresses: Map<NetworkId, Map<IpAddr, Claims<Arc<Workload>>>>,
+    pub(crate) addresses: Nested<NetworkId, IpAddr, Claims<Arc<Workload>>>,
     /// Namespace, then name.
-    pub(crate) names: Map<Arc<str>, Map<Arc<str>, Claims<Arc<Workload>>>>,
+    pub(crate) names: Nested<Arc<str>, Arc<str>, Claims<Arc<Workload>>>,
     pub(crate) workload_hostnames: Map<Arc<str>, Claims<Arc<Workload>>>,
     pub(crate) services: Map<Arc<str>, Claims<Arc<Service>>>,
-    pub(crate) vips: Map<NetworkId, Map<IpAddr, Claims<Arc<Service>>>>,
+    pub(crate) vips: Nested<NetworkId, IpAddr, Claims<Arc<Service>>>,
     pub(crate) cidr_vips: Map<NetworkId, CidrVips>,
     /// Hostname, then namespace. Has the endpoints of services that have not come yet, or are gone.
-    pub(crate) rosters: Map<Arc<str>, Map<Arc<str>, Roster>>,
+    pub(crate) rosters: Nested<Arc<str>, Arc<str>, Roster>,
     pub(crate) policies: Map<PolicyKey, Arc<Policy>>,
     pub(crate) global_policies: Arc<Vec<Arc<Policy>>>,
     pub(crate) namespace_policies: Map<Arc<str>, Arc<Vec<Arc<Policy>>>>,
