@@ -1,0 +1,281 @@
+//! What can go wrong with a handshake, a tunnel and a stream of it. What a credential or the pool refuses is said
+//! beside them. Response flags and status codes are chosen by the caller.
+
+use std::fmt;
+use std::io;
+
+use mesh_state::identity::Identity;
+use thiserror::Error;
+
+/// A TLS handshake that did not yield a peer with an acceptable identity.
+#[derive(Debug, Error)]
+pub enum TlsError {
+    /// The transport failed before the handshake was over.
+    #[error(
+        "tls handshake error: connection lost: {0} (a peer that refuses our certificate may close like this)"
+    )]
+    Io(#[source] io::Error),
+    /// The two ends don't speak the same protocol, or the peer refused us.
+    #[error("tls handshake error: {problem}")]
+    Handshake {
+        /// What happened and the likely cause.
+        problem: String,
+    },
+    /// The peer speaks TLS but not HTTP/2 in it.
+    #[error("tls handshake error: the peer did not agree on ALPN h2, so it is no HBONE endpoint")]
+    Alpn,
+    /// The server is somebody else than the route said.
+    #[error(
+        "identity verification error: peer did not present the expected SAN ({}), got {}",
+        Names(expected),
+        Names(got)
+    )]
+    Identity {
+        /// Whom the route allows; nobody when empty.
+        expected: Vec<Identity>,
+        /// Who it is.
+        got: Vec<Identity>,
+    },
+    /// The client belongs to another mesh.
+    #[error(
+        "identity verification error: peer did not present the expected trustdomain ({expected}), got {}",
+        Names(got)
+    )]
+    TrustDomain {
+        /// Our own trust domain.
+        expected: String,
+        /// Who it is.
+        got: Vec<Identity>,
+    },
+    /// The peer's certificate is not acceptable, whoever it names.
+    #[error("peer certificate error: {0}")]
+    Certificate(CertificateProblem),
+}
+
+/// Why a peer's certificate is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum CertificateProblem {
+    /// None was sent.
+    #[error(
+        "the peer sent none; a mesh peer always does, so this may be plain TLS from outside the mesh"
+    )]
+    Missing,
+    /// The bytes are no certificate.
+    #[error("it is not a readable X.509 certificate: {0}")]
+    Unreadable(String),
+    /// Its time is over.
+    #[error("it expired {seconds_ago} s ago; the peer did not renew it, or a clock is wrong")]
+    Expired {
+        /// For how long.
+        seconds_ago: u64,
+    },
+    /// Its time is yet to come.
+    #[error(
+        "it is valid only in {seconds_ahead} s; the clocks of the two nodes or of the CA disagree"
+    )]
+    NotValidYet {
+        /// For how long it isn't.
+        seconds_ahead: u64,
+    },
+    /// No chain leads to our roots.
+    #[error(
+        "no trusted root issued it; the two ends use different CAs, or a root rotation is not complete"
+    )]
+    UnknownIssuer,
+    /// It is not for TLS in this role.
+    #[error("it may not be used for this side of TLS: {0}")]
+    WrongPurpose(String),
+    /// It does not name a workload.
+    #[error("it has no SPIFFE identity; the CA that issued it is not a mesh CA")]
+    NoSpiffe,
+    /// Anything else the verifier objects to.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// A tunnel that can't be used, or not any more. Cloned to each of its streams.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum TunnelError {
+    /// The transport ended without TLS's goodbye: the peer was killed, or somebody cut the connection.
+    #[error(
+        "tunnel was cut: the connection ended without close_notify (peer killed, or a middlebox dropped it)"
+    )]
+    Cut,
+    /// The transport failed.
+    #[error("tunnel lost: {message}")]
+    Io {
+        /// What kind of failure.
+        kind: io::ErrorKind,
+        /// In the transport's own words.
+        message: String,
+    },
+    /// The peer asked us to go and accepts no more streams; nothing is wrong.
+    #[error("tunnel is being drained by the peer (GOAWAY)")]
+    GoingAway,
+    /// The peer ended the tunnel for a reason it names.
+    #[error("tunnel ended by the peer: {code} {detail}")]
+    EndedByPeer {
+        /// The reason.
+        code: ResetCode,
+        /// The peer's debug text.
+        detail: String,
+    },
+    /// The peer broke HTTP/2 or one of its limits, and we ended the tunnel.
+    #[error("tunnel ended, the peer broke HTTP/2: {code}")]
+    Protocol {
+        /// What it did.
+        code: ResetCode,
+    },
+    /// The tunnel is over and says no more about it.
+    #[error("tunnel is closed")]
+    Closed,
+}
+
+/// A CONNECT that got no stream.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum OpenError {
+    /// The other end answered, and not with 200.
+    #[error("CONNECT refused with status {0}: {hint}", hint = status_hint(*.0))]
+    Status(u16),
+    /// The other end reset the stream instead of answering.
+    #[error("CONNECT was reset: {0}")]
+    Reset(ResetCode),
+    /// The tunnel broke before the answer came; whether the request had any effect is not known.
+    #[error("CONNECT got no answer: {0}")]
+    Tunnel(TunnelError),
+    /// The request never left, since the tunnel was already closing: another tunnel may be tried.
+    #[error("CONNECT was not sent: {0}")]
+    NotSent(TunnelError),
+    /// The request can't be written as HTTP/2.
+    #[error("CONNECT cannot be written: {0}")]
+    Request(String),
+}
+
+/// A stream that did not end well.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StreamError {
+    /// One side aborted it.
+    #[error("stream was reset: {0}")]
+    Reset(ResetCode),
+    /// The tunnel below it broke.
+    #[error("{0}")]
+    Tunnel(TunnelError),
+}
+
+/// A reason in RST_STREAM or GOAWAY.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResetCode {
+    /// Nothing is wrong; the rest is not needed.
+    NoError,
+    /// The peer broke HTTP/2.
+    ProtocolError,
+    /// The stream was not processed at all.
+    RefusedStream,
+    /// The stream is no longer wanted: policy, drain, or a client that went.
+    Cancel,
+    /// The TCP connection behind the stream broke (RFC 9113, 8.5).
+    ConnectError,
+    /// The peer causes too much load.
+    EnhanceYourCalm,
+    /// Any other.
+    Other(u32),
+}
+
+impl ResetCode {
+    pub(crate) fn of(reason: ::h2::Reason) -> Self {
+        match reason {
+            ::h2::Reason::NO_ERROR => Self::NoError,
+            ::h2::Reason::PROTOCOL_ERROR => Self::ProtocolError,
+            ::h2::Reason::REFUSED_STREAM => Self::RefusedStream,
+            ::h2::Reason::CANCEL => Self::Cancel,
+            ::h2::Reason::CONNECT_ERROR => Self::ConnectError,
+            ::h2::Reason::ENHANCE_YOUR_CALM => Self::EnhanceYourCalm,
+            other => Self::Other(other.into()),
+        }
+    }
+
+    pub(crate) fn reason(self) -> ::h2::Reason {
+        match self {
+            Self::NoError => ::h2::Reason::NO_ERROR,
+            Self::ProtocolError => ::h2::Reason::PROTOCOL_ERROR,
+            Self::RefusedStream => ::h2::Reason::REFUSED_STREAM,
+            Self::Cancel => ::h2::Reason::CANCEL,
+            Self::ConnectError => ::h2::Reason::CONNECT_ERROR,
+            Self::EnhanceYourCalm => ::h2::Reason::ENHANCE_YOUR_CALM,
+            Self::Other(code) => code.into(),
+        }
+    }
+}
+
+impl fmt::Display for ResetCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoError => f.write_str("NO_ERROR"),
+            Self::ProtocolError => f.write_str("PROTOCOL_ERROR"),
+            Self::RefusedStream => {
+                f.write_str("REFUSED_STREAM (the peer's stream limit, or it is draining)")
+            }
+            Self::Cancel => f.write_str("CANCEL (closed by policy, drain, or the peer's client)"),
+            Self::ConnectError => f.write_str("CONNECT_ERROR (the TCP connection behind it broke)"),
+            Self::EnhanceYourCalm => f.write_str("ENHANCE_YOUR_CALM"),
+            Self::Other(code) => write!(f, "HTTP/2 error {code}"),
+        }
+    }
+}
+
+impl TunnelError {
+    pub(crate) fn of(error: &::h2::Error) -> Self {
+        if let Some(io) = error.get_io() {
+            return match io.kind() {
+                io::ErrorKind::UnexpectedEof => Self::Cut,
+                kind => Self::Io {
+                    kind,
+                    message: io.to_string(),
+                },
+            };
+        }
+        let Some(reason) = error.reason() else {
+            return Self::Closed;
+        };
+        let code = ResetCode::of(reason);
+        match (error.is_remote(), code) {
+            (true, ResetCode::NoError) => Self::GoingAway,
+            (true, _) => Self::EndedByPeer {
+                code,
+                detail: error.to_string(),
+            },
+            (false, ResetCode::NoError) => Self::Closed,
+            (false, _) => Self::Protocol { code },
+        }
+    }
+}
+
+impl StreamError {
+    pub(crate) fn of(error: &::h2::Error) -> Self {
+        match error.reason() {
+            Some(reason) if error.is_reset() => Self::Reset(ResetCode::of(reason)),
+            _ => Self::Tunnel(TunnelError::of(error)),
+        }
+    }
+}
+
+struct Names<'a>(&'a [Identity]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, identity) in self.0.iter().enumerate() {
+            let separator = if at == 0 { "" } else { "," };
+            write!(f, "{separator}{identity}")?;
+        }
+        Ok(())
+    }
+}
+
+fn status_hint(status: u16) -> &'static str {
+    match status {
+        400 => "the other end found the request malformed, or the address is not one of its pods'",
+        401 => "a policy at the other end does not allow it",
+        503 => "the other end could not reach the application, or does not know the workload",
+        _ => "not an HBONE answer",
+    }
+}
