@@ -41,6 +41,15 @@ impl Namespace {
         Ok(namespace)
     }
 
+    /// The calling thread's own.
+    ///
+    /// # Errors
+    /// Without `/proc`.
+    pub fn current(name: &str) -> Result<Self> {
+        let fd = fs::File::open("/proc/thread-self/ns/net").context("open the thread's own network namespace")?;
+        Ok(Self { name: name.into(), fd: Arc::new(fd.into()) })
+    }
+
     /// What errors call it.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -58,7 +67,7 @@ impl Namespace {
         })
     }
 
-    /// Moves the calling thread here for the rest of its life. For threads that serve in this namespace.
+    /// Moves the calling thread here for good. For threads that own themselves: see [`Self::run`] for all others.
     ///
     /// # Panics
     /// When the kernel refuses, which for a descriptor of a live namespace means missing privileges.
