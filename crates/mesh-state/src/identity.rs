@@ -187,3 +187,147 @@ fn is_segment(value: &str) -> bool {
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_identity_has_exactly_the_five_parts() {
+        let rows: &[(&str, &str)] = &[
+            ("", "does not start with spiffe://"),
+            (
+                "https://cluster.local/ns/retail/sa/shop",
+                "does not start with spiffe://",
+            ),
+            (
+                "SPIFFE://cluster.local/ns/retail/sa/shop",
+                "does not start with spiffe://",
+            ),
+            ("spiffe://", "is not of the form"),
+            ("spiffe://cluster.local", "is not of the form"),
+            ("spiffe://cluster.local/ns/retail", "is not of the form"),
+            ("spiffe://cluster.local/ns/retail/sa", "is not of the form"),
+            (
+                "spiffe://cluster.local/ns/retail/sa/shop/",
+                "is not of the form",
+            ),
+            (
+                "spiffe://cluster.local/ns/retail/sa/shop/more",
+                "is not of the form",
+            ),
+            (
+                "spiffe://cluster.local/sa/retail/ns/shop",
+                "is not of the form",
+            ),
+            (
+                "spiffe://cluster.local/NS/retail/sa/shop",
+                "is not of the form",
+            ),
+            ("spiffe:///ns/retail/sa/shop", "trust domain \"\""),
+            ("spiffe://cluster.local/ns//sa/shop", "namespace \"\""),
+            (
+                "spiffe://cluster.local/ns/retail/sa/",
+                "service account \"\"",
+            ),
+            ("spiffe://cluster.local/ns/../sa/shop", "namespace \"..\""),
+            (
+                "spiffe://cluster.local/ns/retail/sa/a b",
+                "service account \"a b\"",
+            ),
+            (
+                "spiffe://cluster.local/ns/retail/sa/\u{e9}",
+                "service account",
+            ),
+            (
+                "spiffe://user@cluster.local/ns/retail/sa/shop",
+                "trust domain",
+            ),
+            (
+                "spiffe://cluster.local:443/ns/retail/sa/shop",
+                "trust domain",
+            ),
+            (
+                "spiffe://cluster.local/ns/retail/sa/shop?x=1",
+                "service account",
+            ),
+        ];
+        for (text, complaint) in rows {
+            let error = Identity::parse(text).expect_err(text).to_string();
+            assert!(error.contains(complaint), "{text:?}: {error}");
+        }
+        let long = format!(
+            "spiffe://cluster.local/ns/retail/sa/{}",
+            "a".repeat(TEXT_BYTES_MAX)
+        );
+        assert_eq!(
+            Identity::parse(&long),
+            Err(IdentityError::Length { bytes: long.len() })
+        );
+        assert!(matches!(
+            Identity::new("td", "ns", &long[36..]),
+            Err(IdentityError::Length { .. })
+        ));
+    }
+
+    #[test]
+    fn the_parts_of_an_identity_are_what_was_between_the_slashes() {
+        let identity = Identity::parse("spiffe://cluster.local/ns/retail/sa/shop").unwrap();
+        assert_eq!(identity.trust_domain(), "cluster.local");
+        assert_eq!(identity.namespace(), "retail");
+        assert_eq!(identity.service_account(), "shop");
+        assert_eq!(identity.principal(), "cluster.local/ns/retail/sa/shop");
+        assert_eq!(
+            identity.as_str(),
+            "spiffe://cluster.local/ns/retail/sa/shop"
+        );
+        assert_eq!(
+            identity,
+            Identity::new("cluster.local", "retail", "shop").unwrap()
+        );
+    }
+
+    #[test]
+    fn parts_named_like_the_marks_do_not_confuse_the_parser() {
+        let identity = Identity::parse("spiffe://ns/ns/sa/sa/ns").unwrap();
+        assert_eq!(
+            (
+                identity.trust_domain(),
+                identity.namespace(),
+                identity.service_account()
+            ),
+            ("ns", "sa", "ns")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_parses_or_is_refused(text in ".*") {
+            let _ = Identity::parse(&text);
+        }
+
+        #[test]
+        fn what_nearly_is_an_identity_parses_to_itself_or_is_refused(
+            text in "spiffe://[a-z./]{0,8}/ns/[a-zA-Z._/ -]{0,8}/sa/[a-z0-9._/-]{0,8}"
+        ) {
+            if let Ok(identity) = Identity::parse(&text) {
+                prop_assert_eq!(identity.to_string(), text);
+            }
+        }
+
+        #[test]
+        fn every_identity_of_valid_parts_parses_back(
+            trust_domain in "[a-z0-9-]{1,12}(\\.[a-z0-9]{1,9})?", namespace in "[a-z0-9-]{1,20}", account in "[a-z0-9_-]{1,20}"
+        ) {
+            let identity = Identity::new(&trust_domain, &namespace, &account).unwrap();
+            prop_assert_eq!(identity.trust_domain(), &trust_domain);
+            prop_assert_eq!(identity.namespace(), &namespace);
+            prop_assert_eq!(identity.service_account(), &account);
+            prop_assert_eq!(Identity::parse(identity.as_str()), Ok(identity));
+        }
+    }
+
+    use std::string::ToString;
+}

@@ -221,3 +221,106 @@ pub enum AuthorityFault {
     #[error("its IPv6 address has a zone, which means nothing on another host")]
     Zone,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::string::ToString;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_authority_is_an_address_or_a_name_with_a_port() {
+        let rows: &[(&str, &str)] = &[
+            ("10.40.0.9:8080", "10.40.0.9:8080"),
+            ("10.40.0.9:65535", "10.40.0.9:65535"),
+            ("[fd00::9]:8080", "[fd00::9]:8080"),
+            // An IPv4-mapped address is the IPv4 it means (§3.4).
+            ("[::ffff:10.40.0.9]:8080", "10.40.0.9:8080"),
+            (
+                "shop.retail.svc.cluster.local:80",
+                "shop.retail.svc.cluster.local:80",
+            ),
+            ("*.example.com:443", "*.example.com:443"),
+            ("shop:080", "shop:80"),
+            // No address, hence a name; whether it exists is another question.
+            ("256.1.1.1:80", "256.1.1.1:80"),
+        ];
+        for (text, display) in rows {
+            let authority = Authority::parse(text).expect(text);
+            assert_eq!(authority.to_string(), *display, "{text}");
+            assert_eq!(
+                matches!(authority, Authority::Host { .. }),
+                text.parse::<SocketAddr>().is_err(),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_no_authority_is_refused_with_the_reason() {
+        use AuthorityFault::{Host, NoPort, Port, Zone};
+        let long = std::format!("{}:80", "a".repeat(HOST_BYTES_MAX + 1));
+        let rows: &[(&str, AuthorityFault)] = &[
+            ("", NoPort),
+            ("10.40.0.9", NoPort),
+            ("shop.retail", NoPort),
+            ("10.40.0.9:", Port),
+            ("10.40.0.9:0", Port),
+            ("10.40.0.9:65536", Port),
+            ("10.40.0.9:+80", Port),
+            ("shop:0", Port),
+            ("shop:+80", Port),
+            ("shop:http", Port),
+            ("shop: 80", Port),
+            (":80", Host),
+            ("fd00::9:80", Host),
+            ("[shop]:80", Host),
+            ("[fd00::9%eth0]:80", Host),
+            ("user@shop:80", Host),
+            ("shop/x:80", Host),
+            ("sh op:80", Host),
+            (&long, Host),
+            ("[fe80::1%3]:80", Zone),
+            ("[fe80::1%0]:80", Zone),
+        ];
+        for (text, fault) in rows {
+            assert_eq!(
+                Authority::parse(text).expect_err(text).reason,
+                *fault,
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_service_key_has_a_namespace_and_a_hostname() {
+        let name = NamespacedHostname::parse("retail/shop.retail.svc.cluster.local").unwrap();
+        assert_eq!(
+            name,
+            NamespacedHostname::new("retail", "shop.retail.svc.cluster.local")
+        );
+        assert_eq!(name.to_string(), "retail/shop.retail.svc.cluster.local");
+        for text in ["", "/", "retail", "retail/", "/shop", "a/b/c"] {
+            assert_eq!(
+                NamespacedHostname::parse(text),
+                Err(NamespacedHostnameError { text: text.into() })
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_an_authority_or_refused(text in ".*") {
+            let _ = Authority::parse(&text);
+        }
+
+        #[test]
+        fn an_authority_reads_as_what_it_prints(text in "(\\[?[0-9a-f:.]{1,20}\\]?|[a-zA-Z0-9.*-]{1,20}):[0-9]{1,6}") {
+            if let Ok(authority) = Authority::parse(&text) {
+                prop_assert_eq!(Authority::parse(&authority.to_string()), Ok(authority));
+            }
+        }
+    }
+}

@@ -108,28 +108,29 @@ pub fn evaluate(snapshot: &Snapshot, query: &Query<'_>) -> Verdict {
         };
     }
 
-    let mut decision = Ok(Allowance::NoAllowPolicies);
-    let mut dry_run_only = false;
+    let mut matched = None;
+    let mut refuses_others = false;
+    let mut refuses_others_dry = false;
     for policy in selecting(snapshot, query.workload, Action::Allow) {
-        match (policy.dry_run, matching(policy, query)) {
-            (true, Some(deciding)) => dry_run.push(DryRun::Allowed(deciding)),
-            (true, None) => dry_run_only = true,
-            (false, Some(deciding)) => {
-                // A dry-run policy further on has nothing to add to what is allowed anyway.
-                return Verdict {
-                    decision: Ok(Allowance::Matched(deciding)),
-                    dry_run,
-                };
-            }
-            (false, None) => decision = Err(Denial::NoneAllowed),
+        if policy.dry_run {
+            refuses_others_dry = true;
+            dry_run.extend(matching(policy, query).map(DryRun::Allowed));
+        } else if matched.is_none() {
+            refuses_others = true;
+            matched = matching(policy, query);
         }
     }
-    let matched = dry_run
+    let allowed_dry = dry_run
         .iter()
         .any(|report| matches!(report, DryRun::Allowed(_)));
-    if dry_run_only && !matched && decision.is_ok() {
+    if refuses_others_dry && !allowed_dry && !refuses_others {
         dry_run.push(DryRun::NoneAllowed);
     }
+    let decision = match matched {
+        Some(deciding) => Ok(Allowance::Matched(deciding)),
+        None if refuses_others => Err(Denial::NoneAllowed),
+        None => Ok(Allowance::NoAllowPolicies),
+    };
     Verdict { decision, dry_run }
 }
 

@@ -1,0 +1,9 @@
+//! The decisions, row by row of the behaviour they must have (§4 outbound, §6 admission, §7 authorization, §8.4 lookups).
+
+mod admission;
+mod authorization;
+mod balancing;
+mod fixture;
+mod lookups;
+mod outbound;
+mod waypoints;
