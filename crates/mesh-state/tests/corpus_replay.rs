@@ -1,0 +1,61 @@
+//! Replays the committed fuzz corpus, so that what a fuzzer once found stays found without one.
+
+use std::fs;
+use std::path::Path;
+
+use mesh_state::identity::Identity;
+use mesh_state::name::Authority;
+
+#[test]
+fn what_parses_of_the_identity_corpus_prints_and_reads_as_it_was() {
+    let parsed = replay("identity", |text| {
+        let Ok(identity) = Identity::parse(text) else {
+            return false;
+        };
+        assert_eq!(identity.to_string(), text);
+        assert_eq!(Identity::parse(&identity.to_string()), Ok(identity));
+        true
+    });
+    assert!(
+        parsed >= 3,
+        "the corpus should hold identities, not only what is none: {parsed} parsed"
+    );
+}
+
+#[test]
+fn what_parses_of_the_authority_corpus_reads_again_as_what_it_prints() {
+    let parsed = replay("authority", |text| {
+        let Ok(authority) = Authority::parse(text) else {
+            return false;
+        };
+        assert_eq!(
+            Authority::parse(&authority.to_string()),
+            Ok(authority),
+            "{text:?}"
+        );
+        true
+    });
+    assert!(
+        parsed >= 3,
+        "the corpus should hold authorities, not only what is none: {parsed} parsed"
+    );
+}
+
+/// How many files of a corpus `parse` says it parsed. Bytes that are no text are skipped as the fuzzer skips them.
+fn replay(corpus: &str, parse: impl Fn(&str) -> bool) -> usize {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(corpus);
+    let files =
+        fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let mut parsed = 0;
+    for file in files {
+        let path = file.expect("listed").path();
+        let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        let Ok(text) = String::from_utf8(bytes) else {
+            continue;
+        };
+        parsed += usize::from(parse(&text));
+    }
+    parsed
+}
