@@ -114,9 +114,7 @@ pub enum ReceiveError {
     #[error("a packet of more than {PACKET_MAX} bytes was cut")]
     Cut,
     /// More descriptors than any request may carry.
-    #[error(
-        "a packet with more than {DESCRIPTORS_MAX} descriptors lost some of them (or descriptors ran out: see ulimit -n)"
-    )]
+    #[error("a packet lost descriptors: it carried more than any request may, or they ran out here (see ulimit -n)")]
     DescriptorsCut,
     /// The connection itself.
     #[error("the connection to the CNI agent broke: {0}")]
@@ -133,12 +131,12 @@ impl ReceiveError {
     }
 }
 
-/// Room for one more than a request may carry, so that the session can say what was wrong.
-const DESCRIPTORS_MAX: usize = 2;
+/// Room for one more than a request may carry, so that the session can say what was wrong. Alignment makes it three.
+const DESCRIPTORS_ROOM: usize = 2;
 
 fn receive_now(fd: BorrowedFd<'_>) -> Result<Received, ReceiveError> {
     let mut packet = vec![0; PACKET_MAX];
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_ROOM))];
     // Closes what is left in it when dropped.
     let mut control = RecvAncillaryBuffer::new(&mut room);
     let got = rustix::net::recvmsg(fd, &mut [IoSliceMut::new(&mut packet)], &mut control, RecvFlags::CMSG_CLOEXEC)

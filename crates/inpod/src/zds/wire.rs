@@ -198,3 +198,108 @@ enum ResponsePayload {
     #[prost(message, tag = "1")]
     Ack(Ack),
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// `add` for pod `u-1`, named `web` in `shop` as `sa`.
+    const ADD: &[u8] = b"\x0A\x16\x0A\x03u-1\x12\x0F\x0A\x03web\x12\x04shop\x1A\x02sa";
+
+    #[test]
+    fn our_packets_are_the_bytes_of_the_contract() {
+        assert_eq!(hello(), [0x08, 0x01]);
+        assert_eq!(ack(), [0x0A, 0x00]);
+        assert_eq!(nack("no"), [0x0A, 0x04, 0x0A, 0x02, b'n', b'o']);
+    }
+
+    #[test]
+    fn requests_are_read_from_the_bytes_of_the_contract() {
+        let web = PodInfo { name: "web".into(), namespace: "shop".into(), service_account: "sa".into() };
+        let uid = || PodUid::from("u-1");
+        let rows: &[(&str, &[u8], Request)] = &[
+            ("add", ADD, Request::Add { uid: uid(), info: Some(web) }),
+            ("add without info", b"\x0A\x05\x0A\x03u-1", Request::Add { uid: uid(), info: None }),
+            (
+                "add with empty info",
+                b"\x0A\x07\x0A\x03u-1\x12\x00",
+                Request::Add { uid: uid(), info: Some(PodInfo::default()) },
+            ),
+            ("del: its uid is field 2", b"\x12\x05\x12\x03u-1", Request::Del { uid: uid() }),
+            ("snapshot", b"\x1A\x00", Request::SnapshotSent),
+            ("keep", b"\x2A\x05\x0A\x03u-1", Request::Keep { uid: uid() }),
+            ("a field of a later version is skipped", b"\x12\x07\x12\x03u-1\x18\x01", Request::Del { uid: uid() }),
+        ];
+        for (row, packet, request) in rows {
+            assert_eq!(Request::decode(packet).as_ref(), Ok(request), "{row}");
+        }
+    }
+
+    #[test]
+    fn every_truncation_of_an_add_is_refused() {
+        for length in 0..ADD.len() {
+            let outcome = Request::decode(&ADD[..length]);
+            assert!(outcome.is_err(), "the first {length} bytes gave {outcome:?}");
+        }
+    }
+
+    #[test]
+    fn what_asks_for_nothing_known_is_refused() {
+        let long = [b"\x2A\xFE\x07\x0A\xFB\x07".as_slice(), &[b'u'; 1019]].concat();
+        let rows: &[(&str, &[u8], &str)] = &[
+            ("empty", b"", "asks for nothing known"),
+            ("field 4, unused", b"\x22\x00", "asks for nothing known"),
+            ("field 6, of a later version", b"\x32\x02\x0A\x00", "asks for nothing known"),
+            ("a number where a message belongs", b"\x08\x01", "no ZDS message"),
+            ("uid that is no UTF-8", b"\x2A\x03\x0A\x01\xFF", "no ZDS message"),
+            ("text", b"GET / HTTP/1.1\r\n", "no ZDS message"),
+            ("keep of nobody", b"\x2A\x00", "uid is empty"),
+            ("del with its uid in field 1", b"\x12\x05\x0A\x03u-1", "uid is empty"),
+            ("1025 bytes", &long, "over the protocol's limit of 1024"),
+        ];
+        for (row, packet, said) in rows {
+            let error = Request::decode(packet).expect_err(row).to_string();
+            assert!(error.contains(said), "{row}: {error}");
+        }
+        assert!(Request::decode(&long[..1]).is_err());
+        let exact = [b"\x2A\xFD\x07\x0A\xFA\x07".as_slice(), &[b'u'; 1018]].concat();
+        assert_eq!(exact.len(), PACKET_MAX);
+        assert!(Request::decode(&exact).is_ok(), "exactly the limit is within it");
+    }
+
+    #[test]
+    fn a_nack_without_text_is_no_ack() {
+        assert_ne!(nack(""), ack());
+    }
+
+    #[test]
+    fn a_long_nack_fills_its_packet_and_says_that_it_was_cut() {
+        let packet = nack(&"x".repeat(5000));
+        assert_eq!(packet.len(), RESPONSE_MAX);
+        assert!(packet.ends_with(b"x [cut]"));
+        let whole = nack(&"x".repeat(NACK_TEXT_MAX));
+        assert_eq!(whole.len(), RESPONSE_MAX);
+        assert!(whole.ends_with(b"xxxxxxx"), "what fits is not cut");
+    }
+
+    proptest! {
+        #[test]
+        fn no_nack_is_too_long_or_cut_within_a_character(text in proptest::collection::vec(any::<char>(), 0..1200)) {
+            let text = String::from_iter(text);
+            let packet = nack(&text);
+            prop_assert!(packet.len() <= RESPONSE_MAX);
+            let Some(ResponsePayload::Ack(ack)) = WorkloadResponse::decode(&packet[..]).unwrap().payload else {
+                return Err(TestCaseError::fail("no payload"));
+            };
+            prop_assert!(!ack.error.is_empty());
+            prop_assert!(text.is_empty() || text.starts_with(ack.error.trim_end_matches(CUT)));
+        }
+
+        #[test]
+        fn no_bytes_panic(packet in proptest::collection::vec(any::<u8>(), 0..1100)) {
+            let _ = Request::decode(&packet);
+        }
+    }
+}
