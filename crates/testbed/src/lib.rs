@@ -1,14 +1,18 @@
 //! A real mesh on one machine: nodes and pods as network namespaces, the real daemon as child processes, the peers it talks to,
 //! and what tests read back from it. A library for tests and for the demonstration, never part of the daemon.
 
+pub mod certificate;
+pub mod client;
 pub mod daemon;
 pub mod fixture;
 pub mod http;
+pub mod impostor;
 pub mod launcher;
 pub mod log;
 pub mod mesh;
 pub mod metrics_page;
 pub mod namespace;
+pub mod peer;
 pub mod redirect;
 pub mod router;
 pub mod serve;

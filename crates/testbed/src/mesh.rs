@@ -214,7 +214,9 @@ impl Pod {
         Server::start(&self.netns, port, handler)
     }
 
-    fn uid(&self) -> String {
+    /// By which name its node's agent knows it.
+    #[must_use]
+    pub fn uid(&self) -> String {
         format!("uid-of-{}", self.name)
     }
 
@@ -300,6 +302,33 @@ impl Mesh {
         }
         self.write_model()?;
         self.node(node).router.detach(&pod.interface)
+    }
+
+    /// Announces a pod to its daemon once more, as it is.
+    ///
+    /// # Errors
+    /// When the daemon refuses or is silent.
+    pub fn announce_again(&self, pod: &Pod) -> Result<()> {
+        let node = pod.node.context("a host outside is not announced")?;
+        self.node(node).agent.add_pod(&pod.uid(), pod.record(), ADD_PATIENCE)
+    }
+
+    /// Gives a pod a new network namespace under its name, address and uid, as a sandbox that was started anew has, and announces it.
+    ///
+    /// # Errors
+    /// When `ip` or the daemon refuses.
+    pub fn rebirth(&mut self, pod: &Pod) -> Result<Pod> {
+        let id = pod.node.context("a host outside is not announced")?;
+        let router = &mut self.node_mut(id).router;
+        router.detach(&pod.interface)?;
+        let (netns, interface) = router.attach(&pod.name, pod.address)?;
+        if pod.captured {
+            redirect::capture(&netns)?;
+        }
+        let reborn = Pod { netns, interface, ..pod.clone() };
+        self.pods.insert(pod.name.clone(), reborn.clone());
+        self.announce_again(&reborn)?;
+        Ok(reborn)
     }
 
     /// A host outside the mesh, on the wire.
@@ -420,6 +449,11 @@ impl Mesh {
     pub fn start_daemon(&mut self, id: NodeId) -> Result<()> {
         self.launch_daemon(id)?;
         self.daemon_mut(id).await_ready(START_PATIENCE)
+    }
+
+    /// How many cores the daemons started from now on are told to use.
+    pub fn set_cores(&mut self, cores: usize) {
+        self.spec.cores = cores;
     }
 
     /// The nodes that have a daemon now.

@@ -140,6 +140,11 @@ impl ZdsAgent {
         }
     }
 
+    /// Forgets a pod without a word, so that the next snapshot doesn't name it.
+    pub fn forget_pod(&self, uid: &str) {
+        self.shared.state().pods.remove(uid);
+    }
+
     /// Forgets a pod and tells every connected daemon. True when at least one acknowledged.
     ///
     /// # Errors
