@@ -1,0 +1,266 @@
+//! Starting a core, its configuration, and what can be in the way.
+
+use std::{
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use crossbeam_channel as channel;
+use glommio::{
+    ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind,
+};
+
+use crate::{LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, engine::uring};
+
+/// What glommio may keep for file I/O, which nobody does here; its default of 10 MiB per core is for databases.
+const HOST_MEMORY_BYTES: usize = 64 << 10;
+/// glommio's rings carry its timers and its wake-ups.
+const HOST_RING_ENTRIES: usize = 128;
+
+/// How a core is to run. All limits are per core.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    /// Names the thread.
+    pub name: String,
+    /// The CPU it is pinned to; `None` leaves that to the kernel.
+    pub cpu: Option<usize>,
+    /// Requests that one entry into the kernel can carry; more take several. Worst case 64 bytes each, and 64 bytes of
+    /// completions, of locked memory.
+    pub ring_entries: u32,
+    /// How long a tenant's turn lasts while others wait, and the longest time between two entries into the kernel; a
+    /// single poll of a task may overrun it.
+    pub slice: Duration,
+    /// How often a timer of glommio ends its park. `None` leaves the core exposed to glommio's parking defect (see the
+    /// crate's documentation): only for showing that.
+    pub heartbeat: Option<Duration>,
+    /// How often glommio's own loop gets a turn.
+    pub host_turn: Duration,
+    /// glommio's preemption timer. It decides nothing here; short ones provoke the parking defect.
+    pub host_preempt: Duration,
+    /// The longest sleep of a core with nothing to do.
+    pub park_max: Duration,
+    /// Tasks at once. One more is refused ([`TaskEnded::Refused`](crate::TaskEnded)). Worst case that many futures,
+    /// each with some 200 bytes of its own.
+    pub tasks_max: usize,
+    /// Tenants that are told apart; further ones share [`TenantKey::OVERFLOW`]. Worst case 150 bytes each.
+    pub tenants_max: usize,
+    /// Socket operations under way at once. One more fails with [`io::ErrorKind::ResourceBusy`]. Worst case 150 bytes
+    /// each and what it holds.
+    pub ops_max: usize,
+    /// Timers armed at once. Further sleeps end in time all the same, but by polling: the core does not park. Worst
+    /// case 48 bytes each.
+    pub timers_max: usize,
+    /// Bytes that a [`Stream::into_io`](crate::Stream::into_io) adapter fetches at once. It holds that much only while
+    /// bytes wait to be read.
+    pub io_room: usize,
+    /// Bounds of buffer memory.
+    pub leases: LeaseLimits,
+}
+
+impl Default for CoreConfig {
+    fn default() -> Self {
+        Self {
+            name: "core".to_owned(),
+            cpu: None,
+            ring_entries: 1024,
+            slice: Duration::from_micros(50),
+            heartbeat: Some(Duration::from_millis(20)),
+            host_turn: Duration::from_millis(20),
+            host_preempt: Duration::from_millis(100),
+            park_max: Duration::from_secs(1),
+            tasks_max: 1 << 18,
+            tenants_max: 1 << 14,
+            ops_max: 1 << 18,
+            timers_max: 1 << 20,
+            io_room: 64 << 10,
+            leases: LeaseLimits::default(),
+        }
+    }
+}
+
+/// Why a core could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No ring can be made.
+    #[error("core {core}: io_uring is not to be had: {source}; {}", ring_cure(.source))]
+    Ring {
+        /// Which.
+        core: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Too little memory may be locked.
+    #[error(
+        "core {core}: RLIMIT_MEMLOCK is {limit} bytes but has to be at least {needed}: raise it (ulimit -l, LimitMEMLOCK=)"
+    )]
+    LockedMemory {
+        /// Which.
+        core: String,
+        /// What is allowed.
+        limit: u64,
+        /// What is needed.
+        needed: u64,
+    },
+    /// Out of descriptors.
+    #[error("core {core}: no descriptor for an eventfd: {source}; raise RLIMIT_NOFILE")]
+    Descriptors {
+        /// Which.
+        core: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// glommio refused for another reason.
+    #[error(
+        "core {core}: glommio did not start it: {cause}; does CPU {cpu:?} exist, and may this process use it?"
+    )]
+    Host {
+        /// Which.
+        core: String,
+        /// The CPU that was asked for.
+        cpu: Option<usize>,
+        /// What glommio said.
+        cause: String,
+    },
+}
+
+fn ring_cure(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::ENOSYS) => "the kernel is built without it, or older than 5.1",
+        Some(libc::EPERM) => "seccomp or the sysctl kernel.io_uring_disabled forbids it",
+        Some(libc::ENOMEM) => "RLIMIT_MEMLOCK is too low",
+        Some(libc::EMFILE | libc::ENFILE) => "out of descriptors: raise RLIMIT_NOFILE",
+        _ => "see io_uring_setup(2)",
+    }
+}
+
+/// A core's thread. Dropping it lets the core run on.
+#[derive(Debug)]
+pub struct CoreThread {
+    name: String,
+    thread: ExecutorJoinHandle<()>,
+    finished: Arc<AtomicBool>,
+}
+
+/// Starts a core and its root task, which belongs to [`TenantKey::CORE`]. When the root task ends, so does the core: all
+/// other tasks are dropped, operations cancelled, sockets closed. A panic of the root task, or of the core's own loop,
+/// ends the process.
+///
+/// # Errors
+/// [`StartError`]: the core did not start, and `root` was not called.
+pub fn start<F, Fut>(config: CoreConfig, root: F) -> Result<CoreThread, StartError>
+where
+    F: FnOnce(Reactor) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + 'static,
+{
+    // glommio panics somewhere inside when it is refused a ring, so ask first.
+    drop(uring::build(2).map_err(|source| StartError::Ring {
+        core: config.name.clone(),
+        source,
+    })?);
+    let (name, cpu) = (config.name.clone(), config.cpu);
+    let finished = Arc::new(AtomicBool::new(false));
+    let raised_at_the_end = Raised(finished.clone());
+    let (ready, outcome) = channel::bounded(1);
+    let builder = LocalExecutorBuilder::new(cpu.map_or(Placement::Unbound, Placement::Fixed))
+        .name(&name)
+        .io_memory(HOST_MEMORY_BYTES)
+        .ring_depth(HOST_RING_ENTRIES)
+        .preempt_timer(config.host_preempt);
+    let spawned = builder.spawn(move || async move {
+        let _raised_at_the_end = raised_at_the_end;
+        let reactor = match Reactor::new(&config) {
+            Ok(reactor) => reactor,
+            Err(error) => return drop(ready.send(Err(error))),
+        };
+        // Nobody is left to hear it only if the starting thread is gone; the core runs all the same.
+        drop(ready.send(Ok(())));
+        run(reactor, &config, root).await;
+    });
+    let thread = spawned.map_err(|error| host_error(name.clone(), cpu, &error))?;
+    match outcome.recv() {
+        Ok(Ok(())) => Ok(CoreThread {
+            name,
+            thread,
+            finished,
+        }),
+        Ok(Err(error)) => Err(error),
+        // It did not get as far as calling us, and its thread's result says why.
+        Err(channel::RecvError) => Err(match thread.join() {
+            Err(error) => host_error(name, cpu, &error),
+            Ok(()) => StartError::Host {
+                core: name,
+                cpu,
+                cause: "it ended at once".to_owned(),
+            },
+        }),
+    }
+}
+
+async fn run<F, Fut>(reactor: Reactor, config: &CoreConfig, root: F)
+where
+    F: FnOnce(Reactor) -> Fut + 'static,
+    Fut: Future<Output = ()> + 'static,
+{
+    reactor.0.inside.enter();
+    let heartbeat = config.heartbeat.map(|every| {
+        glommio::spawn_local(async move {
+            loop {
+                glommio::timer::sleep(every).await;
+            }
+        })
+    });
+    let handle = reactor.clone();
+    let root = reactor.spawn(TenantKey::CORE, async move { root(handle).await });
+    Driver::new(reactor, root, config).await;
+    if let Some(heartbeat) = heartbeat {
+        heartbeat.cancel().await;
+    }
+}
+
+fn host_error<T>(core: String, cpu: Option<usize>, error: &GlommioError<T>) -> StartError {
+    match error {
+        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit, needed)) => {
+            StartError::LockedMemory {
+                core,
+                limit: *limit,
+                needed: *needed,
+            }
+        }
+        other => StartError::Host {
+            core,
+            cpu,
+            cause: other.to_string(),
+        },
+    }
+}
+
+/// Raises a flag when the thread is done with its core.
+struct Raised(Arc<AtomicBool>);
+
+impl Drop for Raised {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+impl CoreThread {
+    /// Waits for the core's end.
+    ///
+    /// # Panics
+    /// If glommio ended the thread otherwise than by its root task's end.
+    pub fn join(self) {
+        if let Err(error) = self.thread.join() {
+            panic!("core {} did not end by itself: {error}", self.name);
+        }
+    }
+
+    /// Whether the core has ended.
+    pub fn is_finished(&self) -> bool {
+        self.finished.load(Ordering::Acquire)
+    }
+}

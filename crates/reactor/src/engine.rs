@@ -1,0 +1,221 @@
+//! The network engine of a core: operations as futures that own what the kernel works on.
+//!
+//! Dropping the future of an operation under way asks the kernel to cancel it and forgets its outcome; the descriptor
+//! and the buffer stay until the kernel has let go of them, and a connection that an abandoned accept brought is closed.
+//! Tasks only queue requests; the driver enters the kernel, which it does before it parks and at least once a slice.
+
+pub(crate) mod operation;
+pub(crate) mod table;
+pub(crate) mod uring;
+
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    io,
+    os::fd::BorrowedFd,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use operation::{Completion, Operation};
+use table::{OpKey, Settled, Table};
+use uring::{Reaped, Ring};
+
+/// How long a core that ends waits for the kernel to let go of its buffers. They are leaked afterwards.
+const CLOSE_MAX: Duration = Duration::from_secs(2);
+const CLOSE_POLL: Duration = Duration::from_millis(10);
+
+/// See the module.
+pub(crate) struct Engine {
+    ring: RefCell<Ring>,
+    table: RefCell<Table<Operation, Completion>>,
+    counts: Cell<EngineCounts>,
+}
+
+/// What the engine has done so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct EngineCounts {
+    pub(crate) enters: u64,
+    pub(crate) parks: u64,
+    pub(crate) completions: u64,
+    pub(crate) refused: u64,
+    /// Completions of nothing under way. The kernel has none to give; a number here is a bug.
+    pub(crate) stale: u64,
+}
+
+/// What [`Engine::enter`] leaves to be done once nothing is borrowed: wakers and destructors may call anything.
+#[derive(Default)]
+pub(crate) struct Aftermath {
+    reaped: Vec<Reaped>,
+    pub(crate) woken: Vec<Waker>,
+    unwanted: Vec<Completion>,
+}
+
+impl Engine {
+    /// An engine with a ring of `ring_entries` and at most `ops_max` operations. `bell` must stay open as long.
+    ///
+    /// # Errors
+    /// As [`Ring::new`].
+    pub(crate) fn new(ring_entries: u32, ops_max: usize, bell: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self {
+            ring: RefCell::new(Ring::new(ring_entries, bell)?),
+            table: RefCell::new(Table::new(ops_max)),
+            counts: Cell::default(),
+        })
+    }
+
+    /// Queues an operation for the kernel.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] when as many operations are under way as there may be.
+    pub(crate) fn start(self: &Rc<Self>, mut operation: Operation) -> io::Result<Op> {
+        let entry = operation.entry();
+        let mut table = self.table.borrow_mut();
+        let Some(key) = table.begin(operation) else {
+            self.count(|counts| counts.refused += 1);
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                format!(
+                    "{} socket operations are under way on this core, which is its limit",
+                    table.live_max()
+                ),
+            ));
+        };
+        #[expect(unsafe_code, reason = "the kernel is handed addresses")]
+        // SAFETY: the entry refers to heap memory that `operation` owns, and the table keeps the operation until the
+        // completion of `key` is reaped, or for ever.
+        unsafe {
+            self.ring.borrow_mut().push(key, entry);
+        };
+        Ok(Op {
+            engine: self.clone(),
+            key: Some(key),
+        })
+    }
+
+    /// Exchanges requests for completions with the kernel; with `park`, waits up to that long for a completion.
+    ///
+    /// # Panics
+    /// When the kernel refuses the ring as such: the core cannot go on.
+    pub(crate) fn enter(&self, park: Option<Duration>, aftermath: &mut Aftermath) {
+        let Aftermath {
+            reaped,
+            woken,
+            unwanted,
+        } = aftermath;
+        if let Err(error) = self.ring.borrow_mut().enter(park, reaped) {
+            panic!("the core's io_uring failed: {error}");
+        }
+        self.count(|counts| {
+            counts.enters += 1;
+            counts.parks += u64::from(park.is_some());
+            counts.completions += reaped.len() as u64;
+        });
+        let mut table = self.table.borrow_mut();
+        for Reaped { key, result } in reaped.drain(..) {
+            let settled = table.complete(
+                key,
+                |operation| operation.complete(result),
+                |waiter| woken.push(waiter),
+            );
+            match settled {
+                Settled::Unwanted(completion) => unwanted.push(completion),
+                Settled::Delivered => {}
+                Settled::Stale | Settled::UnderWay => self.count(|counts| counts.stale += 1),
+            }
+        }
+    }
+
+    /// Operations under way, and those whose outcome was not yet taken.
+    pub(crate) fn live(&self) -> usize {
+        self.table.borrow().live()
+    }
+
+    pub(crate) fn counts(&self) -> EngineCounts {
+        self.counts.get()
+    }
+
+    /// Ends everything under way, so that the kernel refers to none of the core's memory any more. `ring_bell` must
+    /// complete the read of the bell.
+    pub(crate) fn close(self: &Rc<Self>, ring_bell: impl Fn()) {
+        let under_way: Vec<_> = self.table.borrow().under_way().collect();
+        for key in under_way {
+            self.ring.borrow_mut().cancel(key);
+        }
+        let deadline = Instant::now() + CLOSE_MAX;
+        let mut aftermath = Aftermath::default();
+        let mut busy = true;
+        ring_bell();
+        while busy && Instant::now() < deadline {
+            self.enter(Some(CLOSE_POLL), &mut aftermath);
+            aftermath.settle();
+            busy = self.table.borrow().under_way().next().is_some();
+        }
+        // Entering has armed the bell again, and only the last one may be left unarmed.
+        while self.ring.borrow().bell_under_way() && Instant::now() < deadline {
+            ring_bell();
+            self.enter(Some(CLOSE_POLL), &mut aftermath);
+        }
+        if busy || self.ring.borrow().bell_under_way() {
+            tracing::error!(
+                "the kernel does not let go of operations of a core that ends: leaking their memory"
+            );
+            std::mem::forget(self.clone());
+        }
+    }
+
+    fn count(&self, change: impl FnOnce(&mut EngineCounts)) {
+        let mut counts = self.counts.get();
+        change(&mut counts);
+        self.counts.set(counts);
+    }
+}
+
+impl Aftermath {
+    /// Wakes and drops.
+    pub(crate) fn settle(&mut self) {
+        self.woken.drain(..).for_each(Waker::wake);
+        self.unwanted.clear();
+    }
+}
+
+/// An operation under way.
+#[must_use = "dropping an operation cancels it"]
+pub(crate) struct Op {
+    engine: Rc<Engine>,
+    /// `None` once its completion was taken.
+    key: Option<OpKey>,
+}
+
+impl Future for Op {
+    type Output = Completion;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Completion> {
+        let key = self
+            .key
+            .expect("an operation is not polled again after its completion");
+        let taken = self.engine.table.borrow_mut().take(key, context.waker());
+        match taken {
+            Some(completion) => {
+                self.key = None;
+                Poll::Ready(completion)
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Op {
+    fn drop(&mut self) {
+        let Some(key) = self.key else { return };
+        let settled = self.engine.table.borrow_mut().abandon(key);
+        match settled {
+            Settled::UnderWay => self.engine.ring.borrow_mut().cancel(key),
+            // Dropped here, where nothing is borrowed.
+            Settled::Unwanted(completion) => drop(completion),
+            Settled::Delivered | Settled::Stale => {}
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! What the kernel is asked to do, and what it brought: each operation owns its descriptor and its buffer.
+
+use std::{
+    fmt, io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    ptr,
+    rc::Rc,
+};
+
+use bytes::Buf;
+use io_uring::{opcode, squeue, types::Fd};
+use socket2::SockAddr;
+
+use crate::{Chunk, Lease};
+
+/// One request to the kernel, with everything it refers to.
+///
+/// What the kernel writes to or reads from is on the heap, so that moving the operation does not move it.
+pub(crate) enum Operation {
+    /// The next connection; it comes close-on-exec and non-blocking.
+    Accept { socket: Rc<OwnedFd> },
+    /// Bytes, into the lease's room.
+    Receive {
+        socket: Rc<OwnedFd>,
+        into: Lease,
+        room: usize,
+    },
+    /// All of the chunk, unless the connection breaks.
+    Send { socket: Rc<OwnedFd>, chunk: Chunk },
+    /// A connection to the address.
+    Connect {
+        socket: Rc<OwnedFd>,
+        target: Box<SockAddr>,
+    },
+    /// Readiness, without bytes or a buffer.
+    Poll {
+        socket: Rc<OwnedFd>,
+        ready: Readiness,
+    },
+}
+
+/// What [`Operation::Poll`] waits for. An error or a hang-up ends either.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Readiness {
+    /// Bytes or FIN.
+    Readable,
+    /// Room in the socket's send buffer.
+    Writable,
+}
+
+/// What an operation's future resolves to.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    pub(crate) outcome: io::Result<Brought>,
+}
+
+/// What the kernel brought.
+#[derive(Debug)]
+pub(crate) enum Brought {
+    /// By [`Operation::Accept`].
+    Connection(OwnedFd),
+    /// By [`Operation::Receive`].
+    Bytes(Lease),
+    /// By [`Operation::Send`]: what is left to send, usually nothing.
+    Rest(Chunk),
+    /// By [`Operation::Connect`] and [`Operation::Poll`].
+    Done,
+}
+
+impl Operation {
+    /// The request as the kernel reads it. It holds addresses into `self`'s heap memory.
+    pub(crate) fn entry(&mut self) -> squeue::Entry {
+        match self {
+            Self::Accept { socket } => {
+                opcode::Accept::new(Fd(socket.as_raw_fd()), ptr::null_mut(), ptr::null_mut())
+                    .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+                    .build()
+            }
+            Self::Receive { socket, into, room } => {
+                let spare = into.spare();
+                let len = spare.len().min(*room).min(u32::MAX as usize);
+                opcode::Recv::new(
+                    Fd(socket.as_raw_fd()),
+                    spare.as_mut_ptr().cast(),
+                    len as u32,
+                )
+                .build()
+            }
+            // MSG_WAITALL: the kernel itself goes on after a short send, so a chunk is one operation and one completion.
+            Self::Send { socket, chunk } => {
+                let bytes = chunk.chunk();
+                let len = bytes.len().min(i32::MAX as usize) as u32;
+                opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), len)
+                    .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
+                    .build()
+            }
+            Self::Connect { socket, target } => {
+                opcode::Connect::new(Fd(socket.as_raw_fd()), target.as_ptr().cast(), target.len())
+                    .build()
+            }
+            Self::Poll { socket, ready } => {
+                let events = match ready {
+                    Readiness::Readable => libc::POLLIN | libc::POLLRDHUP,
+                    Readiness::Writable => libc::POLLOUT,
+                };
+                opcode::PollAdd::new(Fd(socket.as_raw_fd()), events as u32).build()
+            }
+        }
+    }
+
+    /// What the kernel's `result` makes of the operation.
+    pub(crate) fn complete(self, result: i32) -> Completion {
+        let Ok(count) = usize::try_from(result) else {
+            return Completion {
+                outcome: Err(io::Error::from_raw_os_error(-result)),
+            };
+        };
+        let brought = match self {
+            #[expect(
+                unsafe_code,
+                reason = "the kernel names an accepted connection by number only"
+            )]
+            Self::Accept { .. } => {
+                // SAFETY: a successful accept hands over a new descriptor, and this completion is seen once.
+                Brought::Connection(unsafe { OwnedFd::from_raw_fd(result) })
+            }
+            #[expect(unsafe_code, reason = "only the kernel knows how much it has written")]
+            Self::Receive { mut into, .. } => {
+                // SAFETY: the kernel has written `count` bytes from the beginning of the spare room it was given.
+                unsafe { into.assume_filled(count) };
+                Brought::Bytes(into)
+            }
+            Self::Send { mut chunk, .. } => {
+                chunk.advance(count);
+                Brought::Rest(chunk)
+            }
+            Self::Connect { .. } | Self::Poll { .. } => Brought::Done,
+        };
+        Completion {
+            outcome: Ok(brought),
+        }
+    }
+}
+
+impl fmt::Debug for Operation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, socket) = match self {
+            Self::Accept { socket } => ("accept", socket),
+            Self::Receive { socket, .. } => ("receive", socket),
+            Self::Send { socket, .. } => ("send", socket),
+            Self::Connect { socket, .. } => ("connect", socket),
+            Self::Poll { socket, .. } => ("poll", socket),
+        };
+        write!(formatter, "{name} on descriptor {}", socket.as_raw_fd())
+    }
+}

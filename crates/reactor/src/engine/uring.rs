@@ -1,0 +1,293 @@
+//! A core's io_uring: requests in, completions out, and the place where the core sleeps.
+//!
+//! COOP_TASKRUN and SINGLE_ISSUER are what makes it cheap (no interrupt per completion); kernels that lack one get the
+//! ring without it. The requests are single-shot. A request is never lost: what finds the submission queue full waits in
+//! a backlog, in order, because a cancellation must not overtake what it cancels. Completions that overflow their queue
+//! are kept by the kernel (NODROP) and come with a later enter.
+
+#![expect(unsafe_code, reason = "the kernel is handed addresses")]
+
+use std::{
+    collections::VecDeque,
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+    time::Duration,
+};
+
+use io_uring::{
+    IoUring, opcode, squeue,
+    types::{Fd, SubmitArgs, Timespec},
+};
+
+use super::table::OpKey;
+
+/// Names of requests that are nobody's operation. No [`OpKey`] has an index of all ones.
+const BELL: u64 = u32::MAX as u64;
+const CANCELLATION: u64 = 1 << 32 | u32::MAX as u64;
+
+/// See the module.
+pub(crate) struct Ring {
+    ring: IoUring,
+    /// Requests that found the submission queue full. At most one per operation and one cancellation of each.
+    backlog: VecDeque<squeue::Entry>,
+    bell: Bell,
+}
+
+/// The read of the core's eventfd that is always under way, so that another thread can end a park.
+struct Bell {
+    descriptor: i32,
+    /// Where the kernel writes the count. On the heap, because the ring moves.
+    count: Box<u64>,
+    under_way: bool,
+}
+
+/// One completion.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Reaped {
+    pub(crate) key: OpKey,
+    pub(crate) result: i32,
+}
+
+impl Ring {
+    /// A ring of `entries` requests per enter. Only the calling thread may use it. `bell` must stay open as long.
+    ///
+    /// # Errors
+    /// What the kernel says: io_uring forbidden, memory locked, out of descriptors.
+    pub(crate) fn new(entries: u32, bell: BorrowedFd<'_>) -> io::Result<Self> {
+        Ok(Self {
+            ring: build(entries)?,
+            backlog: VecDeque::new(),
+            bell: Bell {
+                descriptor: bell.as_raw_fd(),
+                count: Box::new(0),
+                under_way: false,
+            },
+        })
+    }
+
+    /// Hands a request to the kernel with the next enter.
+    ///
+    /// # Safety
+    /// Whatever `entry` refers to stays in place until the completion of `key` was reaped.
+    pub(crate) unsafe fn push(&mut self, key: OpKey, entry: squeue::Entry) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.queue(entry.user_data(key.user_data())) };
+    }
+
+    /// Asks the kernel to end an operation early. Its completion comes in any case.
+    pub(crate) fn cancel(&mut self, key: OpKey) {
+        let entry = opcode::AsyncCancel::new(key.user_data())
+            .build()
+            .user_data(CANCELLATION);
+        // SAFETY: a cancellation refers to no memory.
+        unsafe { self.queue(entry) };
+    }
+
+    /// Gives the kernel all requests, and takes what it has completed. With `park`, waits that long for a completion
+    /// unless there is one; the bell is one.
+    ///
+    /// # Errors
+    /// Only what makes the ring useless.
+    pub(crate) fn enter(
+        &mut self,
+        park: Option<Duration>,
+        reaped: &mut Vec<Reaped>,
+    ) -> io::Result<()> {
+        if !self.bell.under_way {
+            self.arm_bell();
+        }
+        loop {
+            self.fill();
+            let last = self.backlog.is_empty();
+            let submitted = match park.filter(|_| last) {
+                Some(at_most) => {
+                    let at_most = Timespec::from(at_most);
+                    self.ring
+                        .submitter()
+                        .submit_with_args(1, &SubmitArgs::new().timespec(&at_most))
+                }
+                None => self.ring.submit(),
+            };
+            let refused = match submitted {
+                Ok(_) => false,
+                Err(error) => match error.raw_os_error() {
+                    // The park was long enough, or a signal ended it.
+                    Some(libc::ETIME | libc::EINTR) => false,
+                    // Completions first, or no memory just now: what is queued stays queued.
+                    Some(libc::EBUSY | libc::EAGAIN) => true,
+                    _ => return Err(error),
+                },
+            };
+            self.reap(reaped);
+            if last || refused {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whether the kernel will still write into the bell's count.
+    pub(crate) fn bell_under_way(&self) -> bool {
+        self.bell.under_way
+    }
+
+    fn reap(&mut self, reaped: &mut Vec<Reaped>) {
+        for entry in self.ring.completion() {
+            match entry.user_data() {
+                BELL => self.bell.under_way = false,
+                CANCELLATION => {}
+                user_data => reaped.push(Reaped {
+                    key: OpKey::of_user_data(user_data),
+                    result: entry.result(),
+                }),
+            }
+        }
+    }
+
+    fn arm_bell(&mut self) {
+        let count: *mut u64 = &mut *self.bell.count;
+        let entry = opcode::Read::new(Fd(self.bell.descriptor), count.cast(), 8)
+            .build()
+            .user_data(BELL);
+        self.bell.under_way = true;
+        // SAFETY: the count is on the heap, and its owner stays until the read is complete (see `Engine::close`).
+        unsafe { self.queue(entry) };
+    }
+
+    /// # Safety
+    /// As [`Ring::push`].
+    unsafe fn queue(&mut self, entry: squeue::Entry) {
+        if self.backlog.is_empty() {
+            // SAFETY: passed on to the caller.
+            let queued = unsafe { self.ring.submission().push(&entry) };
+            if queued.is_ok() {
+                return;
+            }
+        }
+        self.backlog.push_back(entry);
+    }
+
+    fn fill(&mut self) {
+        let mut submission = self.ring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: whoever queued the entry has vouched for what it refers to.
+            let queued = unsafe { submission.push(entry) };
+            if queued.is_err() {
+                return;
+            }
+            self.backlog.pop_front();
+        }
+    }
+}
+
+/// A ring with as much of what makes it cheap as this kernel knows.
+pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
+    let mut last = None;
+    // SINGLE_ISSUER came with Linux 6.0, COOP_TASKRUN with 5.19, SUBMIT_ALL with 5.18.
+    for (single_issuer, cooperative) in [(true, true), (false, true), (false, false)] {
+        let mut builder = IoUring::builder();
+        // A completion for every request, and as many again for cancellations and what stood waiting.
+        builder
+            .setup_cqsize(entries.saturating_mul(4))
+            .setup_clamp()
+            .dontfork();
+        if cooperative {
+            builder.setup_coop_taskrun().setup_submit_all();
+        }
+        if single_issuer {
+            builder.setup_single_issuer();
+        }
+        match builder.build(entries) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),
+            built => return built,
+        }
+    }
+    Err(last.expect("at least one way was tried"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::Write,
+        os::{fd::AsFd, unix::net::UnixStream},
+        time::Instant,
+    };
+
+    use super::*;
+
+    fn key(index: u64) -> OpKey {
+        OpKey::of_user_data(index)
+    }
+
+    fn nop(ring: &mut Ring, index: u64) {
+        // SAFETY: a no-op refers to nothing.
+        unsafe { ring.push(key(index), opcode::Nop::new().build()) };
+    }
+
+    #[test]
+    fn requests_beyond_the_queue_are_kept_in_order_and_none_is_lost() {
+        let (bell, _other) = UnixStream::pair().unwrap();
+        let mut ring = Ring::new(4, bell.as_fd()).unwrap();
+        (0..1000).for_each(|index| nop(&mut ring, index));
+        let mut reaped = Vec::new();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while reaped.len() < 1000 {
+            assert!(
+                Instant::now() < deadline,
+                "only {} of 1000 came",
+                reaped.len()
+            );
+            ring.enter(Some(Duration::from_millis(100)), &mut reaped)
+                .unwrap();
+        }
+        assert_eq!(
+            reaped,
+            (0..1000)
+                .map(|index| Reaped {
+                    key: key(index),
+                    result: 0
+                })
+                .collect::<Vec<_>>()
+        );
+    }
+
+    #[test]
+    fn a_park_ends_by_the_bell_and_by_its_time() {
+        let (bell, mut rope) = UnixStream::pair().unwrap();
+        let mut ring = Ring::new(4, bell.as_fd()).unwrap();
+        let mut reaped = Vec::new();
+        let began = Instant::now();
+        ring.enter(Some(Duration::from_millis(20)), &mut reaped)
+            .unwrap();
+        assert!(
+            began.elapsed() >= Duration::from_millis(20),
+            "nothing has happened: {reaped:?}"
+        );
+        assert!(ring.bell_under_way());
+        rope.write_all(&[0; 8]).unwrap();
+        ring.enter(Some(Duration::from_secs(60)), &mut reaped)
+            .unwrap();
+        assert!(!ring.bell_under_way() && began.elapsed() < Duration::from_secs(30));
+        assert_eq!(reaped, []);
+    }
+
+    #[test]
+    fn a_cancelled_operation_completes_as_cancelled() {
+        let (bell, _rope) = UnixStream::pair().unwrap();
+        let (idle, _other) = UnixStream::pair().unwrap();
+        let mut ring = Ring::new(4, bell.as_fd()).unwrap();
+        let poll = opcode::PollAdd::new(Fd(idle.as_raw_fd()), libc::POLLIN as u32).build();
+        // SAFETY: a poll refers to nothing.
+        unsafe { ring.push(key(7), poll) };
+        ring.cancel(key(7));
+        let mut reaped = Vec::new();
+        ring.enter(Some(Duration::from_secs(60)), &mut reaped)
+            .unwrap();
+        assert_eq!(
+            reaped,
+            [Reaped {
+                key: key(7),
+                result: -libc::ECANCELED
+            }]
+        );
+    }
+}

@@ -1,0 +1,8 @@
+//! TCP sockets of a core, adopted from wherever they were made.
+
+pub(crate) mod connect;
+pub(crate) mod io;
+pub(crate) mod listen;
+pub(crate) mod original_dst;
+pub(crate) mod socket;
+pub(crate) mod stream;

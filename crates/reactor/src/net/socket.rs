@@ -1,0 +1,106 @@
+//! A connected descriptor, shared by its stream and the operations under way on it, and how it is to be closed.
+
+use std::{
+    cell::Cell,
+    io,
+    net::{Shutdown, SocketAddr},
+    os::fd::OwnedFd,
+    rc::Rc,
+    time::Duration,
+};
+
+use socket2::{SockAddr, SockRef};
+
+/// The stream's hold on its socket. Dropping it decides between FIN and RST; the descriptor closes when the kernel has
+/// let go of it, which the stream's operations, cancelled with it, delay by a slice at most.
+pub(crate) struct Socket {
+    descriptor: Rc<OwnedFd>,
+    reset: Cell<bool>,
+    sending: Cell<Sending>,
+}
+
+/// What is known about the bytes that went out.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sending {
+    Whole,
+    /// A send is under way, or has failed, or was dropped in the middle.
+    Torn,
+}
+
+impl Socket {
+    pub(crate) fn new(descriptor: Rc<OwnedFd>) -> Self {
+        Self {
+            descriptor,
+            reset: Cell::new(false),
+            sending: Cell::new(Sending::Whole),
+        }
+    }
+
+    pub(crate) fn descriptor(&self) -> Rc<OwnedFd> {
+        self.descriptor.clone()
+    }
+
+    pub(crate) fn options(&self) -> SockRef<'_> {
+        SockRef::from(&*self.descriptor)
+    }
+
+    pub(crate) fn reset_on_drop(&self) {
+        self.reset.set(true);
+    }
+
+    /// A send begins; until [`Socket::sent`] the stream is torn.
+    pub(crate) fn begin_send(&self) -> io::Result<()> {
+        self.whole()?;
+        self.sending.set(Sending::Torn);
+        Ok(())
+    }
+
+    /// The send that began has sent everything.
+    pub(crate) fn sent(&self) {
+        self.sending.set(Sending::Whole);
+    }
+
+    /// Whether what went out is what was meant to, so that more may follow.
+    pub(crate) fn whole(&self) -> io::Result<()> {
+        match self.sending.get() {
+            Sending::Whole => Ok(()),
+            Sending::Torn => Err(io::Error::new(
+                io::ErrorKind::BrokenPipe,
+                "the stream is torn: an earlier send is under way, has failed or was abandoned",
+            )),
+        }
+    }
+
+    pub(crate) fn shutdown_write(&self) -> io::Result<()> {
+        self.whole()?;
+        self.options().shutdown(Shutdown::Write)
+    }
+
+    pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
+        canonical(&self.options().peer_addr()?)
+    }
+
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        canonical(&self.options().local_addr()?)
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.reset.get() || self.sending.get() == Sending::Torn {
+            // A socket that takes no linger any more has no peer to tell.
+            let _gone = self.options().set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
+/// An address as the mesh knows it: IPv4 is IPv4 also on a dual-stack socket.
+pub(crate) fn canonical(address: &SockAddr) -> io::Result<SocketAddr> {
+    let Some(address) = address.as_socket() else {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not an IP socket",
+        ));
+    };
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
+}

@@ -1,0 +1,201 @@
+//! The handle on a core that its tasks hold: the real [`Runtime`].
+
+use std::{
+    cell::RefCell,
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    os::fd::OwnedFd,
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    Account, CoreConfig, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream,
+    TenantKey,
+    clock::{Sleep, Timers},
+    engine::Engine,
+    gate::{self, Inside},
+    net::{connect, stream::StreamParts},
+    tasks::Tasks,
+};
+
+/// A core as seen by what runs on it. Clones are the same core; it never leaves its thread.
+#[derive(Clone)]
+pub struct Reactor(pub(crate) Rc<Core>);
+
+/// The parts of a core.
+pub(crate) struct Core {
+    pub(crate) inside: Rc<Inside>,
+    pub(crate) tasks: Rc<Tasks>,
+    pub(crate) timers: Rc<Timers>,
+    pub(crate) engine: Rc<Engine>,
+    leases: LeasePool,
+    io_room: usize,
+    random: RefCell<fastrand::Rng>,
+}
+
+/// What a core holds now and has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Tasks there are.
+    pub tasks: usize,
+    /// Tasks refused at [`CoreConfig::tasks_max`].
+    pub tasks_refused: u64,
+    /// Tasks that panicked.
+    pub tasks_panicked: u64,
+    /// Socket operations under way.
+    pub ops: usize,
+    /// Socket operations refused at [`CoreConfig::ops_max`].
+    pub ops_refused: u64,
+    /// Completions that belonged to no operation; always 0.
+    pub ops_stale: u64,
+    /// Socket operations completed.
+    pub ops_completed: u64,
+    /// Timers armed.
+    pub timers: usize,
+    /// Times that a sleep had to poll because of [`CoreConfig::timers_max`].
+    pub timers_over_limit: u64,
+    /// Bytes of buffers lent out.
+    pub lent_bytes: usize,
+    /// Bytes of buffers that wait to be lent.
+    pub free_bytes: usize,
+    /// Times the core entered the kernel for its ring.
+    pub enters: u64,
+    /// Times of those that it was ready to sleep.
+    pub parks: u64,
+}
+
+impl Reactor {
+    /// A core with nothing to do, for the calling thread.
+    pub(crate) fn new(config: &CoreConfig) -> Result<Self, StartError> {
+        let no_descriptor = |source| StartError::Descriptors {
+            core: config.name.clone(),
+            source,
+        };
+        let no_ring = |source| StartError::Ring {
+            core: config.name.clone(),
+            source,
+        };
+        let inside = gate::open(config.tenants_max).map_err(no_descriptor)?;
+        let engine = Engine::new(config.ring_entries, config.ops_max, inside.gate.bell())
+            .map_err(no_ring)?;
+        Ok(Self(Rc::new(Core {
+            tasks: Tasks::new(inside.clone(), config.tasks_max),
+            inside,
+            timers: Rc::new(Timers::new(config.timers_max)),
+            engine: Rc::new(engine),
+            leases: LeasePool::new(config.leases.clone()),
+            io_room: config.io_room,
+            random: RefCell::new(fastrand::Rng::new()),
+        })))
+    }
+
+    /// What each tenant has used of this core so far.
+    pub fn accounts(&self) -> Vec<Account> {
+        self.0.inside.queue.borrow().accounts()
+    }
+
+    /// What this core holds and has done so far.
+    pub fn counts(&self) -> Counts {
+        let Core {
+            tasks,
+            timers,
+            engine,
+            leases,
+            ..
+        } = &*self.0;
+        let engine_counts = engine.counts();
+        Counts {
+            tasks: tasks.live(),
+            tasks_refused: tasks.refused(),
+            tasks_panicked: tasks.panicked(),
+            ops: engine.live(),
+            ops_refused: engine_counts.refused,
+            ops_stale: engine_counts.stale,
+            ops_completed: engine_counts.completions,
+            timers: timers.armed(),
+            timers_over_limit: timers.over_limit(),
+            lent_bytes: leases.lent_bytes(),
+            free_bytes: leases.free_bytes(),
+            enters: engine_counts.enters,
+            parks: engine_counts.parks,
+        }
+    }
+
+    fn stream_parts(&self) -> StreamParts {
+        let Core {
+            engine,
+            leases,
+            io_room,
+            ..
+        } = &*self.0;
+        StreamParts {
+            engine: engine.clone(),
+            leases: leases.clone(),
+            io_room: *io_room,
+        }
+    }
+}
+
+impl Runtime for Reactor {
+    type Socket = OwnedFd;
+    type Stream = TcpStream;
+    type Listener = TcpListener;
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn draw(&self) -> u64 {
+        self.0.random.borrow_mut().u64(..)
+    }
+
+    fn sleep_until(&self, deadline: Instant) -> impl Future<Output = ()> + 'static {
+        Sleep::new(self.0.timers.clone(), deadline)
+    }
+
+    fn spawn<T: 'static>(
+        &self,
+        tenant: TenantKey,
+        future: impl Future<Output = T> + 'static,
+    ) -> Task<T> {
+        self.0.tasks.spawn(tenant, future)
+    }
+
+    fn listen(&self, socket: OwnedFd) -> io::Result<TcpListener> {
+        TcpListener::adopt(self.stream_parts(), socket)
+    }
+
+    fn connect(
+        &self,
+        socket: OwnedFd,
+        target: SocketAddr,
+        timeout: Duration,
+    ) -> impl Future<Output = io::Result<TcpStream>> + 'static {
+        connect::connect(
+            self.stream_parts(),
+            socket,
+            target,
+            timeout,
+            self.sleep(timeout),
+        )
+    }
+
+    fn lease(&self, len: usize) -> Lease {
+        self.0.leases.lease(len)
+    }
+
+    fn yield_now(&self) -> impl Future<Output = ()> + 'static {
+        let mut yielded = false;
+        poll_fn(move |context| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })
+    }
+}
