@@ -4,6 +4,7 @@
 //! one thread that lives as long as the process does all the forking.
 
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::sync::mpsc;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -35,11 +36,11 @@ pub fn start(namespace: &Namespace, command: Command) -> Result<Child> {
     answer.recv().context("the launcher thread has ended")?.with_context(|| format!("start {program}"))
 }
 
-/// A command line whose process dies with its parent.
+/// A command line whose process dies with its parent, and is in a group of its own: what Ctrl-C sends is for the parent to act on.
 #[must_use]
 pub fn command(program: &std::path::Path) -> Command {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command.process_group(0).args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 
