@@ -86,17 +86,24 @@ impl Roster {
         if let Ok(at) = position(chunk, uid) {
             chunk.remove(at);
         }
-        let left = chunk.len();
-        if left == 0 {
+        if chunk.is_empty() {
             chunks.remove(index);
             return;
         }
-        // Without this a service that shrank would stay a long list of tiny chunks.
-        if let Some(next) = chunks.get(index + 1)
-            && left + next.len() <= CHUNK_LEN_MAX / 2
-        {
-            let next = chunks.remove(index + 1);
-            Arc::make_mut(&mut chunks[index]).extend(next.iter().cloned());
+        // Without this a service that shrank would stay a long list of tiny chunks. Both neighbours are tried: when
+        // endpoints go in the order of their keys, the next one is always still full.
+        for first in [index.saturating_sub(1), index] {
+            let Some([one, other]) = chunks
+                .get(first..first + 2)
+                .and_then(|pair| pair.first_chunk())
+            else {
+                continue;
+            };
+            if one.len() + other.len() <= CHUNK_LEN_MAX / 2 {
+                let other = chunks.remove(first + 1);
+                Arc::make_mut(&mut chunks[first]).extend(other.iter().cloned());
+                return;
+            }
         }
     }
 
@@ -110,4 +117,55 @@ impl Roster {
 
 fn position(chunk: &[Endpoint], uid: &Uid) -> Result<usize, usize> {
     chunk.binary_search_by(|endpoint| endpoint.workload.uid.cmp(uid))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::format;
+
+    use crate::identity::Identity;
+    use crate::name::NamespacedHostname;
+
+    use super::*;
+
+    fn endpoint(number: usize) -> Endpoint {
+        let identity = Identity::new("td", "a", "s").expect("valid parts");
+        let mut workload =
+            Workload::new(format!("{number:05}").as_str().into(), "a", "x", identity);
+        workload.services = vec![(NamespacedHostname::new("a", "one.example.com"), Vec::new())];
+        Endpoint::new(Arc::new(workload), 0)
+    }
+
+    #[test]
+    fn a_service_that_shrank_has_few_chunks_whatever_went_first() {
+        let ascending: Vec<usize> = (0..1000).collect();
+        let descending: Vec<usize> = ascending.iter().rev().copied().collect();
+        let scattered: Vec<usize> = (0..1000).map(|step| step * 377 % 1000).collect();
+        for order in [ascending, descending, scattered] {
+            let mut roster = Roster::default();
+            for number in 0..1000 {
+                roster.insert(endpoint(number));
+            }
+            let held = |number: &&usize| number.is_multiple_of(50);
+            for number in order.iter().filter(|number| !held(number)) {
+                roster.remove(&endpoint(*number).workload.uid);
+            }
+            let left: Vec<&str> = roster
+                .iter()
+                .map(|endpoint| endpoint.workload.uid.as_str())
+                .collect();
+            let expected: Vec<_> = (0..1000)
+                .filter(|number| held(&number))
+                .map(|number| format!("{number:05}"))
+                .collect();
+            assert_eq!(left, expected);
+            // 20 are left; two neighbours hold more than half a chunk together, so at most one chunk stands alone.
+            assert!(
+                roster.chunks.len() <= 2,
+                "{} chunks, first gone {:?}",
+                roster.chunks.len(),
+                order.first()
+            );
+        }
+    }
 }

@@ -24,7 +24,7 @@ pub(super) fn of_service(service: &Service, draw: u64) -> Option<&GatewayAddress
         .map(|waypoint| u64::from(waypoint.weight))
         .sum();
     let mut left = balance::scale(draw, total);
-    for waypoint in weighted.iter().filter(|_| total > 0) {
+    for waypoint in weighted {
         let weight = u64::from(waypoint.weight);
         if left < weight {
             return Some(&waypoint.destination);

@@ -151,7 +151,8 @@ fn a_service_is_chosen_by_namespace_then_canonical_then_first() {
         service
     };
     use Visibility::{Namespace, Public};
-    let rows: &[(&str, &[(&str, bool, Visibility)], Option<&str>)] = &[
+    type Row<'a> = (&'a str, &'a [(&'a str, bool, Visibility)], Option<&'a str>);
+    let rows: &[Row<'_>] = &[
         ("nobody", &[], None),
         ("the only one", &[("a", false, Public)], Some("a")),
         (
@@ -363,4 +364,22 @@ fn snapshots_cross_threads() {
     crosses::<Change>();
     crosses::<SnapshotBuilder>();
     crosses::<mesh_state::wanted::Wanted>();
+}
+
+#[test]
+fn generations_share_what_did_not_change() {
+    let mut builder = SnapshotBuilder::new();
+    builder.apply(Change::Workload(pod("retail/shop-0", "10.40.0.9")));
+    let before = builder.freeze();
+    builder.apply(Change::Workload(pod("retail/shop-1", "10.40.0.10")));
+    // The control plane sends everything again after a reconnect.
+    builder.apply(Change::Workload(pod("retail/shop-0", "10.40.0.9")));
+    let after = builder.freeze();
+    let shop = |snapshot: &mesh_state::snapshot::Snapshot| {
+        snapshot
+            .workload_by_address(&network(""), ip("10.40.0.9"))
+            .cloned()
+            .unwrap()
+    };
+    assert!(std::sync::Arc::ptr_eq(&shop(&before), &shop(&after)));
 }

@@ -98,7 +98,7 @@ fn condition_matches(condition: &Match, action: Action, query: &Query<'_>) -> bo
         StringMatch::Suffix(suffix) => {
             subject.len() >= suffix.len() && subject[subject.len() - suffix.len()..] == **suffix
         }
-        StringMatch::Presence => subject != "",
+        StringMatch::Presence => !subject.is_empty(),
     };
     let inside = |nets: &[ipnet::IpNet], ip: IpAddr| {
         let mut inside = false;
