@@ -50,7 +50,7 @@ pub struct Admission {
     pub service: Option<Arc<Service>>,
     /// The allow policy that matched; `None` when no allow policy is for the workload.
     pub decided_by: Option<PolicyKey>,
-    /// What dry-run policies would have added.
+    /// What dry-run policies would have added. A refusal has none: enforcing them would not change it.
     pub dry_run: Vec<DryRun>,
 }
 

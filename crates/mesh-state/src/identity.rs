@@ -190,6 +190,8 @@ fn is_segment(value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::string::ToString;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -328,6 +330,4 @@ mod tests {
             prop_assert_eq!(Identity::parse(identity.as_str()), Ok(identity));
         }
     }
-
-    use std::string::ToString;
 }

@@ -1,6 +1,8 @@
 //! Chooses one endpoint of a service (behaviour §4.4). Two passes over the endpoints and no allocation; the draw decides
 //! among the best by their weight. No feedback: it knows nothing of load, latency or failures.
 
+use alloc::sync::Arc;
+
 use thiserror::Error;
 
 use crate::roster::Endpoint;
@@ -8,7 +10,6 @@ use crate::route::Upstream;
 use crate::service::{self, HealthPolicy, Mode, Scope, Service};
 use crate::snapshot::Snapshot;
 use crate::workload::{Status, Workload};
-use alloc::sync::Arc;
 
 /// What an endpoint is chosen for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

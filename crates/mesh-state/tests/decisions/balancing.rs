@@ -22,7 +22,6 @@ fn endpoint(name: &str, address: &str, place: [&str; 4]) -> Workload {
     workload.locality.zone = zone.into();
     workload.node = node.into();
     workload.network = network(net);
-    // So that being elsewhere is seen in the error instead of nothing.
     workload
 }
 
