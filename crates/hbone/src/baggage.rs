@@ -134,14 +134,9 @@ fn type_key(workload_type: WorkloadType) -> &'static str {
 }
 
 fn type_of_key(key: &str) -> Option<WorkloadType> {
-    [
-        WorkloadType::Deployment,
-        WorkloadType::CronJob,
-        WorkloadType::Pod,
-        WorkloadType::Job,
-    ]
-    .into_iter()
-    .find(|workload_type| type_key(*workload_type) == key)
+    [WorkloadType::Deployment, WorkloadType::CronJob, WorkloadType::Pod, WorkloadType::Job]
+        .into_iter()
+        .find(|workload_type| type_key(*workload_type) == key)
 }
 
 fn is_header_byte(byte: u8) -> bool {
@@ -182,12 +177,7 @@ mod tests {
 
     #[test]
     fn empty_parts_are_left_out() {
-        let baggage = Baggage {
-            cluster: String::new(),
-            revision: String::new(),
-            zone: String::new(),
-            ..full()
-        };
+        let baggage = Baggage { cluster: String::new(), revision: String::new(), zone: String::new(), ..full() };
         assert_eq!(
             baggage.to_string(),
             "k8s.namespace.name=shop,k8s.cronjob.name=cart,service.name=cart-app,cloud.region=r"
@@ -197,10 +187,7 @@ mod tests {
 
     #[test]
     fn a_value_cannot_forge_another_key() {
-        let baggage = Baggage {
-            cluster: "c,k8s.namespace.name=kube-system".into(),
-            ..full()
-        };
+        let baggage = Baggage { cluster: "c,k8s.namespace.name=kube-system".into(), ..full() };
         let read = Baggage::parse(&baggage.to_string());
         assert_eq!(read.namespace, "shop");
         assert_eq!(read.cluster, "");
@@ -208,7 +195,8 @@ mod tests {
 
     #[test]
     fn reading_follows_the_reference() {
-        let rows: [(&str, fn(&mut Baggage)); 8] = [
+        type Set = fn(&mut Baggage);
+        let rows: [(&str, Set); 8] = [
             ("", |_| {}),
             ("k8s.namespace.name=shop", |b| b.namespace = "shop".into()),
             ("k8s.pod.name=p,k8s.job.name=j", |b| {
@@ -217,9 +205,7 @@ mod tests {
             }),
             ("service.name=a=b=c", |b| b.service_name = "a".into()),
             ("service.name=", |_| {}),
-            ("userid=alice, ,=,==,service.version=v1", |b| {
-                b.revision = "v1".into()
-            }),
+            ("userid=alice, ,=,==,service.version=v1", |b| b.revision = "v1".into()),
             ("service.name", |_| {}),
             ("service.name=\u{e9}", |_| {}),
         ];
@@ -232,18 +218,8 @@ mod tests {
 
     #[test]
     fn several_headers_are_read_as_one() {
-        let read = Baggage::parse_all([
-            "k8s.namespace.name=a",
-            "service.name=s\u{7f}",
-            "k8s.namespace.name=b",
-        ]);
-        assert_eq!(
-            read,
-            Baggage {
-                namespace: "b".into(),
-                ..Baggage::default()
-            }
-        );
+        let read = Baggage::parse_all(["k8s.namespace.name=a", "service.name=s\u{7f}", "k8s.namespace.name=b"]);
+        assert_eq!(read, Baggage { namespace: "b".into(), ..Baggage::default() });
     }
 
     proptest! {

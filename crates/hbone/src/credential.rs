@@ -50,34 +50,17 @@ impl Credential {
 
         let mut roots = RootCertStore::empty();
         for (at, root) in root_certificates.into_iter().enumerate() {
-            roots
-                .add(root)
-                .map_err(|problem| CredentialError::Certificate {
-                    part: Part::Roots,
-                    at,
-                    problem: problem.to_string(),
-                })?;
+            roots.add(root).map_err(|problem| CredentialError::Certificate {
+                part: Part::Roots,
+                at,
+                problem: problem.to_string(),
+            })?;
         }
         let roots = Arc::new(roots);
         let provider = tls::provider();
-        let own = Arc::new(SingleCertAndKey::from(certified_key(
-            &provider, chain, key_pem,
-        )?));
-        let acceptor = Acceptor::new(
-            provider.clone(),
-            roots.clone(),
-            own.clone(),
-            identity.clone(),
-        );
-        Ok(Self {
-            identity: identity.clone(),
-            not_before_unix_s,
-            not_after_unix_s,
-            provider,
-            roots,
-            own,
-            acceptor,
-        })
+        let own = Arc::new(SingleCertAndKey::from(certified_key(&provider, chain, key_pem)?));
+        let acceptor = Acceptor::new(provider.clone(), roots.clone(), own.clone(), identity.clone());
+        Ok(Self { identity: identity.clone(), not_before_unix_s, not_after_unix_s, provider, roots, own, acceptor })
     }
 
     /// Whose it is.
@@ -103,12 +86,7 @@ impl Credential {
     /// For tunnels to one of `expected`; an empty list verifies nobody. Costs a few small allocations, no cryptography:
     /// made per dial.
     pub fn connector(&self, expected: &[Identity]) -> Connector {
-        Connector::new(
-            self.provider.clone(),
-            self.roots.clone(),
-            self.own.clone(),
-            expected,
-        )
+        Connector::new(self.provider.clone(), self.roots.clone(), self.own.clone(), expected)
     }
 }
 
@@ -198,9 +176,7 @@ pub enum CredentialError {
         seconds_ago: u64,
     },
     /// The leaf's time is yet to come.
-    #[error(
-        "the certificate is valid only in {seconds_ahead} s: this node's clock is behind the CA's"
-    )]
+    #[error("the certificate is valid only in {seconds_ahead} s: this node's clock is behind the CA's")]
     NotValidYet {
         /// For how long it isn't.
         seconds_ahead: u64,
@@ -221,10 +197,7 @@ pub enum CredentialError {
 fn certificates(part: Part, pem: &str) -> Result<Vec<CertificateDer<'static>>, CredentialError> {
     check_length(part, pem)?;
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-    let read = read.map_err(|problem| CredentialError::Pem {
-        part,
-        problem: problem.to_string(),
-    })?;
+    let read = read.map_err(|problem| CredentialError::Pem { part, problem: problem.to_string() })?;
     if read.is_empty() {
         return Err(CredentialError::Empty { part });
     }
@@ -240,10 +213,7 @@ fn certificates(part: Part, pem: &str) -> Result<Vec<CertificateDer<'static>>, C
 
 fn check_length(part: Part, pem: &str) -> Result<(), CredentialError> {
     if pem.len() > PEM_BYTES_MAX {
-        return Err(CredentialError::TooLong {
-            part,
-            bytes: pem.len(),
-        });
+        return Err(CredentialError::TooLong { part, bytes: pem.len() });
     }
     Ok(())
 }
@@ -255,36 +225,22 @@ fn check_leaf(
     now_unix_s: u64,
 ) -> Result<(u64, u64), CredentialError> {
     let leaf = &chain[0];
-    let unreadable = |problem: String| CredentialError::Certificate {
-        part: Part::Chain,
-        at: 0,
-        problem,
-    };
+    let unreadable = |problem: String| CredentialError::Certificate { part: Part::Chain, at: 0, problem };
     let names = identities(leaf).map_err(|problem| unreadable(problem.to_string()))?;
     // Peers take the first name for the connection's identity, so it is the one that counts here.
     if names.first() != Some(identity) {
-        let got = names
-            .first()
-            .map_or_else(|| "nobody (no SPIFFE name)".to_owned(), ToString::to_string);
-        return Err(CredentialError::Identity {
-            wanted: identity.clone(),
-            got,
-        });
+        let got = names.first().map_or_else(|| "nobody (no SPIFFE name)".to_owned(), ToString::to_string);
+        return Err(CredentialError::Identity { wanted: identity.clone(), got });
     }
-    let (_, parsed) =
-        X509Certificate::from_der(leaf).map_err(|problem| unreadable(problem.to_string()))?;
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|problem| unreadable(problem.to_string()))?;
     let seconds = |timestamp: i64| u64::try_from(timestamp).unwrap_or(0);
     let not_before = seconds(parsed.validity().not_before.timestamp());
     let not_after = seconds(parsed.validity().not_after.timestamp());
     if now_unix_s < not_before {
-        return Err(CredentialError::NotValidYet {
-            seconds_ahead: not_before - now_unix_s,
-        });
+        return Err(CredentialError::NotValidYet { seconds_ahead: not_before - now_unix_s });
     }
     if now_unix_s > not_after {
-        return Err(CredentialError::Expired {
-            seconds_ago: now_unix_s - not_after,
-        });
+        return Err(CredentialError::Expired { seconds_ago: now_unix_s - not_after });
     }
     Ok((not_before, not_after))
 }
@@ -301,27 +257,18 @@ fn certified_key(
             return Err(CredentialError::Empty { part: Part::Key });
         }
         Err(problem) => {
-            return Err(CredentialError::Pem {
-                part: Part::Key,
-                problem: problem.to_string(),
-            });
+            return Err(CredentialError::Pem { part: Part::Key, problem: problem.to_string() });
         }
     };
     let key = provider
         .key_provider
         .load_private_key(key)
-        .map_err(|problem| CredentialError::Key {
-            problem: problem.to_string(),
-        })?;
+        .map_err(|problem| CredentialError::Key { problem: problem.to_string() })?;
     let certified = CertifiedKey::new(chain, key);
     match certified.keys_match() {
         // Unknown: the key doesn't show its public half. Ours always do; a handshake would tell.
         Ok(()) | Err(Error::InconsistentKeys(InconsistentKeys::Unknown)) => Ok(certified),
-        Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => {
-            Err(CredentialError::KeyMismatch)
-        }
-        Err(problem) => Err(CredentialError::Key {
-            problem: problem.to_string(),
-        }),
+        Err(Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) => Err(CredentialError::KeyMismatch),
+        Err(problem) => Err(CredentialError::Key { problem: problem.to_string() }),
     }
 }

@@ -11,9 +11,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum TlsError {
     /// The transport failed before the handshake was over.
-    #[error(
-        "tls handshake error: connection lost: {0} (a peer that refuses our certificate may close like this)"
-    )]
+    #[error("tls handshake error: connection lost: {0} (a peer that refuses our certificate may close like this)")]
     Io(#[source] io::Error),
     /// The two ends don't speak the same protocol, or the peer refused us.
     #[error("tls handshake error: {problem}")]
@@ -56,9 +54,7 @@ pub enum TlsError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum CertificateProblem {
     /// None was sent.
-    #[error(
-        "the peer sent none; a mesh peer always does, so this may be plain TLS from outside the mesh"
-    )]
+    #[error("the peer sent none; a mesh peer always does, so this may be plain TLS from outside the mesh")]
     Missing,
     /// The bytes are no certificate.
     #[error("it is not a readable X.509 certificate: {0}")]
@@ -70,17 +66,13 @@ pub enum CertificateProblem {
         seconds_ago: u64,
     },
     /// Its time is yet to come.
-    #[error(
-        "it is valid only in {seconds_ahead} s; the clocks of the two nodes or of the CA disagree"
-    )]
+    #[error("it is valid only in {seconds_ahead} s; the clocks of the two nodes or of the CA disagree")]
     NotValidYet {
         /// For how long it isn't.
         seconds_ahead: u64,
     },
     /// No chain leads to our roots.
-    #[error(
-        "no trusted root issued it; the two ends use different CAs, or a root rotation is not complete"
-    )]
+    #[error("no trusted root issued it; the two ends use different CAs, or a root rotation is not complete")]
     UnknownIssuer,
     /// It is not for TLS in this role.
     #[error("it may not be used for this side of TLS: {0}")]
@@ -97,9 +89,7 @@ pub enum CertificateProblem {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum TunnelError {
     /// The transport ended without TLS's goodbye: the peer was killed, or somebody cut the connection.
-    #[error(
-        "tunnel was cut: the connection ended without close_notify (peer killed, or a middlebox dropped it)"
-    )]
+    #[error("tunnel was cut: the connection ended without close_notify (peer killed, or a middlebox dropped it)")]
     Cut,
     /// The transport failed.
     #[error("tunnel lost: {message}")]
@@ -164,62 +154,46 @@ pub enum StreamError {
 
 /// A reason in RST_STREAM or GOAWAY.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResetCode {
-    /// Nothing is wrong; the rest is not needed.
-    NoError,
-    /// The peer broke HTTP/2.
-    ProtocolError,
-    /// The stream was not processed at all.
-    RefusedStream,
-    /// The stream is no longer wanted: policy, drain, or a client that went.
-    Cancel,
-    /// The TCP connection behind the stream broke (RFC 9113, 8.5).
-    ConnectError,
-    /// The peer causes too much load.
-    EnhanceYourCalm,
-    /// Any other.
-    Other(u32),
-}
+pub struct ResetCode(pub u32);
 
 impl ResetCode {
-    pub(crate) fn of(reason: ::h2::Reason) -> Self {
-        match reason {
-            ::h2::Reason::NO_ERROR => Self::NoError,
-            ::h2::Reason::PROTOCOL_ERROR => Self::ProtocolError,
-            ::h2::Reason::REFUSED_STREAM => Self::RefusedStream,
-            ::h2::Reason::CANCEL => Self::Cancel,
-            ::h2::Reason::CONNECT_ERROR => Self::ConnectError,
-            ::h2::Reason::ENHANCE_YOUR_CALM => Self::EnhanceYourCalm,
-            other => Self::Other(other.into()),
-        }
-    }
+    /// Nothing is wrong; the rest is not needed.
+    pub const NO_ERROR: Self = Self(0);
+    /// The peer broke HTTP/2.
+    pub const PROTOCOL_ERROR: Self = Self(1);
+    /// The stream was not processed at all.
+    pub const REFUSED_STREAM: Self = Self(7);
+    /// The stream is no longer wanted: policy, drain, or a client that went.
+    pub const CANCEL: Self = Self(8);
+    /// The TCP connection behind the stream broke (RFC 9113, 8.5).
+    pub const CONNECT_ERROR: Self = Self(10);
+    /// The peer causes too much load.
+    pub const ENHANCE_YOUR_CALM: Self = Self(11);
+}
 
-    pub(crate) fn reason(self) -> ::h2::Reason {
-        match self {
-            Self::NoError => ::h2::Reason::NO_ERROR,
-            Self::ProtocolError => ::h2::Reason::PROTOCOL_ERROR,
-            Self::RefusedStream => ::h2::Reason::REFUSED_STREAM,
-            Self::Cancel => ::h2::Reason::CANCEL,
-            Self::ConnectError => ::h2::Reason::CONNECT_ERROR,
-            Self::EnhanceYourCalm => ::h2::Reason::ENHANCE_YOUR_CALM,
-            Self::Other(code) => code.into(),
-        }
+impl From<::h2::Reason> for ResetCode {
+    fn from(reason: ::h2::Reason) -> Self {
+        Self(reason.into())
+    }
+}
+
+impl From<ResetCode> for ::h2::Reason {
+    fn from(code: ResetCode) -> Self {
+        code.0.into()
     }
 }
 
 impl fmt::Display for ResetCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoError => f.write_str("NO_ERROR"),
-            Self::ProtocolError => f.write_str("PROTOCOL_ERROR"),
-            Self::RefusedStream => {
-                f.write_str("REFUSED_STREAM (the peer's stream limit, or it is draining)")
-            }
-            Self::Cancel => f.write_str("CANCEL (closed by policy, drain, or the peer's client)"),
-            Self::ConnectError => f.write_str("CONNECT_ERROR (the TCP connection behind it broke)"),
-            Self::EnhanceYourCalm => f.write_str("ENHANCE_YOUR_CALM"),
-            Self::Other(code) => write!(f, "HTTP/2 error {code}"),
-        }
+        f.write_str(match *self {
+            Self::NO_ERROR => "NO_ERROR",
+            Self::PROTOCOL_ERROR => "PROTOCOL_ERROR",
+            Self::REFUSED_STREAM => "REFUSED_STREAM (the peer's stream limit, or it is draining)",
+            Self::CANCEL => "CANCEL (closed by policy or drain, or its client went)",
+            Self::CONNECT_ERROR => "CONNECT_ERROR (the TCP connection behind it broke)",
+            Self::ENHANCE_YOUR_CALM => "ENHANCE_YOUR_CALM (a limit against abuse was reached)",
+            Self(code) => return write!(f, "HTTP/2 error {code}"),
+        })
     }
 }
 
@@ -228,32 +202,34 @@ impl TunnelError {
         if let Some(io) = error.get_io() {
             return match io.kind() {
                 io::ErrorKind::UnexpectedEof => Self::Cut,
-                kind => Self::Io {
-                    kind,
-                    message: io.to_string(),
-                },
+                kind => Self::Io { kind, message: io.to_string() },
             };
         }
         let Some(reason) = error.reason() else {
             return Self::Closed;
         };
-        let code = ResetCode::of(reason);
+        let code = ResetCode::from(reason);
         match (error.is_remote(), code) {
-            (true, ResetCode::NoError) => Self::GoingAway,
-            (true, _) => Self::EndedByPeer {
-                code,
-                detail: error.to_string(),
-            },
-            (false, ResetCode::NoError) => Self::Closed,
+            (true, ResetCode::NO_ERROR) => Self::GoingAway,
+            (true, _) => Self::EndedByPeer { code, detail: error.to_string() },
+            (false, ResetCode::NO_ERROR) => Self::Closed,
             (false, _) => Self::Protocol { code },
         }
     }
 }
 
 impl StreamError {
+    /// The code of a reset; `None` when the tunnel itself broke.
+    pub fn reset_code(&self) -> Option<ResetCode> {
+        match self {
+            Self::Reset(code) => Some(*code),
+            Self::Tunnel(_) => None,
+        }
+    }
+
     pub(crate) fn of(error: &::h2::Error) -> Self {
         match error.reason() {
-            Some(reason) if error.is_reset() => Self::Reset(ResetCode::of(reason)),
+            Some(reason) if error.is_reset() => Self::Reset(reason.into()),
             _ => Self::Tunnel(TunnelError::of(error)),
         }
     }

@@ -6,17 +6,17 @@ use std::net::SocketAddr;
 
 /// What this end writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forwarded<'a> {
+pub struct Forwarded {
     /// The connection's client.
     pub for_: SocketAddr,
     /// The service's hostname, when the destination was a known service.
-    pub host: Option<&'a str>,
+    pub host: Option<String>,
 }
 
-impl fmt::Display for Forwarded<'_> {
+impl fmt::Display for Forwarded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "for=\"{}\"", self.for_)?;
-        match self.host {
+        match &self.host {
             Some(host) if is_plain(host) => write!(f, ";host={host}"),
             Some(_) | None => Ok(()),
         }
@@ -28,9 +28,7 @@ pub fn host(value: &str) -> Option<&str> {
     if !value.is_ascii() {
         return None;
     }
-    let host = value
-        .split(';')
-        .find_map(|part| part.trim().strip_prefix("host="))?;
+    let host = value.split(';').find_map(|part| part.trim().strip_prefix("host="))?;
     let host = host.strip_prefix('"').unwrap_or(host);
     let host = host.strip_suffix('"').unwrap_or(host);
     (!host.is_empty()).then_some(host)
@@ -38,10 +36,7 @@ pub fn host(value: &str) -> Option<&str> {
 
 /// Whether a host can be written without quotes and without starting another parameter.
 fn is_plain(host: &str) -> bool {
-    !host.is_empty()
-        && host
-            .bytes()
-            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b';' | b',' | b'"' | b'='))
+    !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic() && !matches!(byte, b';' | b',' | b'"' | b'='))
 }
 
 #[cfg(test)]
@@ -59,23 +54,13 @@ mod tests {
                 Some("cart.shop.svc.cluster.local"),
                 r#"for="10.0.0.1:4000";host=cart.shop.svc.cluster.local"#,
             ),
-            (
-                "[fd00::1]:4000",
-                Some("cart"),
-                r#"for="[fd00::1]:4000";host=cart"#,
-            ),
-            (
-                "[fd00::1]:4000",
-                Some("a;for=evil"),
-                r#"for="[fd00::1]:4000""#,
-            ),
+            ("[fd00::1]:4000", Some("cart"), r#"for="[fd00::1]:4000";host=cart"#),
+            ("[fd00::1]:4000", Some("a;for=evil"), r#"for="[fd00::1]:4000""#),
             ("[fd00::1]:4000", Some(""), r#"for="[fd00::1]:4000""#),
         ];
         for (address, host, expected) in rows {
-            let forwarded = Forwarded {
-                for_: address.parse().expect("a row's address"),
-                host,
-            };
+            let forwarded =
+                Forwarded { for_: address.parse().expect("a row's address"), host: host.map(str::to_owned) };
             assert_eq!(forwarded.to_string(), expected);
         }
     }
@@ -102,7 +87,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_plain_host_is_read_back(name in "[a-z0-9.-]{1,80}") {
-            let text = Forwarded { for_: ([10, 0, 0, 1], 4000).into(), host: Some(&name) }.to_string();
+            let text = Forwarded { for_: ([10, 0, 0, 1], 4000).into(), host: Some(name.clone()) }.to_string();
             prop_assert_eq!(host(&text), Some(name.as_str()));
         }
 

@@ -5,6 +5,7 @@
 //! the tunnel to live: nothing moves otherwise.
 
 pub mod client;
+mod leaving;
 mod line;
 pub mod ping;
 pub mod server;
@@ -67,35 +68,35 @@ impl Default for H2Config {
 #[derive(Debug)]
 pub(crate) enum Payload<B> {
     Chunk(B),
-    End,
+    End(#[expect(dead_code, reason = "what counts is when it is dropped")] leaving::EndMark),
 }
 
 impl<B: Buf> Buf for Payload<B> {
     fn remaining(&self) -> usize {
         match self {
             Self::Chunk(chunk) => chunk.remaining(),
-            Self::End => 0,
+            Self::End(_) => 0,
         }
     }
 
     fn chunk(&self) -> &[u8] {
         match self {
             Self::Chunk(chunk) => chunk.chunk(),
-            Self::End => &[],
+            Self::End(_) => &[],
         }
     }
 
     fn chunks_vectored<'a>(&'a self, slices: &mut [std::io::IoSlice<'a>]) -> usize {
         match self {
             Self::Chunk(chunk) => chunk.chunks_vectored(slices),
-            Self::End => 0,
+            Self::End(_) => 0,
         }
     }
 
     fn advance(&mut self, count: usize) {
         match self {
             Self::Chunk(chunk) => chunk.advance(count),
-            Self::End => assert_eq!(count, 0, "there is nothing to advance over"),
+            Self::End(_) => assert_eq!(count, 0, "there is nothing to advance over"),
         }
     }
 }

@@ -15,4 +15,7 @@ pub mod request;
 pub mod tls;
 pub mod traceparent;
 
+pub use error::{CertificateProblem, OpenError, ResetCode, StreamError, TlsError, TunnelError};
 pub use h2::H2Config;
+pub use h2::ping::Pinger;
+pub use h2::stream::{ReceiveHalf, SendHalf, TunnelStream};

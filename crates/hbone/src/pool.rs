@@ -126,10 +126,7 @@ pub enum PoolError {
 impl<T: Clone + Usable> Pool<T> {
     /// An empty pool.
     pub fn new(config: PoolConfig) -> Self {
-        Self(Rc::new(Shared {
-            ledger: RefCell::new(Ledger::new(config)),
-            desk: RefCell::default(),
-        }))
+        Self(Rc::new(Shared { ledger: RefCell::new(Ledger::new(config)), desk: RefCell::default() }))
     }
 
     /// Asks for a stream's place in a tunnel. Never overtakes those who wait.
@@ -140,15 +137,8 @@ impl<T: Clone + Usable> Pool<T> {
             Decision::Ready { key, id, tunnel } => Checkout::Ready(self.0.lent(key, id, tunnel)),
             Decision::Dial { key } => Checkout::Dial(self.0.ticket(key)),
             Decision::Wait { key, id } => {
-                self.0
-                    .desk
-                    .borrow_mut()
-                    .insert(id, Place::Waiting(Waker::noop().clone()));
-                Checkout::Wait(Waiting {
-                    pool: self.0.clone(),
-                    key,
-                    id,
-                })
+                self.0.desk.borrow_mut().insert(id, Place::Waiting(Waker::noop().clone()));
+                Checkout::Wait(Waiting { pool: self.0.clone(), key, id })
             }
             Decision::Full => Checkout::Full,
         }
@@ -199,20 +189,11 @@ impl<T: Clone + Usable> Shared<T> {
     }
 
     fn lent(self: &Rc<Self>, key: Rc<PoolKey>, id: TunnelId, tunnel: T) -> Lent<T> {
-        Lent {
-            pool: self.clone(),
-            key,
-            id,
-            tunnel,
-        }
+        Lent { pool: self.clone(), key, id, tunnel }
     }
 
     fn ticket(self: &Rc<Self>, key: Rc<PoolKey>) -> Ticket<T> {
-        Ticket {
-            pool: self.clone(),
-            key,
-            open: true,
-        }
+        Ticket { pool: self.clone(), key, open: true }
     }
 
     fn turn(self: &Rc<Self>, key: Rc<PoolKey>, answer: Answer<T>) -> Result<Turn<T>, PoolError> {
@@ -260,11 +241,7 @@ impl<T: Clone + Usable> Ticket<T> {
     /// The tunnel stands, and takes `streams_max` streams. The dialler's own place comes first, then the waiters'.
     pub fn fulfil(mut self, tunnel: T, streams_max: usize, now: Instant) -> Lent<T> {
         self.open = false;
-        let (id, effects) =
-            self.pool
-                .ledger
-                .borrow_mut()
-                .dialled(&self.key, tunnel.clone(), streams_max, now);
+        let (id, effects) = self.pool.ledger.borrow_mut().dialled(&self.key, tunnel.clone(), streams_max, now);
         let lent = self.pool.lent(self.key.clone(), id, tunnel);
         self.pool.apply(effects);
         lent
@@ -274,11 +251,7 @@ impl<T: Clone + Usable> Ticket<T> {
     /// after the other.
     pub fn fail(mut self, message: Arc<str>) {
         self.open = false;
-        let effects = self
-            .pool
-            .ledger
-            .borrow_mut()
-            .dial_failed(&self.key, &message);
+        let effects = self.pool.ledger.borrow_mut().dial_failed(&self.key, &message);
         self.pool.apply(effects);
     }
 }
@@ -304,16 +277,12 @@ impl<T: Clone + Usable> Future for Waiting<T> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut desk = self.pool.desk.borrow_mut();
-        let place = desk
-            .get_mut(&self.id)
-            .expect("a place is kept until it is answered, and not polled after");
+        let place = desk.get_mut(&self.id).expect("a place is kept until it is answered, and not polled after");
         if let Place::Waiting(waker) = place {
             waker.clone_from(cx.waker());
             return Poll::Pending;
         }
-        let Some(Place::Called(answer)) = desk.remove(&self.id) else {
-            unreachable!("looked at above")
-        };
+        let Some(Place::Called(answer)) = desk.remove(&self.id) else { unreachable!("looked at above") };
         drop(desk);
         Poll::Ready(self.pool.turn(self.key.clone(), answer))
     }
@@ -326,11 +295,7 @@ impl<T: Clone + Usable> Drop for Waiting<T> {
             // Polled to its end.
             None => {}
             Some(Place::Waiting(_)) => {
-                let effects = self
-                    .pool
-                    .ledger
-                    .borrow_mut()
-                    .waiter_left(&self.key, self.id);
+                let effects = self.pool.ledger.borrow_mut().waiter_left(&self.key, self.id);
                 self.pool.apply(effects);
             }
             // Made into its guard, whose drop hands it on.

@@ -13,18 +13,11 @@ pub struct Traceparent {
 }
 
 impl Traceparent {
-    /// A new trace from two random numbers.
-    pub fn from_draws(a: u64, b: u64) -> Self {
-        let trace = (u128::from(a) << 64) | u128::from(b);
-        // Any function of the draws is as random as they are; a multiply and a rotation keep it from repeating a half.
-        let parent = (a ^ b.rotate_left(32))
-            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            .rotate_left(29);
+    /// A new trace from three random numbers.
+    pub fn from_draws([high, low, parent]: [u64; 3]) -> Self {
+        let trace = (u128::from(high) << 64) | u128::from(low);
         // The all-zero ids mean "invalid" to every reader.
-        Self {
-            trace: trace.max(1),
-            parent: parent.max(1),
-        }
+        Self { trace: trace.max(1), parent: parent.max(1) }
     }
 
     /// Reads a header value. Anything but the 55 characters of version 00's layout is no trace at all.
@@ -40,10 +33,7 @@ impl Traceparent {
         if version == 0xff || trace == 0 || parent == 0 {
             return None;
         }
-        Some(Self {
-            trace,
-            parent: u64::try_from(parent).expect("16 digits are 64 bits"),
-        })
+        Some(Self { trace, parent: u64::try_from(parent).expect("16 digits are 64 bits") })
     }
 }
 
@@ -76,10 +66,7 @@ mod tests {
         let read = Traceparent::parse(GOOD).expect("good");
         assert_eq!(read.trace, 0x0123_4567_89ab_cdef_0123_4567_89ab_cdef);
         assert_eq!(read.parent, 0xfedc_ba98_7654_3210);
-        assert_eq!(
-            read.to_string(),
-            "00-0123456789abcdef0123456789abcdef-fedcba9876543210-00"
-        );
+        assert_eq!(read.to_string(), "00-0123456789abcdef0123456789abcdef-fedcba9876543210-00");
     }
 
     #[test]
@@ -105,16 +92,16 @@ mod tests {
 
     #[test]
     fn no_draw_makes_an_invalid_id() {
-        for (a, b) in [(0, 0), (u64::MAX, u64::MAX), (1, 0), (0, 1)] {
-            let made = Traceparent::from_draws(a, b);
-            assert_eq!(Traceparent::parse(&made.to_string()), Some(made), "{a} {b}");
+        for draws in [[0; 3], [u64::MAX; 3], [1, 0, 0], [0, 0, 1]] {
+            let made = Traceparent::from_draws(draws);
+            assert_eq!(Traceparent::parse(&made.to_string()), Some(made), "{draws:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn what_is_written_is_read_back(a: u64, b: u64) {
-            let made = Traceparent::from_draws(a, b);
+        fn what_is_written_is_read_back(draws: [u64; 3]) {
+            let made = Traceparent::from_draws(draws);
             prop_assert_eq!(Traceparent::parse(&made.to_string()), Some(made));
         }
 

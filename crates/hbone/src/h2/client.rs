@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 
 use ::h2::PingPong;
 use ::h2::client::{Builder, Connection, SendRequest};
@@ -11,19 +11,17 @@ use bytes::Buf;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Uri, Version};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::leaving::{Exit, Leaving};
 use super::line::{Line, LineEnd, line};
 use super::ping::Pinger;
 use super::stream::TunnelStream;
 use super::{H2Config, Payload};
-use crate::error::{OpenError, ResetCode, TunnelError};
+use crate::error::{OpenError, TunnelError};
 use crate::pool::Usable;
 use crate::request::{ConnectRequest, header};
 
 /// Begins HTTP/2 on a connection. It doesn't wait for the peer: whether that speaks HTTP/2 shows with the first stream.
-pub async fn handshake<Io, B>(
-    io: Io,
-    config: &H2Config,
-) -> Result<(Tunnel<B>, Driver<Io, B>), TunnelError>
+pub async fn handshake<Io, B>(io: Io, config: &H2Config) -> Result<(Tunnel<B>, Driver<Io, B>), TunnelError>
 where
     Io: AsyncRead + AsyncWrite + Unpin,
     B: Buf + 'static,
@@ -40,18 +38,11 @@ where
         .max_concurrent_reset_streams(config.reset_streams_max)
         .data_frame_budget(config.small_frames);
     let (line, end) = line(io, config.turn_bytes);
-    let (requests, mut connection) = builder
-        .handshake(line)
-        .await
-        .map_err(|error| TunnelError::of(&error))?;
+    let (requests, mut connection) = builder.handshake(line).await.map_err(|error| TunnelError::of(&error))?;
     let pings = Rc::new(RefCell::new(connection.ping_pong()));
-    Ok((
-        Tunnel { requests, pings },
-        Driver {
-            stage: Stage::Running(Box::pin(connection)),
-            line: end,
-        },
-    ))
+    let leaving = Leaving::new();
+    let tunnel = Tunnel { requests, pings, exit: leaving.exit() };
+    Ok((tunnel, Driver { stage: Stage::Running { connection: Box::pin(connection), leaving }, line: end }))
 }
 
 /// Streams we believe the peer allows until its SETTINGS say so.
@@ -61,56 +52,37 @@ const STREAMS_UNTIL_SETTINGS: usize = 100;
 pub struct Tunnel<B: Buf> {
     requests: SendRequest<Payload<B>>,
     pings: Rc<RefCell<Option<PingPong>>>,
+    exit: Exit<B>,
 }
 
 impl<B: Buf> Clone for Tunnel<B> {
     fn clone(&self) -> Self {
-        Self {
-            requests: self.requests.clone(),
-            pings: self.pings.clone(),
-        }
+        Self { requests: self.requests.clone(), pings: self.pings.clone(), exit: self.exit.clone() }
     }
 }
 
 impl<B: Buf + 'static> Tunnel<B> {
     /// Asks the other end for a connection, and waits for its answer. When the peer's stream limit is reached, it waits
     /// for another stream to end first.
-    pub fn open(
-        &self,
-        request: ConnectRequest,
-    ) -> impl Future<Output = Result<TunnelStream<B>, OpenError>> + use<B> {
-        let requests = self.requests.clone();
+    pub fn open(&self, request: ConnectRequest) -> impl Future<Output = Result<TunnelStream<B>, OpenError>> + use<B> {
+        let (requests, exit) = (self.requests.clone(), self.exit.clone());
         async move {
             let request = to_http(&request)?;
-            let mut requests = requests
-                .ready()
-                .await
-                .map_err(|error| OpenError::NotSent(TunnelError::of(&error)))?;
-            let (answer, send) = requests
-                .send_request(request, false)
-                .map_err(|error| OpenError::NotSent(TunnelError::of(&error)))?;
+            let mut requests = requests.ready().await.map_err(|error| OpenError::NotSent(TunnelError::of(&error)))?;
+            let (answer, send) =
+                requests.send_request(request, false).map_err(|error| OpenError::NotSent(TunnelError::of(&error)))?;
             drop(requests);
-            let (answer, receive) = answer
-                .await
-                .map_err(|error| open_error(&error))?
-                .into_parts();
+            let (answer, receive) = answer.await.map_err(|error| open_error(&error))?.into_parts();
             if answer.status != StatusCode::OK {
                 return Err(OpenError::Status(answer.status.as_u16()));
             }
-            Ok(TunnelStream::new(
-                send,
-                receive,
-                text(&answer.headers, header::BAGGAGE),
-            ))
+            Ok(TunnelStream::new(send, receive, exit, text(&answer.headers, header::BAGGAGE)))
         }
     }
 
     /// Whether another stream may be opened: not after the peer's GOAWAY, not after the connection ended.
     pub fn is_open(&self) -> bool {
-        let ready = self
-            .requests
-            .clone()
-            .poll_ready(&mut Context::from_waker(Waker::noop()));
+        let ready = self.requests.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
         matches!(ready, Poll::Ready(Ok(())))
     }
 
@@ -143,8 +115,11 @@ pub struct Driver<Io, B: Buf> {
 }
 
 enum Stage<Io, B: Buf> {
-    /// Boxed, since chunks need not be `Unpin`.
-    Running(Pin<Box<Connection<Line<Io>, Payload<B>>>>),
+    Running {
+        /// Boxed, since chunks need not be `Unpin`.
+        connection: Pin<Box<Connection<Line<Io>, Payload<B>>>>,
+        leaving: Leaving<B>,
+    },
     Lingering,
 }
 
@@ -158,8 +133,13 @@ where
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = &mut *self;
         this.line.begin_turn();
-        if let Stage::Running(connection) = &mut this.stage {
-            let ended = ready!(connection.as_mut().poll(cx));
+        if let Stage::Running { connection, leaving } = &mut this.stage {
+            let Poll::Ready(ended) = connection.as_mut().poll(cx) else {
+                if leaving.let_go() {
+                    cx.waker().wake_by_ref();
+                }
+                return Poll::Pending;
+            };
             // Dropping the connection is what tells the streams, when a write failed.
             this.stage = Stage::Lingering;
             if let Err(error) = ended {
@@ -195,7 +175,7 @@ fn to_http(request: &ConnectRequest) -> Result<Request<()>, OpenError> {
 
 fn open_error(error: &::h2::Error) -> OpenError {
     match error.reason() {
-        Some(reason) if error.is_reset() => OpenError::Reset(ResetCode::of(reason)),
+        Some(reason) if error.is_reset() => OpenError::Reset(reason.into()),
         _ => OpenError::Tunnel(TunnelError::of(error)),
     }
 }

@@ -32,20 +32,9 @@ struct Shared<Io> {
 pub(super) fn line<Io>(io: Io, turn_bytes: usize) -> (Line<Io>, LineEnd<Io>) {
     // At least a handshake's worth: it runs before the first turn begins.
     let turn_bytes = turn_bytes.max(16 << 10);
-    let shared = Shared {
-        io,
-        turn_bytes,
-        read_left: turn_bytes,
-        write_left: turn_bytes,
-    };
+    let shared = Shared { io, turn_bytes, read_left: turn_bytes, write_left: turn_bytes };
     let shared = Rc::new(RefCell::new(shared));
-    (
-        Line(shared.clone()),
-        LineEnd {
-            shared,
-            lingered: 0,
-        },
-    )
+    (Line(shared.clone()), LineEnd { shared, lingered: 0 })
 }
 
 impl<Io: AsyncRead + Unpin> LineEnd<Io> {
@@ -64,9 +53,7 @@ impl<Io: AsyncRead + Unpin> LineEnd<Io> {
         while self.lingered < LINGER_BYTES_MAX {
             let mut room = ReadBuf::new(&mut scratch);
             match shared.poll_read(cx, &mut room) {
-                Poll::Ready(Ok(())) if !room.filled().is_empty() => {
-                    self.lingered += room.filled().len()
-                }
+                Poll::Ready(Ok(())) if !room.filled().is_empty() => self.lingered += room.filled().len(),
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
             }
@@ -107,24 +94,14 @@ impl<Io: AsyncWrite + Unpin> Shared<Io> {
 }
 
 impl<Io: AsyncRead + Unpin> AsyncRead for Line<Io> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        room: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_read(cx, room)
     }
 }
 
 impl<Io: AsyncWrite + Unpin> AsyncWrite for Line<Io> {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.0
-            .borrow_mut()
-            .poll_written(cx, |io, cx| io.poll_write(cx, bytes))
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.borrow_mut().poll_written(cx, |io, cx| io.poll_write(cx, bytes))
     }
 
     fn poll_write_vectored(
@@ -132,9 +109,7 @@ impl<Io: AsyncWrite + Unpin> AsyncWrite for Line<Io> {
         cx: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.0
-            .borrow_mut()
-            .poll_written(cx, |io, cx| io.poll_write_vectored(cx, slices))
+        self.0.borrow_mut().poll_written(cx, |io, cx| io.poll_write_vectored(cx, slices))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -16,10 +16,7 @@ pub struct Pinger {
 
 impl Pinger {
     pub(super) fn new(pings: PingPong) -> Self {
-        Self {
-            pings,
-            waiting: false,
-        }
+        Self { pings, waiting: false }
     }
 
     /// Sends a PING and waits for its answer. When the wait is cut short and `ping` called again, the second call waits
@@ -30,9 +27,7 @@ impl Pinger {
 
     fn poll_ping(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), TunnelError>> {
         if !self.waiting {
-            self.pings
-                .send_ping(Ping::opaque())
-                .map_err(|error| TunnelError::of(&error))?;
+            self.pings.send_ping(Ping::opaque()).map_err(|error| TunnelError::of(&error))?;
             self.waiting = true;
         }
         let pong = ready!(self.pings.poll_pong(cx));

@@ -2,7 +2,7 @@
 //! `dataplane`'s and `mesh-state`'s decision.
 
 use std::future::poll_fn;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 
 use ::h2::server::{Builder, Connection, SendResponse};
 use ::h2::{Reason, RecvStream};
@@ -10,19 +10,26 @@ use bytes::Buf;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::leaving::{Exit, Leaving};
 use super::line::{Line, LineEnd, line};
 use super::ping::Pinger;
 use super::stream::TunnelStream;
 use super::{H2Config, Payload};
+use crate::baggage::Baggage;
 use crate::error::{StreamError, TunnelError};
 use crate::forwarded;
 use crate::request::header;
 
 /// One accepted tunnel. Its streams move only while [`accept`](Self::accept) is polled.
 pub struct Server<Io, B: Buf> {
-    connection: Option<Connection<Line<Io>, Payload<B>>>,
+    stage: Stage<Io, B>,
     line: LineEnd<Io>,
     pinger: Option<Pinger>,
+}
+
+enum Stage<Io, B: Buf> {
+    Running { connection: Connection<Line<Io>, Payload<B>>, leaving: Leaving<B> },
+    Lingering,
 }
 
 impl<Io, B> Server<Io, B>
@@ -46,16 +53,9 @@ where
             .max_pending_accept_reset_streams(config.reset_streams_max)
             .data_frame_budget(config.small_frames);
         let (line, end) = line(io, config.turn_bytes);
-        let mut connection = builder
-            .handshake(line)
-            .await
-            .map_err(|error| TunnelError::of(&error))?;
+        let mut connection = builder.handshake(line).await.map_err(|error| TunnelError::of(&error))?;
         let pinger = connection.ping_pong().map(Pinger::new);
-        Ok(Self {
-            connection: Some(connection),
-            line: end,
-            pinger,
-        })
+        Ok(Self { stage: Stage::Running { connection, leaving: Leaving::new() }, line: end, pinger })
     }
 
     /// Waits for the next request. `None`: the tunnel is over and all it had to send is with the peer. Cancelling the
@@ -65,22 +65,26 @@ where
     }
 
     /// As [`accept`](Self::accept).
-    pub fn poll_accept(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Incoming<B>, TunnelError>>> {
+    pub fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Incoming<B>, TunnelError>>> {
         self.line.begin_turn();
-        if let Some(connection) = &mut self.connection {
-            match ready!(connection.poll_accept(cx)) {
+        if let Stage::Running { connection, leaving } = &mut self.stage {
+            let Poll::Ready(accepted) = connection.poll_accept(cx) else {
+                if leaving.let_go() {
+                    cx.waker().wake_by_ref();
+                }
+                return Poll::Pending;
+            };
+            match accepted {
                 Some(Ok((request, answer))) => {
-                    return Poll::Ready(Some(Ok(Incoming { request, answer })));
+                    let exit = leaving.exit();
+                    return Poll::Ready(Some(Ok(Incoming { request, answer, exit })));
                 }
                 // Dropping the connection is what tells the streams, when a write failed.
                 Some(Err(error)) => {
-                    self.connection = None;
+                    self.stage = Stage::Lingering;
                     return Poll::Ready(Some(Err(TunnelError::of(&error))));
                 }
-                None => self.connection = None,
+                None => self.stage = Stage::Lingering,
             }
         }
         self.line.poll_linger(cx).map(|()| None)
@@ -89,14 +93,14 @@ where
     /// Tells the client to open no more streams; those it has go on to their end. Keep calling
     /// [`accept`](Self::accept): streams may still be under way.
     pub fn graceful_shutdown(&mut self) {
-        if let Some(connection) = &mut self.connection {
+        if let Stage::Running { connection, .. } = &mut self.stage {
             connection.graceful_shutdown();
         }
     }
 
     /// Tells the client goodbye and aborts all streams. Keep calling [`accept`](Self::accept) until it says `None`.
     pub fn abort(&mut self) {
-        if let Some(connection) = &mut self.connection {
+        if let Stage::Running { connection, .. } = &mut self.stage {
             connection.abrupt_shutdown(Reason::NO_ERROR);
         }
     }
@@ -111,6 +115,7 @@ where
 pub struct Incoming<B: Buf> {
     request: Request<RecvStream>,
     answer: SendResponse<Payload<B>>,
+    exit: Exit<B>,
 }
 
 impl<B: Buf + 'static> Incoming<B> {
@@ -121,29 +126,19 @@ impl<B: Buf + 'static> Incoming<B> {
 
     /// Whether the method is CONNECT, without a `:protocol`, which would be something else over the same method.
     pub fn is_connect(&self) -> bool {
-        self.request.method() == Method::CONNECT
-            && self
-                .request
-                .extensions()
-                .get::<::h2::ext::Protocol>()
-                .is_none()
+        self.request.method() == Method::CONNECT && self.request.extensions().get::<::h2::ext::Protocol>().is_none()
     }
 
     /// The authority as the client wrote it, if it did.
     pub fn authority(&self) -> Option<&str> {
-        self.request
-            .uri()
-            .authority()
-            .map(http::uri::Authority::as_str)
+        self.request.uri().authority().map(http::uri::Authority::as_str)
     }
 
-    /// The `baggage` headers, for [`crate::baggage::Baggage::parse_all`]. Values that aren't text are left out.
-    pub fn baggage(&self) -> impl Iterator<Item = &str> {
-        self.request
-            .headers()
-            .get_all(header::BAGGAGE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
+    /// What the client says about its workload, if it says anything. Values that aren't text say nothing.
+    pub fn baggage(&self) -> Option<Baggage> {
+        let mut values = self.request.headers().get_all(header::BAGGAGE).iter().peekable();
+        values.peek()?;
+        Some(Baggage::parse_all(values.filter_map(|value| value.to_str().ok())))
     }
 
     /// The service the client's client asked for.
@@ -172,18 +167,20 @@ impl<B: Buf + 'static> Incoming<B> {
         if let Some(value) = baggage.and_then(|text| HeaderValue::from_str(&text).ok()) {
             response.headers_mut().insert(header::BAGGAGE, value);
         }
-        let send = self
-            .answer
-            .send_response(response, false)
-            .map_err(|error| StreamError::of(&error))?;
-        Ok(TunnelStream::new(send, self.request.into_body(), None))
+        match self.answer.send_response(response, false) {
+            Ok(send) => Ok(TunnelStream::new(send, self.request.into_body(), self.exit, None)),
+            Err(error) => Err(match self.answer.poll_reset(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(Ok(reason)) => StreamError::Reset(reason.into()),
+                Poll::Ready(Err(error)) => StreamError::of(&error),
+                Poll::Pending => StreamError::of(&error),
+            }),
+        }
     }
 
     /// Answers with a status and nothing else. A client that is gone already doesn't mind.
     pub fn refuse(mut self, status: u16) {
         let mut response = Response::new(());
-        *response.status_mut() =
-            StatusCode::from_u16(status).expect("the caller's statuses are constants of HTTP");
+        *response.status_mut() = StatusCode::from_u16(status).expect("the caller's statuses are constants of HTTP");
         let _ = self.answer.send_response(response, true);
     }
 }

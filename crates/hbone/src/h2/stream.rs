@@ -4,12 +4,15 @@
 //! nothing else. CANCEL is an error here, unlike in the reference: what it cut short must not look complete.
 
 use std::future::poll_fn;
+use std::mem;
+use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use ::h2::{RecvStream, SendStream};
 use bytes::{Buf, Bytes};
 
 use super::Payload;
+use super::leaving::{End, Exit};
 use crate::error::{ResetCode, StreamError, TunnelError};
 
 /// An open stream.
@@ -23,13 +26,11 @@ impl<B: Buf> TunnelStream<B> {
     pub(super) fn new(
         send: SendStream<Payload<B>>,
         receive: RecvStream,
+        exit: Exit<B>,
         baggage: Option<String>,
     ) -> Self {
         Self {
-            send: SendHalf {
-                stream: send,
-                state: Sending::Open,
-            },
+            send: SendHalf { stream: Some(send), state: Sending::Open, exit },
             receive: ReceiveHalf { stream: receive },
             baggage,
         }
@@ -49,14 +50,15 @@ impl<B: Buf> TunnelStream<B> {
 /// The half that sends. Dropped before [`finish`](Self::finish) it aborts the stream with CANCEL; dropped after, all
 /// that was delivered still goes out.
 pub struct SendHalf<B: Buf> {
-    stream: SendStream<Payload<B>>,
+    /// `None` only while it is being dropped.
+    stream: Option<SendStream<Payload<B>>>,
     state: Sending,
+    exit: Exit<B>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sending {
     Open,
-    Finished,
+    Finished(Rc<End>),
     Reset(ResetCode),
 }
 
@@ -67,25 +69,23 @@ impl<B: Buf> SendHalf<B> {
     /// smaller wish replaces it ([`release`](Self::release) wishes for nothing).
     pub async fn capacity(&mut self, wanted: usize) -> Result<usize, StreamError> {
         assert!(wanted > 0, "a wish for nothing would wait for ever");
-        self.stream.reserve_capacity(wanted);
-        poll_fn(|cx| self.poll_capacity(cx))
-            .await
-            .map(|granted| granted.min(wanted))
+        self.stream().reserve_capacity(wanted);
+        poll_fn(|cx| self.poll_capacity(cx)).await.map(|granted| granted.min(wanted))
     }
 
     /// Gives back what [`capacity`](Self::capacity) granted and nobody used.
     pub fn release(&mut self) {
-        self.stream.reserve_capacity(0);
+        self.stream().reserve_capacity(0);
     }
 
     fn poll_capacity(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, StreamError>> {
         loop {
-            let granted = self.stream.capacity();
+            let granted = self.stream().capacity();
             if granted > 0 {
                 return Poll::Ready(Ok(granted));
             }
             // Ready means that capacity may have grown, so it is read again; it can be gone by then.
-            match ready!(self.stream.poll_capacity(cx)) {
+            match ready!(self.stream().poll_capacity(cx)) {
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Poll::Ready(Err(self.ended())),
             }
@@ -94,48 +94,46 @@ impl<B: Buf> SendHalf<B> {
 
     /// Queues a chunk of at most the granted capacity. An empty one is nothing.
     pub fn deliver(&mut self, chunk: B) -> Result<(), StreamError> {
-        assert!(
-            self.state != Sending::Finished,
-            "nothing is delivered after the end"
-        );
+        assert!(!matches!(self.state, Sending::Finished(_)), "nothing is delivered after the end");
         // Peers count empty frames as an attack.
         if !chunk.has_remaining() {
             return Ok(());
         }
-        self.stream
-            .send_data(Payload::Chunk(chunk), false)
-            .map_err(|_| self.ended())
+        self.stream().send_data(Payload::Chunk(chunk), false).map_err(|_| self.ended())
     }
 
     /// Says that nothing more comes, after all that was delivered.
     pub fn finish(&mut self) -> Result<(), StreamError> {
         match self.state {
             Sending::Open => {}
-            Sending::Finished => return Ok(()),
+            Sending::Finished(_) => return Ok(()),
             Sending::Reset(code) => return Err(StreamError::Reset(code)),
         }
-        self.stream
-            .send_data(Payload::End, true)
-            .map_err(|_| self.ended())?;
-        self.state = Sending::Finished;
+        let (end, mark) = self.exit.end();
+        self.stream().send_data(Payload::End(mark), true).map_err(|_| self.ended())?;
+        self.state = Sending::Finished(end);
         Ok(())
     }
 
     /// Aborts both directions, at once: what is queued is not sent any more. Only a finished half is different: what
     /// it queued is a complete transfer, so it is left to go out, and dropping both halves tells the peer to stop.
     pub fn reset(&mut self, code: ResetCode) {
-        if self.state == Sending::Open {
-            self.stream.send_reset(code.reason());
+        if matches!(self.state, Sending::Open) {
+            self.stream().send_reset(code.into());
             self.state = Sending::Reset(code);
         }
     }
 
     /// Waits until the peer aborts the stream or the tunnel breaks; for ever if neither happens.
     pub async fn reset_by_peer(&mut self) -> StreamError {
-        match poll_fn(|cx| self.stream.poll_reset(cx)).await {
-            Ok(reason) => StreamError::Reset(ResetCode::of(reason)),
+        match poll_fn(|cx| self.stream().poll_reset(cx)).await {
+            Ok(reason) => StreamError::Reset(reason.into()),
             Err(error) => StreamError::of(&error),
         }
+    }
+
+    fn stream(&mut self) -> &mut SendStream<Payload<B>> {
+        self.stream.as_mut().expect("taken only by drop")
     }
 
     /// Why the stream takes nothing more.
@@ -143,11 +141,8 @@ impl<B: Buf> SendHalf<B> {
         if let Sending::Reset(code) = self.state {
             return StreamError::Reset(code);
         }
-        match self
-            .stream
-            .poll_reset(&mut Context::from_waker(Waker::noop()))
-        {
-            Poll::Ready(Ok(reason)) => StreamError::Reset(ResetCode::of(reason)),
+        match self.stream().poll_reset(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(reason)) => StreamError::Reset(reason.into()),
             Poll::Ready(Err(error)) => StreamError::of(&error),
             Poll::Pending => StreamError::Tunnel(TunnelError::Closed),
         }
@@ -156,9 +151,13 @@ impl<B: Buf> SendHalf<B> {
 
 impl<B: Buf> Drop for SendHalf<B> {
     fn drop(&mut self) {
-        // Left to itself h2 would keep the stream, and the caller's chunks queued in it, until the receiving half goes
-        // too and the peer has made room for the chunks: never, perhaps.
-        self.reset(ResetCode::Cancel);
+        // Left to itself h2 would keep an unfinished stream until the receiving half goes too.
+        self.reset(ResetCode::CANCEL);
+        if let (Sending::Finished(end), Some(stream)) =
+            (mem::replace(&mut self.state, Sending::Reset(ResetCode::CANCEL)), self.stream.take())
+        {
+            self.exit.leave(end, stream);
+        }
     }
 }
 
@@ -182,7 +181,7 @@ impl ReceiveHalf {
                 Some(Ok(bytes)) => Ok(Some(bytes)),
                 Some(Err(error)) => match StreamError::of(&error) {
                     // Only a reset from the peer: a tunnel that goes away with NO_ERROR in mid-stream has cut it.
-                    StreamError::Reset(ResetCode::NoError) if error.is_remote() => Ok(None),
+                    StreamError::Reset(ResetCode::NO_ERROR) if error.is_remote() => Ok(None),
                     ended => Err(ended),
                 },
             });
@@ -193,8 +192,6 @@ impl ReceiveHalf {
     pub fn grant(&mut self, count: usize) {
         let credit = self.stream.flow_control();
         let count = count.min(credit.used_capacity());
-        credit
-            .release_capacity(count)
-            .expect("no more than what is used");
+        credit.release_capacity(count).expect("no more than what is used");
     }
 }

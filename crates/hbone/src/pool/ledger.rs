@@ -17,18 +17,9 @@ pub(super) struct TunnelId(u64);
 pub(super) struct WaiterId(u64);
 
 pub(super) enum Decision<T> {
-    Ready {
-        key: Rc<PoolKey>,
-        id: TunnelId,
-        tunnel: T,
-    },
-    Dial {
-        key: Rc<PoolKey>,
-    },
-    Wait {
-        key: Rc<PoolKey>,
-        id: WaiterId,
-    },
+    Ready { key: Rc<PoolKey>, id: TunnelId, tunnel: T },
+    Dial { key: Rc<PoolKey> },
+    Wait { key: Rc<PoolKey>, id: WaiterId },
     Full,
 }
 
@@ -50,10 +41,7 @@ pub(super) struct Effects<T> {
 
 impl<T> Default for Effects<T> {
     fn default() -> Self {
-        Self {
-            answers: Vec::new(),
-            let_go: Vec::new(),
-        }
+        Self { answers: Vec::new(), let_go: Vec::new() }
     }
 }
 
@@ -85,11 +73,7 @@ struct Pooled<T> {
 
 impl<T> Default for Entry<T> {
     fn default() -> Self {
-        Self {
-            tunnels: Vec::new(),
-            dialling: false,
-            waiters: VecDeque::new(),
-        }
+        Self { tunnels: Vec::new(), dialling: false, waiters: VecDeque::new() }
     }
 }
 
@@ -132,21 +116,12 @@ impl<T: Clone + Usable> Ledger<T> {
                 return (Decision::Full, effects);
             }
             let key = Rc::new(key.clone());
-            self.entries.insert(
-                key.clone(),
-                Entry {
-                    dialling: true,
-                    ..Entry::default()
-                },
-            );
+            self.entries.insert(key.clone(), Entry { dialling: true, ..Entry::default() });
             return (Decision::Dial { key }, effects);
         };
         let key = key.clone();
         self.discard_closed(&key, &mut effects);
-        let entry = self
-            .entries
-            .get_mut(&key)
-            .expect("found above; closed tunnels leave the entry");
+        let entry = self.entries.get_mut(&key).expect("found above; closed tunnels leave the entry");
         // With somebody waiting, a free place is spoken for; there is none then, since waiters are served at once.
         if entry.waiters.is_empty()
             && let Some(at) = entry.tunnels.iter().position(Pooled::has_room)
@@ -182,10 +157,7 @@ impl<T: Clone + Usable> Ledger<T> {
             return (id, effects);
         }
         self.stamp(now);
-        let entry = self
-            .entries
-            .get_mut(key)
-            .expect("an entry stays while it has a dial");
+        let entry = self.entries.get_mut(key).expect("an entry stays while it has a dial");
         entry.dialling = false;
         entry.tunnels.push(Pooled {
             id,
@@ -205,20 +177,10 @@ impl<T: Clone + Usable> Ledger<T> {
         if self.closed {
             return effects;
         }
-        let entry = self
-            .entries
-            .get_mut(key)
-            .expect("an entry stays while it has a dial");
+        let entry = self.entries.get_mut(key).expect("an entry stays while it has a dial");
         entry.dialling = false;
         self.waiters -= entry.waiters.len();
-        let failed = entry.waiters.drain(..).map(|id| {
-            (
-                id,
-                Answer::Failed {
-                    message: message.clone(),
-                },
-            )
-        });
+        let failed = entry.waiters.drain(..).map(|id| (id, Answer::Failed { message: message.clone() }));
         effects.answers.extend(failed);
         self.prune(key);
         effects
@@ -229,10 +191,7 @@ impl<T: Clone + Usable> Ledger<T> {
         if self.closed {
             return effects;
         }
-        self.entries
-            .get_mut(key)
-            .expect("an entry stays while it has a dial")
-            .dialling = false;
+        self.entries.get_mut(key).expect("an entry stays while it has a dial").dialling = false;
         self.serve(key, &mut effects);
         self.prune(key);
         effects
@@ -279,8 +238,7 @@ impl<T: Clone + Usable> Ledger<T> {
             .idle
             .iter()
             .filter(|((since, id), key)| {
-                let over =
-                    since.is_some_and(|since| now.saturating_duration_since(since) >= timeout);
+                let over = since.is_some_and(|since| now.saturating_duration_since(since) >= timeout);
                 over || !self.is_usable(key, *id)
             })
             .map(|((_, id), key)| (key.clone(), *id))
@@ -304,12 +262,8 @@ impl<T: Clone + Usable> Ledger<T> {
         self.waiters = 0;
         self.tunnels = 0;
         for (_, entry) in self.entries.drain() {
-            effects
-                .answers
-                .extend(entry.waiters.into_iter().map(|id| (id, Answer::Closed)));
-            effects
-                .let_go
-                .extend(entry.tunnels.into_iter().map(|pooled| pooled.tunnel));
+            effects.answers.extend(entry.waiters.into_iter().map(|id| (id, Answer::Closed)));
+            effects.let_go.extend(entry.tunnels.into_iter().map(|pooled| pooled.tunnel));
         }
         effects
     }
@@ -341,10 +295,7 @@ impl<T: Clone + Usable> Ledger<T> {
     }
 
     fn lend(&mut self, key: &Rc<PoolKey>, at: usize) -> (TunnelId, T) {
-        let entry = self
-            .entries
-            .get_mut(key)
-            .expect("the caller found the tunnel in it");
+        let entry = self.entries.get_mut(key).expect("the caller found the tunnel in it");
         let pooled = &mut entry.tunnels[at];
         if pooled.streams == 0 {
             self.idle.remove(&(pooled.idle_since, pooled.id));
@@ -358,27 +309,16 @@ impl<T: Clone + Usable> Ledger<T> {
         let Some(entry) = self.entries.get(key) else {
             return;
         };
-        let closed: Vec<_> = entry
-            .tunnels
-            .iter()
-            .filter(|pooled| !pooled.tunnel.is_usable())
-            .map(|pooled| pooled.id)
-            .collect();
+        let closed: Vec<_> =
+            entry.tunnels.iter().filter(|pooled| !pooled.tunnel.is_usable()).map(|pooled| pooled.id).collect();
         for id in closed {
             self.remove(key, id, effects);
         }
     }
 
     fn remove(&mut self, key: &Rc<PoolKey>, id: TunnelId, effects: &mut Effects<T>) {
-        let entry = self
-            .entries
-            .get_mut(key)
-            .expect("the caller found the tunnel in it");
-        let at = entry
-            .tunnels
-            .iter()
-            .position(|pooled| pooled.id == id)
-            .expect("the caller found it");
+        let entry = self.entries.get_mut(key).expect("the caller found the tunnel in it");
+        let at = entry.tunnels.iter().position(|pooled| pooled.id == id).expect("the caller found it");
         let pooled = entry.tunnels.remove(at);
         if pooled.streams == 0 {
             self.idle.remove(&(pooled.idle_since, id));
@@ -401,11 +341,7 @@ impl<T: Clone + Usable> Ledger<T> {
     /// Makes sure another key may be added, at the cost of the longest idle tunnels.
     fn make_room(&mut self, effects: &mut Effects<T>) -> bool {
         while self.entries.len() >= self.config.keys_max {
-            let Some((id, key)) = self
-                .idle
-                .first_key_value()
-                .map(|((_, id), key)| (*id, key.clone()))
-            else {
+            let Some((id, key)) = self.idle.first_key_value().map(|((_, id), key)| (*id, key.clone())) else {
                 return false;
             };
             self.remove(&key, id, effects);
@@ -433,9 +369,6 @@ impl<T: Clone + Usable> Ledger<T> {
 
     fn is_usable(&self, key: &Rc<PoolKey>, id: TunnelId) -> bool {
         let tunnels = self.entries.get(key).map(|entry| entry.tunnels.iter());
-        tunnels
-            .into_iter()
-            .flatten()
-            .any(|pooled| pooled.id == id && pooled.tunnel.is_usable())
+        tunnels.into_iter().flatten().any(|pooled| pooled.id == id && pooled.tunnel.is_usable())
     }
 }

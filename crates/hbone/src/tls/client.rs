@@ -45,16 +45,11 @@ impl Connector {
         config.enable_sni = false;
         // A resumed session would skip the peer's certificate, and with it its expiry.
         config.resumption = Resumption::disabled();
-        Self {
-            config: Arc::new(config),
-        }
+        Self { config: Arc::new(config) }
     }
 
     /// Shakes hands over `io`.
-    pub fn connect<Io>(
-        &self,
-        io: Io,
-    ) -> impl Future<Output = Result<TlsStream<Io>, TlsError>> + use<Io>
+    pub fn connect<Io>(&self, io: Io) -> impl Future<Output = Result<TlsStream<Io>, TlsError>> + use<Io>
     where
         Io: AsyncRead + AsyncWrite + Unpin,
     {

@@ -35,25 +35,17 @@ impl Acceptor {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&version::TLS13])
             .expect("both suites of the provider are TLS 1.3")
-            .with_client_cert_verifier(Arc::new(ClientOfMesh {
-                chain,
-                own: identity,
-            }))
+            .with_client_cert_verifier(Arc::new(ClientOfMesh { chain, own: identity }))
             .with_cert_resolver(own);
         config.alpn_protocols = vec![ALPN.to_vec()];
         // A resumed session would skip the peer's certificate, and with it its expiry. Tickets cost 11 to 17 us each.
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        Self {
-            config: Arc::new(config),
-        }
+        Self { config: Arc::new(config) }
     }
 
     /// Shakes hands over `io`, and says who is there: the first SPIFFE name of the peer's leaf.
-    pub fn accept<Io>(
-        &self,
-        io: Io,
-    ) -> impl Future<Output = Result<(TlsStream<Io>, Identity), TlsError>> + use<Io>
+    pub fn accept<Io>(&self, io: Io) -> impl Future<Output = Result<(TlsStream<Io>, Identity), TlsError>> + use<Io>
     where
         Io: AsyncRead + AsyncWrite + Unpin,
     {

@@ -13,8 +13,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error,
-    OtherError, PeerIncompatible, RootCertStore, SignatureScheme,
+    AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerIncompatible,
+    RootCertStore, SignatureScheme,
 };
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -23,22 +23,18 @@ use crate::error::{CertificateProblem, TlsError};
 
 /// The SPIFFE identities in a leaf's URI names, in their order. Other URIs are skipped.
 pub fn identities(leaf: &CertificateDer<'_>) -> Result<Vec<Identity>, CertificateProblem> {
-    let (_, certificate) = X509Certificate::from_der(leaf)
-        .map_err(|problem| CertificateProblem::Unreadable(problem.to_string()))?;
-    let names = certificate.subject_alternative_name().map_err(|problem| {
-        CertificateProblem::Unreadable(format!("subject alternative name: {problem}"))
-    })?;
+    let (_, certificate) =
+        X509Certificate::from_der(leaf).map_err(|problem| CertificateProblem::Unreadable(problem.to_string()))?;
+    let names = certificate
+        .subject_alternative_name()
+        .map_err(|problem| CertificateProblem::Unreadable(format!("subject alternative name: {problem}")))?;
     let Some(names) = names else {
         return Ok(Vec::new());
     };
-    let uris = names
-        .value
-        .general_names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::URI(uri) => Identity::parse(uri).ok(),
-            _ => None,
-        });
+    let uris = names.value.general_names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Identity::parse(uri).ok(),
+        _ => None,
+    });
     Ok(uris.collect())
 }
 
@@ -61,23 +57,13 @@ impl ServerCertVerifier for ExpectedServer {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(
-            &parsed,
-            &self.roots,
-            intermediates,
-            now,
-            self.algorithms.all,
-        )?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)?;
         let got = identities(leaf).map_err(NameRefusal::Certificate)?;
         if got.is_empty() {
             return Err(NameRefusal::Certificate(CertificateProblem::NoSpiffe).into());
         }
         if !got.iter().any(|name| self.expected.contains(name)) {
-            return Err(NameRefusal::Identity {
-                expected: self.expected.clone(),
-                got,
-            }
-            .into());
+            return Err(NameRefusal::Identity { expected: self.expected.clone(), got }.into());
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -88,9 +74,7 @@ impl ServerCertVerifier for ExpectedServer {
         _leaf: &CertificateDer<'_>,
         _signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(
-            PeerIncompatible::Tls12NotOfferedOrEnabled,
-        ))
+        Err(Error::PeerIncompatible(PeerIncompatible::Tls12NotOfferedOrEnabled))
     }
 
     fn verify_tls13_signature(
@@ -131,15 +115,8 @@ impl ClientCertVerifier for ClientOfMesh {
         if got.is_empty() {
             return Err(NameRefusal::Certificate(CertificateProblem::NoSpiffe).into());
         }
-        if !got
-            .iter()
-            .any(|name| name.trust_domain() == self.own.trust_domain())
-        {
-            return Err(NameRefusal::TrustDomain {
-                expected: self.own.trust_domain().to_owned(),
-                got,
-            }
-            .into());
+        if !got.iter().any(|name| name.trust_domain() == self.own.trust_domain()) {
+            return Err(NameRefusal::TrustDomain { expected: self.own.trust_domain().to_owned(), got }.into());
         }
         Ok(verified)
     }
@@ -171,14 +148,8 @@ impl ClientCertVerifier for ClientOfMesh {
 #[derive(Clone, Debug)]
 enum NameRefusal {
     Certificate(CertificateProblem),
-    Identity {
-        expected: Vec<Identity>,
-        got: Vec<Identity>,
-    },
-    TrustDomain {
-        expected: String,
-        got: Vec<Identity>,
-    },
+    Identity { expected: Vec<Identity>, got: Vec<Identity> },
+    TrustDomain { expected: String, got: Vec<Identity> },
 }
 
 impl fmt::Display for NameRefusal {
@@ -208,10 +179,7 @@ impl From<NameRefusal> for TlsError {
 impl TlsError {
     /// Says in our words what rustls found, as tokio-rustls hands it on inside an I/O error.
     pub(crate) fn of(error: io::Error) -> Self {
-        match error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<Error>())
-        {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
             Some(found) => Self::of_rustls(found),
             None => Self::Io(error),
         }
@@ -248,17 +216,13 @@ impl TlsError {
 fn certificate_problem(problem: &CertificateError) -> CertificateProblem {
     match problem {
         CertificateError::BadEncoding => CertificateProblem::Unreadable("bad DER".to_owned()),
-        CertificateError::ExpiredContext { time, not_after } => CertificateProblem::Expired {
-            seconds_ago: time.as_secs().saturating_sub(not_after.as_secs()),
-        },
+        CertificateError::ExpiredContext { time, not_after } => {
+            CertificateProblem::Expired { seconds_ago: time.as_secs().saturating_sub(not_after.as_secs()) }
+        }
         CertificateError::NotValidYetContext { time, not_before } => {
-            CertificateProblem::NotValidYet {
-                seconds_ahead: not_before.as_secs().saturating_sub(time.as_secs()),
-            }
+            CertificateProblem::NotValidYet { seconds_ahead: not_before.as_secs().saturating_sub(time.as_secs()) }
         }
-        CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-            CertificateProblem::UnknownIssuer
-        }
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => CertificateProblem::UnknownIssuer,
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             CertificateProblem::WrongPurpose(problem.to_string())
         }
