@@ -52,7 +52,7 @@ impl Default for Config {
         Self {
             ports: Ports::default(),
             node: None,
-            network: NetworkId::default(),
+            network: NetworkId::from(""),
             tenant_by: TenantBy::ServiceAccount,
             keep_source: None,
             response_baggage: true,

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::future::{Either, select};
+use futures_util::future::select;
 use hbone::credential::Credential;
 use inpod::pod::PodUid;
 use mesh_state::{

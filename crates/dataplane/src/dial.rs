@@ -14,7 +14,7 @@ use hbone::{
     Pinger,
     credential::Credential,
     h2::client::{self, Tunnel},
-    pool::{Checkout, Lent, PoolKey},
+    pool::{Checkout, Lent, PoolKey, Turn},
 };
 use reactor::{Chunk, Runtime, Stream};
 
@@ -55,9 +55,12 @@ pub(crate) async fn tunnel<R: Runtime, N: PodNetwork<R>>(
 ) -> Result<Lent<Tunnel<Chunk>>, Error> {
     let ticket = match pod.pool.checkout(key, core.runtime.now()) {
         Checkout::Ready(lent) => return Ok(lent),
-        Checkout::Wait(waiting) => return Ok(waiting.await?),
         Checkout::Full => return Err(Error::PoolFull { pod: pod.name() }),
         Checkout::Dial(ticket) => ticket,
+        Checkout::Wait(waiting) => match waiting.await? {
+            Turn::Lent(lent) => return Ok(lent),
+            Turn::Dial(ticket) => ticket,
+        },
     };
     match handshake(core, pod, key, credential).await {
         Ok(tunnel) => {
@@ -95,8 +98,8 @@ async fn handshake<R: Runtime, N: PodNetwork<R>>(
     let pinger = tunnel.pinger();
     let (driving_core, driving_pod) = (core.clone(), pod.clone());
     let drive = async move {
-        let ended = select(pin!(driver), pin!(keepalive(&driving_core, pinger)));
-        match select(ended, pin!(driving_pod.reached(Stage::Closed))).await {
+        let (driver, alive) = (pin!(driver), pin!(keepalive(&driving_core, pinger)));
+        match select(select(driver, alive), pin!(driving_pod.reached(Stage::Closed))).await {
             Either::Left((Either::Left((Err(error), _)), _)) => {
                 tracing::debug!(%hop, %error, "tunnel ended");
             }

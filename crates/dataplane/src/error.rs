@@ -45,8 +45,6 @@ pub(crate) enum Error {
     Tls(#[from] TlsError),
     #[error("HTTP/2 handshake: {0}")]
     H2Handshake(#[source] TunnelError),
-    #[error("tunnel: {0}")]
-    Tunnel(#[source] TunnelError),
     #[error("{0}")]
     Open(#[from] OpenError),
     #[error("no answer to CONNECT {authority} from {hop} within {waited:?}")]

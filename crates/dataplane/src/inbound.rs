@@ -143,7 +143,7 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
         Err(refusal) if !record::is_a_verdict(&refusal) => return early(incoming, &Error::Refused(refusal)),
         verdict => verdict,
     };
-    let baggage = incoming.baggage().map(Baggage::parse);
+    let baggage = incoming.baggage();
     let service = admission.as_ref().ok().and_then(|admission| admission.service.as_deref());
     let from = InboundPeer {
         peer: peer.address,
@@ -177,7 +177,7 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
                 .await
                 .map_err(Error::from)
         }
-        Err(error) => Err(Error::Tunnel(error)),
+        Err(error) => Err(Error::Broken(relay::Broken::Stream(error))),
     };
     record.finish(ended);
 }

@@ -6,7 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use inpod::{Netns, socket::SocketOptions};
+use inpod::{
+    Netns,
+    socket::{SocketError, SocketOptions},
+};
 use reactor::{Reactor, Runtime};
 
 /// A listener's socket, and whether connections accepted from it may keep their source address further on.
@@ -26,7 +29,7 @@ pub struct PodSocket<R: Runtime> {
 }
 
 /// Makes sockets inside one pod. Both calls are synchronous: they take microseconds and never wait for a peer.
-pub trait PodNetwork<R: Runtime>: 'static {
+pub trait PodNetwork<R: Runtime>: Send + 'static {
     /// Listens on `port` on every address of the pod.
     ///
     /// # Errors
@@ -56,12 +59,21 @@ impl InPod {
 impl PodNetwork<Reactor> for InPod {
     fn listener(&self, port: u16) -> io::Result<PodListener<Reactor>> {
         let wildcard = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        let made = inpod::socket::listener(&self.netns, wildcard, &self.options)?;
+        let made = inpod::socket::listener(&self.netns, wildcard, &self.options).map_err(as_io)?;
+        for option in &made.refused {
+            tracing::warn!(port, %option, "a listener of the pod lacks an option");
+        }
         Ok(PodListener { socket: made.socket, transparent: made.transparent })
     }
 
     fn outgoing(&self, target: SocketAddr, source: Option<IpAddr>) -> io::Result<PodSocket<Reactor>> {
-        let made = inpod::socket::outgoing(&self.netns, target, source, &self.options)?;
+        let made = inpod::socket::outgoing(&self.netns, target, source, &self.options).map_err(as_io)?;
         Ok(PodSocket { socket: made.socket, source_lost: made.source_lost })
     }
+}
+
+/// Keeps the kind, by which callers tell a lack of descriptors from a lack of rights, and the words.
+fn as_io(error: SocketError) -> io::Error {
+    let kind = error.errno().map_or(io::ErrorKind::Other, |errno| io::Error::from_raw_os_error(errno).kind());
+    io::Error::new(kind, error)
 }

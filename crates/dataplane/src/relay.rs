@@ -47,9 +47,10 @@ impl Broken {
                     | io::ErrorKind::NotConnected
                     | io::ErrorKind::ConnectionAborted
             ),
-            Self::Stream(error) => {
-                matches!(error.reset_code(), Some(ResetCode::CONNECT_ERROR | ResetCode::NO_ERROR))
+            Self::Stream(StreamError::Reset(code)) => {
+                matches!(*code, ResetCode::CONNECT_ERROR | ResetCode::NO_ERROR)
             }
+            Self::Stream(StreamError::Tunnel(_)) => false,
         }
     }
 }
@@ -250,5 +251,156 @@ impl Sink for SendHalf<Chunk> {
 
     fn abort(&mut self, code: ResetCode) {
         self.reset(code);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::RefCell, collections::VecDeque, future::pending};
+
+    use bytes::Bytes;
+    use futures_util::FutureExt;
+    use hbone::TunnelError;
+
+    use super::*;
+
+    /// What a source does next; a source at the end of its script stays silent.
+    enum Step {
+        Bytes(&'static [u8]),
+        End,
+        Break(io::ErrorKind),
+        TunnelBreaks,
+    }
+
+    struct Script(VecDeque<Step>);
+
+    impl Source for Script {
+        async fn receive(&mut self, _room: usize) -> Result<Option<Chunk>, Broken> {
+            match self.0.pop_front() {
+                Some(Step::Bytes(bytes)) => Ok(Some(Chunk::from(Bytes::from_static(bytes)))),
+                Some(Step::End) => Ok(None),
+                Some(Step::Break(kind)) => Err(Broken::Plain(kind.into())),
+                Some(Step::TunnelBreaks) => Err(Broken::Stream(StreamError::Tunnel(TunnelError::Cut))),
+                None => pending().await,
+            }
+        }
+
+        fn delivered(&mut self, _bytes: usize) {}
+    }
+
+    #[derive(Default)]
+    struct Seen {
+        bytes: usize,
+        finished: bool,
+        aborted: Option<ResetCode>,
+        breaks: bool,
+    }
+
+    impl Sink for Rc<RefCell<Seen>> {
+        async fn send(&mut self, chunk: Chunk) -> Result<(), Broken> {
+            let mut seen = self.borrow_mut();
+            if seen.breaks {
+                return Err(Broken::Plain(io::ErrorKind::BrokenPipe.into()));
+            }
+            seen.bytes += chunk.len();
+            Ok(())
+        }
+
+        fn finish(&mut self) -> Result<(), Broken> {
+            self.borrow_mut().finished = true;
+            Ok(())
+        }
+
+        fn abort(&mut self, code: ResetCode) {
+            self.borrow_mut().aborted = Some(code);
+        }
+    }
+
+    #[derive(Default)]
+    struct Counts(RefCell<(usize, usize)>);
+
+    impl Meter for Counts {
+        fn received(&self, bytes: usize) {
+            self.0.borrow_mut().0 += bytes;
+        }
+
+        fn sent(&self, bytes: usize) {
+            self.0.borrow_mut().1 += bytes;
+        }
+    }
+
+    struct Run {
+        result: Option<Result<(), Ended>>,
+        client: Rc<RefCell<Seen>>,
+        server: Rc<RefCell<Seen>>,
+        counts: (usize, usize),
+    }
+
+    fn relay(client: Vec<Step>, server: Vec<Step>, breaking: (bool, bool), stop: impl Future<Output = Stop>) -> Run {
+        let end = |steps: Vec<Step>, breaks| {
+            let seen = Rc::new(RefCell::new(Seen { breaks, ..Seen::default() }));
+            (End { source: Script(steps.into()), sink: seen.clone() }, seen)
+        };
+        let (client_end, client) = end(client, breaking.0);
+        let (server_end, server) = end(server, breaking.1);
+        let counts = Counts::default();
+        let result = run(client_end, server_end, &counts, stop).now_or_never();
+        Run { result, client, server, counts: counts.0.into_inner() }
+    }
+
+    #[test]
+    fn an_end_of_data_goes_on_as_one_while_the_other_direction_lives() {
+        let run = relay(vec![Step::Bytes(b"ask"), Step::End], vec![Step::Bytes(b"part")], (false, false), pending());
+        assert!(run.result.is_none(), "the server has not ended yet");
+        assert!(run.server.borrow().finished);
+        assert!(!run.client.borrow().finished);
+        assert_eq!(run.counts, (3, 4));
+    }
+
+    #[test]
+    fn both_ends_of_data_end_it_well_whoever_is_first() {
+        let run = relay(
+            vec![Step::Bytes(b"ask"), Step::End],
+            vec![Step::Bytes(b"answer"), Step::End],
+            (false, false),
+            pending(),
+        );
+        assert!(matches!(run.result, Some(Ok(()))));
+        assert_eq!((run.client.borrow().aborted, run.server.borrow().aborted), (None, None));
+        assert_eq!(run.counts, (3, 6));
+    }
+
+    #[test]
+    fn a_tunnel_that_breaks_resets_the_application_and_is_reported() {
+        let run = relay(vec![], vec![Step::Bytes(b"half of an ans"), Step::TunnelBreaks], (false, false), pending());
+        assert!(matches!(run.result, Some(Err(Ended::Broken(_)))));
+        assert_eq!(run.client.borrow().aborted, Some(ResetCode::CONNECT_ERROR));
+        assert!(!run.client.borrow().finished, "a torn answer must not look complete");
+    }
+
+    #[test]
+    fn an_application_that_aborts_is_passed_on_but_not_reported() {
+        let run = relay(vec![Step::Break(io::ErrorKind::ConnectionReset)], vec![], (false, false), pending());
+        assert!(matches!(run.result, Some(Ok(()))));
+        assert_eq!(run.server.borrow().aborted, Some(ResetCode::CONNECT_ERROR));
+        assert!(!run.server.borrow().finished);
+    }
+
+    #[test]
+    fn an_application_that_stops_reading_does_not_cut_what_it_still_sends() {
+        let server = vec![Step::Bytes(b"all of the answer"), Step::End];
+        let run = relay(vec![Step::Bytes(b"more"), Step::End], server, (false, true), pending());
+        assert!(matches!(run.result, Some(Ok(()))));
+        assert_eq!(run.client.borrow().bytes, 17);
+        assert!(run.client.borrow().finished);
+        assert_eq!((run.client.borrow().aborted, run.server.borrow().aborted), (None, None));
+    }
+
+    #[test]
+    fn a_stop_resets_both_ends_at_once() {
+        let run = relay(vec![], vec![], (false, false), async { Stop::Drained });
+        assert!(matches!(run.result, Some(Err(Ended::Stopped(Stop::Drained)))));
+        assert_eq!(run.client.borrow().aborted, Some(ResetCode::CANCEL));
+        assert_eq!(run.server.borrow().aborted, Some(ResetCode::CANCEL));
     }
 }
