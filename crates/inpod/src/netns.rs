@@ -56,7 +56,8 @@ impl Netns {
     /// Runs `inside` in this namespace, on this thread, and brings the thread back to where it was.
     ///
     /// Synchronous on purpose: a future that yielded inside would take every other task of the thread with it. A panic
-    /// of `inside` goes on only after the return. Calls nest. About 5 us; see `benches/`.
+    /// of `inside` goes on only after the return. Calls nest. 15 us on a busy virtual machine of 2 cores, Linux 6.18
+    /// (mean of 100,000 in a release build), of which 7 go into opening the way back.
     ///
     /// A thread that cannot return ends the process: it would go on making sockets in a stranger's namespace, which is
     /// one tenant's traffic in another's network, and there is no other thread to do its work.
@@ -64,7 +65,8 @@ impl Netns {
     /// # Errors
     /// The namespace could not be entered; `inside` did not run.
     pub fn enter<T>(&self, inside: impl FnOnce() -> T) -> io::Result<T> {
-        // Opened on each call, not remembered per thread: it is what makes nesting right, and costs less than setns.
+        // Opened on each call, not remembered per thread: so it is right wherever the thread was before, nested calls
+        // included, and no static outlives the call. A remembered one would save the open, half of the cost.
         let home = fs::File::open(OF_THIS_THREAD)?;
         move_into_link_name_space(self.fd.as_fd(), Some(LinkNameSpaceType::Network))?;
         let _way_back = WayBack { home: home.into(), from: self.id };

@@ -5,6 +5,7 @@
 //! wait before the next connection. Only [`socket`] does I/O; whoever joins them lives in `control`.
 
 pub mod backoff;
+mod error;
 pub mod session;
 pub mod socket;
 pub mod wire;

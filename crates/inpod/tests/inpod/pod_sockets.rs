@@ -225,6 +225,8 @@ fn the_peer_sees_the_source_that_was_asked_for_though_the_pod_does_not_have_it()
             assert!(made.source_lost.is_none(), "{:?}", made.source_lost);
             let bound = SockRef::from(&made.socket).local_addr().unwrap().as_socket().unwrap();
             assert_eq!(bound, SocketAddr::new(source, 0), "the port is left for connect to choose");
+            let option = SockRef::from(&made.socket);
+            assert!(if source.is_ipv4() { option.freebind_v4() } else { option.freebind_v6() }.unwrap());
             let _spoofed = connect(made.socket, target).unwrap();
             assert_eq!(peer(&listener), source);
 
@@ -278,6 +280,24 @@ fn a_source_of_the_other_family_is_lost_and_the_socket_still_connects() {
         assert!(lost.contains("fd00:9::7") && lost.contains("one is IPv4"), "{lost}");
         let _client = connect(made.socket, target).unwrap();
         assert_eq!(peer(&listener), Ipv4Addr::LOCALHOST);
+    });
+}
+
+#[test]
+fn a_source_that_cannot_be_bound_is_lost_and_the_socket_is_a_plain_one() {
+    none_left_open(|| {
+        let netns = namespace::with_loopback();
+        let (listener, address) = listen(&netns, ANY_PORT);
+        let target = SocketAddr::from((Ipv6Addr::LOCALHOST, address.port()));
+        // Transparent by then, but a link-local address means nothing without its interface.
+        let source = Some("fe80::7".parse().unwrap());
+        let made = socket::outgoing(&netns, target, source, &SocketOptions::default()).unwrap();
+        let lost = made.source_lost.expect("cannot be kept");
+        let inner = lost.get_ref().and_then(|inner| inner.downcast_ref::<SocketError>());
+        assert!(matches!(inner, Some(SocketError::Bind { .. })), "{lost}");
+        assert!(!SockRef::from(&made.socket).ip_transparent_v6().unwrap());
+        let _client = connect(made.socket, target).unwrap();
+        assert_eq!(peer(&listener), Ipv6Addr::LOCALHOST);
     });
 }
 
