@@ -14,8 +14,10 @@ use std::{
 use crate::{
     netns::Netns,
     pod::{PodInfo, PodUid},
-    zds::wire::{self, Request, WireError},
+    zds::wire::{self, Request},
 };
+
+pub use crate::zds::error::SessionError;
 
 /// A request is answered within this time, with a nack if need be. The agent waits 5 s; after the snapshot it then
 /// only logs, and would take a late answer for that of its next request.
