@@ -5,7 +5,7 @@ use std::{
     future::{Future, poll_fn},
     io,
     net::SocketAddr,
-    os::fd::OwnedFd,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -119,6 +119,12 @@ pub(crate) fn poll_received(op: &mut Op, context: &mut Context<'_>) -> Poll<io::
         Ok(brought) => unreachable!("a receive brought {brought:?}"),
         Err(error) => Err(error),
     })
+}
+
+impl AsFd for TcpStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Stream for TcpStream {
