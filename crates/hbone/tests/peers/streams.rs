@@ -1,7 +1,12 @@
 //! Opening, answering, moving and limiting streams.
 
 use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -11,11 +16,13 @@ use hbone::request::ConnectRequest;
 use hbone::traceparent::Traceparent;
 use hbone::{H2Config, OpenError, ResetCode, StreamError, TunnelError};
 use mesh_state::name::Authority;
-use tokio::io::duplex;
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::task::{spawn_local, yield_now};
 use tokio::time::timeout;
 
-use super::fixture::{ALICE, BOB, Ca, Leaf, echo, identity, pattern, peers, peers_over, receive, request, run, send};
+use super::fixture::{
+    ALICE, BOB, Ca, Leaf, echo, identity, pattern, peers, peers_over, receive, request, run, send, serve,
+};
 
 /// Long enough for anything that is going to happen in memory to have happened.
 const A_WHILE: Duration = Duration::from_millis(50);
@@ -493,5 +500,97 @@ fn a_tunnel_is_open_until_its_driver_is_gone() {
         assert!(!clone.is_open());
         let error = clone.open(request("10.0.0.1:80")).await.map(|_| ()).expect_err("no driver");
         assert!(matches!(error, OpenError::NotSent(_)), "{error:?}");
+    });
+}
+
+/// A pipe that counts what is read from it.
+struct Counted {
+    io: DuplexStream,
+    read: Rc<Cell<usize>>,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = room.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, room);
+        self.read.set(self.read.get() + room.filled().len() - before);
+        polled
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+struct Bell(AtomicUsize);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_poll_ends_after_a_turns_bytes_and_asks_for_another() {
+    run(async {
+        let ca = Ca::new();
+        let (near, far) = duplex(8 << 20);
+        let read = Rc::new(Cell::new(0));
+        let near = Counted { io: near, read: read.clone() };
+        let connector = ca.credential(&Leaf::of(ALICE)).connector(&[identity(BOB)]);
+        let acceptor = ca.credential(&Leaf::of(BOB)).acceptor();
+        let (client, server) = tokio::join!(connector.connect(near), acceptor.accept(far));
+        let config = H2Config { turn_bytes: 64 << 10, send_buffer_server: 4 << 20, ..H2Config::default() };
+        let (client, server) = tokio::join!(
+            client::handshake::<_, Bytes>(client.expect("client"), &config),
+            Server::<_, Bytes>::handshake(server.expect("server").0, &config)
+        );
+        let (tunnel, mut driver) = client.expect("client");
+        let bulk = pattern(3 << 20);
+        let server = spawn_local(serve(server.expect("server"), move |incoming: Incoming<Bytes>| {
+            let bulk = bulk.clone();
+            async move {
+                let (mut send_half, _receive_half) = incoming.accept(None).expect("client").split();
+                send(&mut send_half, bulk).await.expect("sent");
+                send_half.finish().expect("finished");
+            }
+        }));
+        let stream = tokio::select! {
+            opened = tunnel.open(request("10.0.0.1:80")) => opened.expect("200"),
+            _ = &mut driver => panic!("it goes on"),
+        };
+        let (_send_half, mut receive_half) = stream.split();
+        let bell = Arc::new(Bell(AtomicUsize::new(0)));
+        let waker = Waker::from(bell.clone());
+        let (mut turns, mut received) = (0, 0);
+        while received < 3 << 20 {
+            // All that is coming is in the pipe.
+            tokio::time::sleep(A_WHILE / 10).await;
+            let (before, rung) = (read.get(), bell.0.load(Ordering::Relaxed));
+            assert!(Pin::new(&mut driver).poll(&mut Context::from_waker(&waker)).is_pending());
+            let taken = read.get() - before;
+            assert!(taken <= (64 + 64 + 20) << 10, "{taken} bytes in one poll");
+            turns += 1;
+            while received < 3 << 20
+                && let Ok(bytes) = timeout(Duration::ZERO, receive_half.receive()).await
+            {
+                let bytes = bytes.expect("alive").expect("not at its end");
+                receive_half.grant(bytes.len());
+                received += bytes.len();
+            }
+            assert!(received == 3 << 20 || bell.0.load(Ordering::Relaxed) > rung, "nobody would poll it again");
+        }
+        assert!(turns >= 20, "{turns}");
+        server.abort();
     });
 }
