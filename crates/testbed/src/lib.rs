@@ -1,5 +1,14 @@
 //! A real mesh on one machine: nodes and pods as network namespaces, the real daemon as child processes, the peers it talks to,
 //! and what tests read back from it. A library for tests and for the demonstration, never part of the daemon.
+//!
+//! | to | look at |
+//! |---|---|
+//! | write a fact about the daemon | [`fixture::run`], then [`mesh::Mesh`] for what can be done to the mesh |
+//! | have something to talk to | [`serve`], [`client`], [`transfer`], [`http`] |
+//! | be a peer by hand, right or wrong | [`peer`], [`impostor`], [`certificate`], [`zds_agent`] |
+//! | ask what happened | [`log`], [`metrics_page`], [`wire`], [`daemon::Daemon`] |
+//!
+//! The tests need root. What they make is held by descriptors of the test's process, so nothing outlives it.
 
 pub mod certificate;
 pub mod client;

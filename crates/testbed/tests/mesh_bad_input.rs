@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
@@ -225,6 +225,34 @@ fn bytes_that_are_no_tls_and_connections_that_say_nothing_harm_nobody() -> Resul
 }
 
 #[test]
+fn calls_to_the_daemons_own_ports_come_to_an_end_and_never_loop() -> Result<()> {
+    with_mesh(|mesh| {
+        let (outside, client, server) = (mesh.outside("outside")?, mesh.pod("client"), mesh.pod("server"));
+        let (_server, undisturbed) = bystander(mesh)?;
+        for (from, name, address) in [
+            (&client, "itself", client.address),
+            (&client, "its loopback", Ipv4Addr::LOCALHOST),
+            (&client, "another pod", server.address),
+            (&outside, "a pod", server.address),
+        ] {
+            for port in [15001, 15006, 15008] {
+                let call = format!("from {} to {name} at port {port}", from.name);
+                let mut stream = from.connect((address, port).into()).with_context(|| call.clone())?;
+                stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")?;
+                match client::await_end(&stream).with_context(|| call.clone())? {
+                    End::Clean(bytes) | End::Reset(bytes) => {
+                        // A TLS alert is seven bytes; anything longer would be an answer.
+                        ensure!(bytes <= 7, "{call}: {bytes} bytes came back");
+                    }
+                    End::Silence(_) => bail!("{call}: it hangs"),
+                }
+            }
+        }
+        undisturbed()
+    })
+}
+
+#[test]
 fn a_server_that_is_not_who_it_should_be_gets_no_data_and_the_client_no_clean_end() -> Result<()> {
     with_mesh(|mesh| {
         // Uncaptured for real, but the mesh believes that it speaks HBONE.
@@ -235,6 +263,7 @@ fn a_server_that_is_not_who_it_should_be_gets_no_data_and_the_client_no_clean_en
         let own = "spiffe://cluster.local/ns/default/sa/victim";
         let rows = [
             ("another account", authority.sign(&LeafSpec::named(&["spiffe://cluster.local/ns/default/sa/thief"]))?, "thief"),
+            ("another trust domain", authority.sign(&LeafSpec::named(&["spiffe://other.example/ns/default/sa/victim"]))?, "other.example"),
             ("expired", authority.sign(&LeafSpec::named(&[own]).expired())?, "expired"),
             ("a stranger's signature", Authority::stranger()?.sign(&LeafSpec::named(&[own]))?, "issue"),
         ];

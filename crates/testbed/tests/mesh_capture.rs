@@ -253,6 +253,23 @@ fn a_service_address_reaches_every_backend_at_its_own_port() -> Result<()> {
 }
 
 #[test]
+fn a_pod_reaches_itself_directly_and_through_its_own_service() -> Result<()> {
+    with_mesh(|mesh| {
+        let client = mesh.pod("client");
+        let service = mesh.add_service("own", "web", Ipv4Addr::new(10, 96, 0, 9), 80, &[(&client, PORT)])?;
+        let _server = client.serve(PORT, who_am_i)?;
+        for target in [client.at(PORT), service] {
+            wait::until_ok("the answer", Duration::from_secs(5), || {
+                let seen: SocketAddr = client::read_text(&client.connect(target)?)?.trim().parse()?;
+                ensure!(seen.ip() == client.address, "seen as {seen} through {target}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_service_without_backends_refuses_the_client_and_says_why() -> Result<()> {
     with_mesh(|mesh| {
         let client = mesh.pod("client");
