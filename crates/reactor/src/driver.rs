@@ -5,10 +5,8 @@
 //! passed since the kernel was entered. So a tenant that wakes waits for at most a slice per runnable tenant, plus what
 //! the longest poll overruns, and requests of many tasks go to the kernel in one call.
 //!
-//! glommio's own loop gets a turn every [`CoreConfig::host_turn`], after the round's work and not in front of it. There
-//! its parking defect waits: preempted between two of its steps it parks although this task is runnable, for as long as
-//! none of its timers ends the park. Hence the heartbeat, a glommio timer that is always armed (`cores`). It costs nothing while the
-//! core sleeps in our ring.
+//! glommio's own loop gets a turn every [`CoreConfig::host_turn`], after the round's work and not in front of it, and
+//! only when its preemption timer has passed does it use it. There its parking defect waits; see `heartbeat`.
 
 use std::{
     future::Future,

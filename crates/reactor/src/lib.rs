@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `cores` | starting and joining a core; its configuration, which names every limit |
 //! | `driver` | the loop: kernel, timers, wakes from elsewhere, then turns |
+//! | `heartbeat` | keeps glommio's parking defect from stopping a core |
 //! | `tenant` | the run queue over tenants and what each is charged |
 //! | `task`, `tasks` | a task whose panic ends it alone; all tasks of a core |
 //! | `gate` | how a wake reaches the run queue, from the core itself or from another thread |
@@ -25,6 +26,7 @@ mod cores;
 mod driver;
 mod engine;
 mod gate;
+mod heartbeat;
 mod lease;
 pub mod mailbox;
 mod net;

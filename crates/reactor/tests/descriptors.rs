@@ -7,6 +7,7 @@ mod on_core;
 use std::{io::Write, net::TcpStream as StdStream, pin::pin, time::Duration};
 
 use futures_util::{FutureExt, future::select};
+use glommio::{LocalExecutorBuilder, Placement};
 use on_core::{PATIENCE, listen, on_core, pair, pattern, unconnected, until};
 use reactor::{Chunk, CoreConfig, Listener, Reactor, Runtime, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -112,6 +113,13 @@ async fn play(reactor: &Reactor, scenario: Scenario) {
 
 #[test]
 fn what_is_dropped_in_the_middle_leaves_nothing_behind() {
+    // glommio 0.9 leaks an eventfd per executor, however empty; a process starts its cores once.
+    let before_the_host = descriptors();
+    let host = LocalExecutorBuilder::new(Placement::Unbound)
+        .io_memory(1 << 16)
+        .spawn(|| async {});
+    host.unwrap().join().unwrap();
+    let leaked_by_the_host = descriptors() - before_the_host;
     let before_the_core = descriptors();
     on_core(CoreConfig::default(), |reactor| async move {
         let before = descriptors();
@@ -146,9 +154,9 @@ fn what_is_dropped_in_the_middle_leaves_nothing_behind() {
         let (_listener, _address) = listen(&reactor);
         assert_eq!(descriptors(), before + 1);
     });
+    let left = descriptors() - before_the_core;
     assert_eq!(
-        descriptors(),
-        before_the_core,
+        left, leaked_by_the_host,
         "the core's own are closed with it"
     );
 }
