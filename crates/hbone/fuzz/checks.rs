@@ -7,8 +7,10 @@ use hbone::forwarded;
 use hbone::traceparent::Traceparent;
 use mesh_state::identity::Identity;
 
+type Check = fn(&[u8]);
+
 /// The name of a corpus, and what is done with each of its files.
-pub(crate) const CHECKS: [(&str, fn(&[u8])); 4] =
+pub(crate) const CHECKS: [(&str, Check); 4] =
     [("baggage", baggage), ("forwarded", forwarded), ("traceparent", traceparent), ("credential_pem", credential_pem)];
 
 /// What is read can be written, is a header then, and reads the same.

@@ -17,8 +17,14 @@ pub(super) struct Leaving<B: Buf>(Rc<List<B>>);
 pub(super) struct Exit<B: Buf>(Weak<List<B>>);
 
 struct List<B: Buf> {
-    streams: RefCell<Vec<(Rc<End>, SendStream<Payload<B>>)>>,
+    streams: RefCell<Vec<Kept<B>>>,
     written: Rc<Cell<usize>>,
+}
+
+struct Kept<B: Buf> {
+    end: Rc<End>,
+    /// Held for its drop.
+    _stream: SendStream<Payload<B>>,
 }
 
 /// Whether a stream's end has been written, or there is nothing left that could be.
@@ -45,7 +51,7 @@ impl<B: Buf> Leaving<B> {
         if self.0.written.take() == 0 {
             return false;
         }
-        let done: Vec<_> = self.0.streams.borrow_mut().extract_if(.., |(end, _)| end.written.get()).collect();
+        let done: Vec<_> = self.0.streams.borrow_mut().extract_if(.., |kept| kept.end.written.get()).collect();
         !done.is_empty()
     }
 }
@@ -64,7 +70,7 @@ impl<B: Buf> Exit<B> {
             return;
         }
         if let Some(list) = self.0.upgrade() {
-            list.streams.borrow_mut().push((end, stream));
+            list.streams.borrow_mut().push(Kept { end, _stream: stream });
         }
     }
 }

@@ -28,7 +28,7 @@ pub struct Server<Io, B: Buf> {
 }
 
 enum Stage<Io, B: Buf> {
-    Running { connection: Connection<Line<Io>, Payload<B>>, leaving: Leaving<B> },
+    Running { connection: Box<Connection<Line<Io>, Payload<B>>>, leaving: Leaving<B> },
     Lingering,
 }
 
@@ -55,7 +55,11 @@ where
         let (line, end) = line(io, config.turn_bytes);
         let mut connection = builder.handshake(line).await.map_err(|error| TunnelError::of(&error))?;
         let pinger = connection.ping_pong().map(Pinger::new);
-        Ok(Self { stage: Stage::Running { connection, leaving: Leaving::new() }, line: end, pinger })
+        Ok(Self {
+            stage: Stage::Running { connection: Box::new(connection), leaving: Leaving::new() },
+            line: end,
+            pinger,
+        })
     }
 
     /// Waits for the next request. `None`: the tunnel is over and all it had to send is with the peer. Cancelling the

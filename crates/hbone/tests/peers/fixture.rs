@@ -1,5 +1,10 @@
 //! A certificate authority for tests, and a way to run what is `!Send` on tokio.
 
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -14,7 +19,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     SanType, date_time_ymd,
 };
-use tokio::io::{AsyncRead, AsyncWrite, duplex};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 use tokio::task::{JoinHandle, spawn_local};
 
 pub(crate) const ALICE: &str = "spiffe://cluster.local/ns/shop/sa/alice";
@@ -209,4 +214,39 @@ pub(crate) async fn echo(incoming: Incoming<Bytes>) {
         receive_half.grant(count);
     }
     let _ = send_half.finish();
+}
+
+/// A pipe that counts what is read from it.
+pub(crate) struct Counted {
+    io: DuplexStream,
+    read: Rc<Cell<usize>>,
+}
+
+impl Counted {
+    pub(crate) fn new(io: DuplexStream, read: &Rc<Cell<usize>>) -> Self {
+        Self { io, read: read.clone() }
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = room.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, room);
+        self.read.set(self.read.get() + room.filled().len() - before);
+        polled
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
 }

@@ -1,6 +1,8 @@
 //! What is really on the wire, seen by peers that aren't ours: bytes read by hand, and bare h2.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use hbone::h2::client;
@@ -10,7 +12,7 @@ use http::{Method, Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 use tokio::task::spawn_local;
 
-use super::fixture::{echo, receive, request, run, send, serve};
+use super::fixture::{Counted, echo, receive, request, run, send, serve};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -197,7 +199,8 @@ fn block(fields: &[(&str, &str)]) -> Vec<u8> {
 #[test]
 fn a_request_that_bare_clients_cannot_send_is_survived() {
     run(async {
-        let rows: [(&str, &[(&str, &str)], u8); 6] = [
+        type Fields = &'static [(&'static str, &'static str)];
+        let rows: [(&str, Fields, u8); 6] = [
             ("no authority", &[(":method", "CONNECT")], 1),
             ("not an authority", &[(":method", "CONNECT"), (":authority", "a b")], 3),
             ("a path", &[(":method", "CONNECT"), (":authority", "a:1"), (":path", "/")], 3),
@@ -258,31 +261,32 @@ fn empty_frames_and_padding_of_a_peer_are_no_data() {
 
 #[test]
 fn small_frames_fill_a_stalled_readers_window_without_ending_the_tunnel() {
+    const MESSAGE: usize = 32;
+    const WINDOW: usize = 4 << 20;
     run(async {
         let (near, far) = duplex(1 << 20);
-        let config = H2Config { send_buffer_server: 8 << 20, ..H2Config::default() };
-        let (client, server) =
-            tokio::join!(client::handshake::<_, Bytes>(near, &config), Server::<_, Bytes>::handshake(far, &config));
+        let arrived = Rc::new(Cell::new(0));
+        let config = H2Config { send_buffer_server: 2 * WINDOW, ..H2Config::default() };
+        let (client, server) = tokio::join!(
+            client::handshake::<_, Bytes>(Counted::new(near, &arrived), &config),
+            Server::<_, Bytes>::handshake(far, &config)
+        );
         let (tunnel, driver) = client.expect("client");
         spawn_local(driver);
         spawn_local(serve(server.expect("server"), |incoming: Incoming<Bytes>| async {
             let (mut send_half, _receive_half) = incoming.accept(None).expect("client").split();
-            let message = Bytes::from_static(&[1; 32]);
-            for sent in 0..(4 << 20) / 32 {
-                send(&mut send_half, message.clone()).await.expect("within the window");
-                // Let it out as a frame of its own.
-                if sent % 64 == 0 {
-                    tokio::task::yield_now().await;
-                }
+            for _ in 0..WINDOW / MESSAGE {
+                send(&mut send_half, Bytes::from_static(&[1; MESSAGE])).await.expect("within the window");
             }
             send_half.finish().expect("finished");
         }));
         let (_send_half, mut receive_half) = tunnel.open(request("10.0.0.1:80")).await.expect("200").split();
-        let mut pinger = tunnel.pinger().expect("the first taker");
-        for _ in 0..200 {
-            pinger.ping().await.expect("alive");
+        // Each message is a frame of its own, with its head.
+        while arrived.get() < WINDOW / MESSAGE * (9 + MESSAGE) {
+            assert!(tunnel.is_open(), "after {} bytes", arrived.get());
+            tokio::task::yield_now().await;
         }
-        assert_eq!(receive(&mut receive_half).await.expect("clean").len(), 4 << 20);
+        assert_eq!(receive(&mut receive_half).await.expect("clean").len(), WINDOW);
     });
 }
 
