@@ -149,6 +149,8 @@ fn is_value_byte(byte: u8) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use mesh_state::identity::Identity;
+    use mesh_state::workload::Locality;
     use proptest::prelude::*;
 
     use super::*;
@@ -173,6 +175,19 @@ mod tests {
             "k8s.cluster.name=c1,k8s.namespace.name=shop,k8s.cronjob.name=cart,service.name=cart-app,\
              service.version=v2,cloud.region=r,cloud.availability_zone=z"
         );
+    }
+
+    #[test]
+    fn a_workload_is_described_by_its_owner_and_its_canonical_names() {
+        let identity = Identity::new("cluster.local", "shop", "cart").expect("an identity");
+        let mut workload = Workload::new("uid".into(), "shop", "cart-7f-x", identity);
+        workload.workload_type = WorkloadType::CronJob;
+        workload.workload_name = "cart".into();
+        workload.canonical_name = "cart-app".into();
+        workload.canonical_revision = "v2".into();
+        workload.cluster_id = "c1".into();
+        workload.locality = Locality { region: "r".into(), zone: "z".into(), subzone: "s".into() };
+        assert_eq!(Baggage::of_workload(&workload), full());
     }
 
     #[test]

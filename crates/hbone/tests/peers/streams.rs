@@ -23,7 +23,7 @@ use super::fixture::{
     ALICE, BOB, Ca, Counted, Leaf, echo, identity, pattern, peers, peers_over, receive, request, run, send, serve,
 };
 
-/// Long enough for anything that is going to happen in memory to have happened.
+/// Over when nothing in memory moves any more: the tests' clock stands still until then.
 const A_WHILE: Duration = Duration::from_millis(50);
 
 #[test]

@@ -161,6 +161,29 @@ fn a_refusal_is_headers_with_the_end_and_nothing_else() {
     });
 }
 
+#[test]
+fn several_baggage_headers_and_the_clients_network_are_read() {
+    run(async {
+        let mut requests = bare_client(|incoming| async {
+            let baggage = incoming.baggage().expect("two headers");
+            assert_eq!((&*baggage.namespace, &*baggage.service_name), ("shop", "cart"));
+            assert_eq!(incoming.forwarded_network(), Some("west"));
+            assert_eq!(incoming.traceparent(), None, "not text");
+            incoming.refuse(503);
+        })
+        .await;
+        let connect = Request::connect("10.0.0.1:80")
+            .header("baggage", "k8s.namespace.name=shop")
+            .header("baggage", "service.name=cart")
+            .header("x-forwarded-network", "west")
+            .header("traceparent", &b"\xff"[..])
+            .body(())
+            .expect("good");
+        let (answer, _send) = requests.send_request(connect, false).expect("sent");
+        assert_eq!(answer.await.expect("an answer").status(), StatusCode::SERVICE_UNAVAILABLE);
+    });
+}
+
 async fn judge(incoming: Incoming<Bytes>) {
     match (incoming.is_connect(), incoming.authority()) {
         (false, _) => incoming.refuse(400),
