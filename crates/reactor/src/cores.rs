@@ -49,7 +49,7 @@ pub struct CoreConfig {
     pub tasks_max: usize,
     /// Tenants that are told apart; further ones share [`TenantKey::OVERFLOW`]. Worst case 150 bytes each.
     pub tenants_max: usize,
-    /// Socket operations under way at once. One more fails with [`io::ErrorKind::ResourceBusy`]. Worst case 150 bytes
+    /// Socket operations under way at once. One more fails with [`io::ErrorKind::ResourceBusy`]. Worst case 96 bytes
     /// each and what it holds.
     pub ops_max: usize,
     /// Timers armed at once. Further sleeps end in time all the same, but by polling: the core does not park. Worst

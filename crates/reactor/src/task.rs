@@ -17,7 +17,8 @@ use std::{
     task::{Context, Poll},
 };
 
-use async_task::{Builder, FallibleTask, Runnable};
+pub use async_task::Runnable;
+use async_task::{Builder, FallibleTask};
 
 /// A spawned task. Awaiting it yields its output; dropping it cancels the task.
 #[must_use = "dropping a task cancels it: await it, hold it, or detach it"]

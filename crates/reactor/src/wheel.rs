@@ -48,7 +48,7 @@ struct Entry<T> {
 }
 
 impl<T> Wheel<T> {
-    /// A wheel at tick 0 with at most `armed_max` timers, each of some 32 bytes and its payload.
+    /// A wheel at tick 0 with at most `armed_max` timers, each of 24 bytes and its payload.
     pub(crate) fn new(armed_max: usize) -> Self {
         Self {
             now: 0,
@@ -294,6 +294,11 @@ mod tests {
                 prop_assert_eq!(wheel.armed(), list.len());
             }
         }
+    }
+
+    #[test]
+    fn a_timer_is_as_small_as_the_limit_of_timers_says() {
+        assert!(size_of::<Entry<std::task::Waker>>() <= 48);
     }
 
     #[test]

@@ -315,6 +315,12 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_is_as_small_as_the_limit_of_operations_says() {
+        use crate::engine::operation::{Completion, Operation};
+        assert!(size_of::<Slot<Operation, Completion>>() <= 96);
+    }
+
+    #[test]
     fn a_key_survives_its_way_through_the_kernel() {
         for key in [
             OpKey {

@@ -1,4 +1,7 @@
 //! A connected socket: bytes come and go as owned chunks, and the operations under way live in the stream.
+//!
+//! A receive under way holds a buffer of the room it was asked for, also while nothing comes: what that costs an idle
+//! connection is the asker's choice.
 
 use std::{
     cell::RefCell,
