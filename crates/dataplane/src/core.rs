@@ -5,6 +5,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    net::IpAddr,
     pin::pin,
     rc::Rc,
     sync::Arc,
@@ -25,7 +26,7 @@ use reactor::{
     Runtime, TenantKey,
     mailbox::{LatestReceiver, Receiver},
 };
-use telemetry::recorder::CoreRecorder;
+use telemetry::{connection::ConnectionMetrics, recorder::CoreRecorder};
 
 use crate::{
     bell::Bell,
@@ -64,7 +65,7 @@ pub struct CoreParts<R, N> {
     /// Where this core asks for what it lacks.
     pub wanted: async_channel::Sender<Wanted>,
     /// Its metric cells.
-    pub recorder: Rc<CoreRecorder>,
+    pub recorder: CoreRecorder,
 }
 
 /// One core's engine.
@@ -74,7 +75,7 @@ pub struct Core<R: Runtime, N> {
     pub(crate) config: Config,
     pub(crate) tenants: Tenants,
     pub(crate) connections: Connections,
-    pub(crate) recorder: Rc<CoreRecorder>,
+    pub(crate) metrics: Rc<ConnectionMetrics>,
     snapshot: RefCell<Arc<Snapshot>>,
     credentials: RefCell<HashMap<Identity, Result<Arc<Credential>, Arc<str>>>>,
     pods: Pods<R, N>,
@@ -95,7 +96,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             config,
             tenants: Tenants::default(),
             connections: Connections::default(),
-            recorder,
+            metrics: Rc::new(ConnectionMetrics::new(recorder)),
             snapshot: RefCell::new(Arc::new(Snapshot::empty())),
             credentials: RefCell::default(),
             pods: RefCell::default(),
@@ -211,6 +212,11 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         })
     }
 
+    /// The workload that an address of this network belongs to, for telemetry.
+    pub(crate) fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
+        self.with_snapshot(|snapshot| snapshot.workload_by_address(&self.config.network, address).cloned())
+    }
+
     /// The workload that `pod` is, parked until it arrives.
     pub(crate) async fn workload(&self, pod: &Pod<R, N>) -> Result<Arc<Workload>, Error> {
         let waited = self.config.park_timeout;
@@ -254,7 +260,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             );
             self.connections.stop_all(None, &Stop::Drained);
             // They have been told; what is left is to write their records. A task that cannot must not hold the exit.
-            drop(within(&self.runtime, LAST_RECORDS, self.emptied()).await);
+            let _left = within(&self.runtime, LAST_RECORDS, self.emptied()).await;
         }
         for pod in &pods {
             pod.enter(Stage::Closed);

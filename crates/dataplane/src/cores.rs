@@ -2,7 +2,6 @@
 
 use std::{
     collections::HashMap,
-    rc::Rc,
     sync::Arc,
     time::Duration,
 };
@@ -121,7 +120,6 @@ impl Cores {
             let (snapshot_sender, snapshots) = mailbox::latest();
             let (config, retired, wanted) = (engine.clone(), retired.clone(), wanted.clone());
             let thread = reactor::start(core, move |runtime| {
-                let recorder = Rc::new(recorder);
                 Core::<_, InPod>::run(CoreParts { index, runtime, config, commands, snapshots, retired, wanted, recorder })
             })
             .map_err(|source| StartError::Reactor { core: index, source })?;
@@ -176,7 +174,7 @@ impl Cores {
             None => placement::home(&self.loads(&tenant)),
         };
         self.homes.insert(uid.clone(), Home { core, tenant });
-        let network = InPod::new(Arc::new(netns), self.sockets.clone());
+        let network = InPod::new(netns, self.sockets.clone());
         self.order(core, |receipt| Command::PodUp { pod: CapturedPod { uid, info, network }, receipt })
     }
 

@@ -7,6 +7,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::pin,
     rc::Rc,
+    time::Duration,
 };
 
 use futures_util::future::{Either, select};
@@ -19,12 +20,16 @@ use hbone::{
 use reactor::{Chunk, Runtime, Stream};
 
 use crate::{
+    config::Config,
     core::Core,
     deadline::within,
     error::Error,
     network::PodNetwork,
     pod::{Pod, Stage},
 };
+
+/// How long a tunnel whose pod has closed may take to send what is queued: resets and the goodbye.
+pub(crate) const LAST_FRAMES: Duration = Duration::from_millis(100);
 
 /// Connects to `target` from inside the pod, from `source` where that is given and can be kept.
 pub(crate) async fn plain<R: Runtime, N: PodNetwork<R>>(
@@ -98,32 +103,52 @@ async fn handshake<R: Runtime, N: PodNetwork<R>>(
     let pinger = tunnel.pinger();
     let (driving_core, driving_pod) = (core.clone(), pod.clone());
     let drive = async move {
-        let (driver, alive) = (pin!(driver), pin!(keepalive(&driving_core, pinger)));
-        match select(select(driver, alive), pin!(driving_pod.reached(Stage::Closed))).await {
-            Either::Left((Either::Left((Err(error), _)), _)) => {
-                tracing::debug!(%hop, %error, "tunnel ended");
-            }
-            Either::Left((Either::Right(_), _)) => {
-                tracing::warn!(%hop, "tunnel dropped: no answer to HTTP/2 PING, is the peer's node alive?");
-            }
-            Either::Left((Either::Left((Ok(()), _)), _)) | Either::Right(_) => {}
+        let mut driver = pin!(driver);
+        let alive = pin!(keepalive(&driving_core, pinger));
+        let closed = pin!(driving_pod.reached(Stage::Closed));
+        match select(select(driver.as_mut(), alive), closed).await {
+            Either::Left((Either::Left((Ok(()), _)), _)) => {}
+            Either::Left((Either::Left((Err(error), _)), _)) => tracing::debug!(%hop, %error, "tunnel ended"),
+            Either::Left((Either::Right((silent, _)), _)) => silent.tell(hop),
+            Either::Right(_) => drop(within(&driving_core.runtime, LAST_FRAMES, driver).await),
         }
     };
     core.runtime.spawn(pod.tenant, drive).detach();
     Ok(tunnel)
 }
 
-/// Sends a PING every so often, and resolves when one is not answered in time: the peer is dead.
-pub(crate) async fn keepalive<R: Runtime, N: PodNetwork<R>>(core: &Core<R, N>, pinger: Option<Pinger>) {
-    // Without a pinger the connection is over already, which its driver will tell.
-    let Some(mut pinger) = pinger else { return std::future::pending().await };
-    loop {
-        core.runtime.sleep(core.config.ping_interval).await;
-        match within(&core.runtime, core.config.ping_timeout, pinger.ping()).await {
-            Ok(Ok(())) => {}
-            // The connection is closing for a reason of its own, which its driver will tell.
-            Ok(Err(_)) => return std::future::pending().await,
-            Err(_) => return,
+/// How a tunnel fell silent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Silent {
+    /// A PING was not answered: the peer is dead.
+    NoPong,
+    /// Both ends have said goodbye, and the peer has not closed its side since.
+    Lingering,
+}
+
+impl Silent {
+    pub(crate) fn tell(self, peer: SocketAddr) {
+        match self {
+            Self::NoPong => tracing::warn!(%peer, "tunnel dropped: no answer to HTTP/2 PING, is the peer's node alive?"),
+            Self::Lingering => tracing::debug!(%peer, "tunnel dropped: ended, but not closed by the peer"),
         }
     }
+}
+
+/// Sends a PING every so often, and resolves when the tunnel has fallen silent.
+pub(crate) async fn keepalive<R: Runtime, N: PodNetwork<R>>(core: &Core<R, N>, pinger: Option<Pinger>) -> Silent {
+    let Config { ping_interval, ping_timeout, .. } = core.config;
+    if let Some(mut pinger) = pinger {
+        loop {
+            core.runtime.sleep(ping_interval).await;
+            match within(&core.runtime, ping_timeout, pinger.ping()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => break,
+                Err(_) => return Silent::NoPong,
+            }
+        }
+    }
+    // The tunnel is ending; what is left is the peer's turn, for as long as a PING would have had.
+    core.runtime.sleep(ping_timeout).await;
+    Silent::Lingering
 }

@@ -1,6 +1,6 @@
 //! Tunnels that reach a pod on 15008: mutual TLS, then each CONNECT admitted, connected to the application and relayed.
 
-use std::{net::SocketAddr, pin::pin, rc::Rc, time::Duration};
+use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
 
 use futures_util::future::{Either, select};
 use hbone::{
@@ -8,8 +8,15 @@ use hbone::{
     baggage::Baggage,
     h2::server::{Incoming, Server},
 };
-use mesh_state::{admit, identity::Identity, name::Authority};
+use mesh_state::{
+    admit::{self, Admission, Refusal},
+    identity::Identity,
+    name::Authority,
+    service::Service,
+    workload::Workload,
+};
 use reactor::{Chunk, Runtime, Stream};
+use telemetry::connection::Reporter;
 
 use crate::{
     connections::{InboundFacts, InboundRequest},
@@ -24,9 +31,6 @@ use crate::{
     relay,
 };
 
-/// How long a tunnel whose pod has closed may take to send what is queued: resets and the GOAWAY.
-const LAST_FRAMES: Duration = Duration::from_millis(100);
-
 /// Who is at the other end of a tunnel.
 #[derive(Clone)]
 struct Peer {
@@ -38,13 +42,14 @@ struct Peer {
 /// Serves one tunnel until it ends.
 pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, pod: Rc<Pod<R, N>>, stream: R::Stream) {
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
+    let _open = core.metrics.socket(Reporter::Destination);
     let closed = pin!(pod.reached(Stage::Closed));
     match select(pin!(tunnel(&core, &pod, stream, peer, local)), closed).await {
         Either::Left((Ok(()), _)) => {}
         Either::Left((Err(error), _)) => record::refused_early(Direction::Inbound, peer, local, &error),
         // What was queued when the pod closed (resets, GOAWAY) gets a moment; then the peer sees a torn connection,
         // which it must not take for a clean end.
-        Either::Right(((), tunnel)) => drop(within(&core.runtime, LAST_FRAMES, tunnel).await),
+        Either::Right(((), tunnel)) => drop(within(&core.runtime, dial::LAST_FRAMES, tunnel).await),
     }
 }
 
@@ -80,8 +85,8 @@ async fn tunnel<R: Runtime, N: PodNetwork<R>>(
             };
             match select(pin!(server.accept()), pin!(select(alive.as_mut(), pin!(until)))).await {
                 Either::Left((accepted, _)) => Some(accepted),
-                Either::Right((Either::Left(_), _)) => {
-                    tracing::warn!(%address, "tunnel dropped: no answer to HTTP/2 PING, is the peer's node alive?");
+                Either::Right((Either::Left((silent, _)), _)) => {
+                    silent.tell(address);
                     return Ok(());
                 }
                 Either::Right((Either::Right(_), _)) => None,
@@ -144,14 +149,14 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
         verdict => verdict,
     };
     let baggage = incoming.baggage();
-    let service = admission.as_ref().ok().and_then(|admission| admission.service.as_deref());
+    let service = service(&core, &incoming, &workload, &admission);
     let from = InboundPeer {
         peer: peer.address,
         local: peer.local,
         identity: Some(&peer.identity),
         baggage: baggage.as_ref(),
     };
-    let record = Record::inbound(&core, &from, &workload, service, Some(&authority));
+    let record = Record::inbound(&core, &from, &workload, service.as_deref(), Some(&authority));
     let admission = match admission {
         Ok(admission) => admission,
         Err(refusal) => {
@@ -182,8 +187,24 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
     record.finish(ended);
 }
 
+/// The service the connection is for, as far as can be told, for telemetry: what the client says, if the workload serves
+/// it, else what is behind the port.
+fn service<R: Runtime, N: PodNetwork<R>>(
+    core: &Core<R, N>,
+    incoming: &Incoming<Chunk>,
+    workload: &Workload,
+    admission: &Result<Admission, Refusal>,
+) -> Option<Arc<Service>> {
+    let admission = admission.as_ref().ok()?;
+    let told = || {
+        let (host, port) = (incoming.forwarded_host(), admission.target.port());
+        core.with_snapshot(|snapshot| admit::attribute(snapshot, workload, host, port))
+    };
+    admission.service.clone().or_else(told)
+}
+
 fn authority(incoming: &Incoming<Chunk>) -> Result<Authority, Error> {
-    if incoming.method() != "CONNECT" {
+    if !incoming.is_connect() {
         return Err(Error::Method { method: incoming.method().to_owned() });
     }
     Ok(Authority::parse(incoming.authority().ok_or(Error::NoAuthority)?)?)

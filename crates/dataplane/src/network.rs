@@ -6,10 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use inpod::{
-    Netns,
-    socket::{SocketError, SocketOptions},
-};
+use inpod::{Netns, socket::SocketOptions};
 use reactor::{Reactor, Runtime};
 
 /// A listener's socket, and whether connections accepted from it may keep their source address further on.
@@ -45,13 +42,13 @@ pub trait PodNetwork<R: Runtime>: Send + 'static {
 
 /// A pod's real network namespace.
 pub struct InPod {
-    netns: Arc<Netns>,
+    netns: Netns,
     options: Arc<SocketOptions>,
 }
 
 impl InPod {
     /// Sockets made in `netns` with `options` (mark, keepalive, port reuse).
-    pub fn new(netns: Arc<Netns>, options: Arc<SocketOptions>) -> Self {
+    pub fn new(netns: Netns, options: Arc<SocketOptions>) -> Self {
         Self { netns, options }
     }
 }
@@ -59,7 +56,7 @@ impl InPod {
 impl PodNetwork<Reactor> for InPod {
     fn listener(&self, port: u16) -> io::Result<PodListener<Reactor>> {
         let wildcard = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-        let made = inpod::socket::listener(&self.netns, wildcard, &self.options).map_err(as_io)?;
+        let made = inpod::socket::listener(&self.netns, wildcard, &self.options)?;
         for option in &made.refused {
             tracing::warn!(port, %option, "a listener of the pod lacks an option");
         }
@@ -67,13 +64,7 @@ impl PodNetwork<Reactor> for InPod {
     }
 
     fn outgoing(&self, target: SocketAddr, source: Option<IpAddr>) -> io::Result<PodSocket<Reactor>> {
-        let made = inpod::socket::outgoing(&self.netns, target, source, &self.options).map_err(as_io)?;
+        let made = inpod::socket::outgoing(&self.netns, target, source, &self.options)?;
         Ok(PodSocket { socket: made.socket, source_lost: made.source_lost })
     }
-}
-
-/// Keeps the kind, by which callers tell a lack of descriptors from a lack of rights, and the words.
-fn as_io(error: SocketError) -> io::Error {
-    let kind = error.errno().map_or(io::ErrorKind::Other, |errno| io::Error::from_raw_os_error(errno).kind());
-    io::Error::new(kind, error)
 }

@@ -17,6 +17,7 @@ use mesh_state::{
     workload::Workload,
 };
 use reactor::{Runtime, Stream};
+use telemetry::connection::Reporter;
 
 use crate::{
     connections::Tracked,
@@ -34,6 +35,7 @@ use crate::{
 pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, pod: Rc<Pod<R, N>>, client: R::Stream) {
     // An application that is gone already has no addresses any more, and needs no answer.
     let (Ok(peer), Ok(target)) = (client.peer_addr(), client.original_dst()) else { return };
+    let _open = core.metrics.socket(Reporter::Source);
     let outbound = Outbound { core: &core, pod: &pod, peer, target };
     let (source, route) = match outbound.decide().await {
         Ok(decided) => decided,
@@ -122,7 +124,7 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
             tunnel.hop.0,
             source,
             &tunnel.destination,
-            Some((&source.identity, &tunnel.authority)),
+            Some(&tunnel.authority),
         );
         let ended = match unless_stopped(tracked, self.open(source, tunnel)).await {
             // The place in the tunnel is held until the relay has ended: the pool counts streams by it.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use mesh_state::admit;
 use reactor::{Runtime, Stream};
+use telemetry::connection::Reporter;
 
 use crate::{
     connections::{InboundFacts, InboundRequest},
@@ -21,6 +22,7 @@ use crate::{
 /// Carries one captured connection from its first byte to its record.
 pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, pod: Rc<Pod<R, N>>, client: R::Stream) {
     let (Ok(peer), Ok(target)) = (client.peer_addr(), client.original_dst()) else { return };
+    let _open = core.metrics.socket(Reporter::Destination);
     let early = |error: &Error| record::refused_early(Direction::Inbound, peer, target, error);
     if core.config.ports.forbidden().contains(&target.port()) {
         early(&Error::RecursiveCall { target });
@@ -45,8 +47,8 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
     };
     let ports = core.config.ports.forbidden();
     let verdict = core.with_snapshot(|snapshot| admit::inbound(snapshot, &facts.query(&workload, &ports)));
-    let service = verdict.as_ref().ok().and_then(|admission| admission.service.as_deref());
-    let record = Record::inbound(&core, &InboundPeer { peer, local: target, identity: None, baggage: None }, &workload, service, None);
+    let service = core.with_snapshot(|snapshot| admit::attribute(snapshot, &workload, None, target.port()));
+    let record = Record::inbound(&core, &InboundPeer { peer, local: target, identity: None, baggage: None }, &workload, service.as_deref(), None);
     let admission = match verdict {
         Ok(admission) => admission,
         Err(refusal) => {
