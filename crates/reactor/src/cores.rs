@@ -15,7 +15,7 @@ use glommio::{
     ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind,
 };
 
-use crate::{LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, engine::uring, heartbeat};
+use crate::{LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, engine::uring};
 
 /// What glommio may keep for file I/O, which nobody does here; its default of 10 MiB per core is for databases.
 const HOST_MEMORY_BYTES: usize = 64 << 10;
@@ -207,7 +207,6 @@ where
     Fut: Future<Output = ()> + 'static,
 {
     reactor.0.inside.enter();
-    let _heartbeat = config.heartbeat.map(heartbeat::start);
     let handle = reactor.clone();
     let root = reactor.spawn(TenantKey::CORE, async move { root(handle).await });
     Driver::new(reactor, root, config).await;

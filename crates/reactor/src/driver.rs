@@ -19,13 +19,17 @@ use std::{
 
 use async_task::Runnable;
 
-use crate::{CoreConfig, Reactor, Task, TaskEnded, engine::Aftermath, gate::Inside, reactor::Core};
+use crate::{
+    CoreConfig, Reactor, Task, TaskEnded, engine::Aftermath, gate::Inside, heartbeat::Heartbeat,
+    reactor::Core,
+};
 
 /// Runs a core until its root task ends.
 pub(crate) struct Driver {
     reactor: Reactor,
     root: Task<()>,
     pace: Pace,
+    heartbeat: Option<Heartbeat>,
     last_host_turn: Instant,
     aftermath: Aftermath,
 }
@@ -48,6 +52,7 @@ impl Driver {
                 park_max: config.park_max,
                 host_turn: config.host_turn,
             },
+            heartbeat: config.heartbeat.map(Heartbeat::new),
             last_host_turn: Instant::now(),
             aftermath: Aftermath::default(),
         }
@@ -59,6 +64,7 @@ impl Driver {
                 reactor,
                 root,
                 pace,
+                heartbeat,
                 last_host_turn,
                 aftermath,
             } = self;
@@ -67,8 +73,12 @@ impl Driver {
                 self.end();
                 return Poll::Ready(());
             }
-            if last_host_turn.elapsed() >= pace.host_turn {
-                *last_host_turn = Instant::now();
+            let now = Instant::now();
+            if now - *last_host_turn >= pace.host_turn {
+                *last_host_turn = now;
+                if let Some(heartbeat) = heartbeat {
+                    heartbeat.arm(now, host);
+                }
                 host.wake_by_ref();
                 return Poll::Pending;
             }

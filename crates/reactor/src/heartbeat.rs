@@ -1,39 +1,64 @@
 //! Keeps glommio's parking defect from stopping a core.
 //!
 //! glommio 0.9 takes "preempted before anything ran" for "nothing to run" (`run_task_queues` returns false for both) and
-//! parks with runnable tasks, until one of its own events comes. So one of its timers must always be armed. A single
-//! repeating timer is not enough, as measured: the defect strikes again right after the timer has ended the park, before
-//! the timer's task ran to arm it anew, and then nothing is armed (with a preemption timer of 50 us a core with a single
-//! 5 ms heartbeat stood still within seconds). Hence a ladder of timers, armed well ahead, each by a task of its own: the
-//! core stands still for good only if glommio is preempted at that point as many times in a row as there are rungs.
+//! parks with runnable tasks, until one of its own events comes. So one of its timers must be armed whenever the driver
+//! gives it a turn. The usual remedy, a task that sleeps in a loop, is not enough, as measured (preemption timer 50 us,
+//! sleep 5 ms: the core stood still within seconds): the defect can strike again right after the timer has ended the
+//! park, before the task ran to arm it anew, and then nothing is armed. Hence a ladder of timers, armed well ahead and
+//! by the driver itself: the core stands still for good only if glommio is preempted at that very point as many times in
+//! a row as there are rungs, and every rung is there before the first chance.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    future::Future,
+    pin::Pin,
+    task::{Context, Waker},
+    time::{Duration, Instant},
+};
 
-/// Timers armed ahead. Preempted every other time, which takes a preemption timer a thousand times shorter than the
-/// default, 32 in a row happen once in four thousand million parks.
+use glommio::timer::Timer;
+
+/// Timers armed ahead. Were glommio preempted there every other time, which takes a preemption timer a thousand times
+/// shorter than its default, it would happen 32 times in a row once in four thousand million.
 const RUNGS: u32 = 32;
+/// A faster heart would only cost.
+const EVERY_MIN: Duration = Duration::from_millis(1);
 
-/// The tasks that keep the ladder armed, on the calling thread's glommio executor. Dropping it ends them; not waiting for
-/// that is part of it, for a wait would be one more chance to be parked for ever.
+/// The ladder. Belongs to the task that it wakes.
 pub(crate) struct Heartbeat {
-    _rungs: Vec<glommio::Task<()>>,
+    every: Duration,
+    rungs: VecDeque<Rung>,
 }
 
-/// Arms a timer for every `every`.
-pub(crate) fn start(every: Duration) -> Heartbeat {
-    let origin = Instant::now();
-    let rung = |rung| glommio::spawn_local(keep_armed(origin + every * rung, every * RUNGS));
-    Heartbeat {
-        _rungs: (1..=RUNGS).map(rung).collect(),
+struct Rung {
+    due: Instant,
+    _armed: Timer,
+}
+
+impl Heartbeat {
+    /// A ladder with a rung for every `every`, yet to be armed.
+    pub(crate) fn new(every: Duration) -> Self {
+        Self {
+            every: every.max(EVERY_MIN),
+            rungs: VecDeque::new(),
+        }
     }
-}
 
-async fn keep_armed(mut next: Instant, period: Duration) {
-    loop {
-        glommio::timer::sleep(next.saturating_duration_since(Instant::now())).await;
-        // On the rung's own grid: those that come late together must not stay together.
-        let late = Instant::now().saturating_duration_since(next).as_nanos();
-        let periods = 1 + u32::try_from(late / period.as_nanos()).unwrap_or(u32::MAX - 1);
-        next += period * periods;
+    /// Replaces what has passed by new rungs at the far end. On a glommio thread; the timers wake `host`.
+    pub(crate) fn arm(&mut self, now: Instant, host: &Waker) {
+        while self.rungs.front().is_some_and(|rung| rung.due <= now) {
+            self.rungs.pop_front();
+        }
+        let armed = self.rungs.len() as u32;
+        let last = self.rungs.back().map_or(now, |rung| rung.due);
+        for step in 1..=RUNGS - armed {
+            let due = last + self.every * step;
+            let mut timer = Timer::new(due - now);
+            // The first poll is what arms it.
+            let polled = Pin::new(&mut timer).poll(&mut Context::from_waker(host));
+            if polled.is_pending() {
+                self.rungs.push_back(Rung { due, _armed: timer });
+            }
+        }
     }
 }
