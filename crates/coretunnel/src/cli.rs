@@ -1,0 +1,157 @@
+//! The command line: what can be said, and how it is explained. Values stay text here; `config` reads them, so that
+//! flags and environment variables are read by the same code and all errors are reported at once.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A node proxy for ambient service mesh.
+#[derive(Debug, Parser)]
+#[command(
+    name = "coretunnel",
+    version,
+    about = "A node proxy for ambient service mesh: captures the TCP traffic of this node's pods and carries it in mutually authenticated HTTP/2 CONNECT tunnels (HBONE).",
+    long_about = "A node proxy for ambient service mesh.\n\nOne daemon per node. It is told of pods by the CNI agent, listens inside their network namespaces, and carries their \
+TCP traffic between workloads in mutually authenticated HTTP/2 CONNECT tunnels (HBONE), enforcing L4 policy. It takes \
+the place of istio's ztunnel: same ports, same environment variables, same CNI socket.\n\nEach core runs its own \
+reactor; every pod has a home core, and tenants take turns on it.",
+    after_help = "Examples:
+  coretunnel preflight                      what stands in the way on this host, one line each, with the cure
+  coretunnel --node node-a --local-xds-path mesh.yaml --ca embedded --ca-root-file /etc/coretunnel/root.pem
+  coretunnel --cores 0,2-3 --log access=debug
+Each setting is taken from its flag, else its environment variable, else its default.",
+    args_conflicts_with_subcommands = true
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) settings: Flags,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the proxy (the default).
+    Run(Flags),
+    /// Check the host and the settings without starting: one line per finding, with the cure. Exit code 1 when
+    /// something would keep the proxy from running.
+    Preflight {
+        /// How to print the findings.
+        #[arg(long, value_enum, default_value_t = OutputFormat::Table)]
+        format: OutputFormat,
+        #[command(flatten)]
+        settings: Box<Flags>,
+    },
+    /// Print what was built.
+    Version,
+    /// As ztunnel is started: `proxy ztunnel`. Runs the proxy; words after `proxy` are ignored.
+    #[command(hide = true)]
+    Proxy {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        ignored: Vec<String>,
+    },
+}
+
+/// How a command prints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// All settings, as text.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Flags {
+    /// Cores to run on: a number of them, `0` for all, a percentage (`25%`), or a list (`0,2-3`) to pin to.
+    /// [env: ZTUNNEL_WORKER_THREADS] [default: a quarter of the CPUs, at least 2, within limits]
+    #[arg(long, value_name = "N|N%|LIST", help_heading = "Cores and tenants")]
+    pub(crate) cores: Option<String>,
+    /// What takes turns and is charged: `namespace`, `service-account` or `pod`. [default: service-account]
+    #[arg(long, value_name = "WHAT", help_heading = "Cores and tenants")]
+    pub(crate) tenant_by: Option<String>,
+
+    /// This node's name; workloads of other nodes are not local. [env: NODE_NAME]
+    #[arg(long, value_name = "NAME", help_heading = "Mesh")]
+    pub(crate) node: Option<String>,
+    /// The network this node is on. [env: NETWORK] [default: ""]
+    #[arg(long, value_name = "ID", help_heading = "Mesh")]
+    pub(crate) network: Option<String>,
+    /// This cluster. [env: ISTIO_META_CLUSTER_ID, CLUSTER_ID] [default: Kubernetes]
+    #[arg(long, value_name = "ID", help_heading = "Mesh")]
+    pub(crate) cluster: Option<String>,
+    /// The trust domain of pods whose workload does not name one. [env: TRUST_DOMAIN] [default: cluster.local]
+    #[arg(long, value_name = "DOMAIN", help_heading = "Mesh")]
+    pub(crate) trust_domain: Option<String>,
+    /// A YAML file of workloads, services and policies; watched, and reloaded when it changes. [env: LOCAL_XDS_PATH]
+    #[arg(long, value_name = "FILE", help_heading = "Mesh")]
+    pub(crate) local_xds_path: Option<String>,
+    /// The CNI agent's socket; `@name` is an abstract one. [env: INPOD_UDS] [default: /var/run/ztunnel/ztunnel.sock]
+    #[arg(long, value_name = "PATH", help_heading = "Mesh")]
+    pub(crate) zds_socket: Option<String>,
+
+    /// Who issues certificates; `embedded` is a CA inside the daemon. [default: embedded]
+    #[arg(long, value_name = "WHO", help_heading = "Certificates")]
+    pub(crate) ca: Option<String>,
+    /// The embedded CA's root, certificate and key in one PEM file. Made when it is missing; daemons that share it trust
+    /// each other. [default: ./var/run/secrets/coretunnel/root.pem]
+    #[arg(long, value_name = "FILE", help_heading = "Certificates")]
+    pub(crate) ca_root_file: Option<String>,
+    /// How long a certificate is valid; renewed at half of it. [env: SECRET_TTL] [default: 24h]
+    #[arg(long, value_name = "DURATION", help_heading = "Certificates")]
+    pub(crate) secret_ttl: Option<String>,
+
+    /// Metrics: `/metrics`. [default: [::]:15020]
+    #[arg(long, value_name = "ADDR", help_heading = "Servers")]
+    pub(crate) metrics_addr: Option<String>,
+    /// Readiness: `/healthz/ready`. [default: [::]:15021]
+    #[arg(long, value_name = "ADDR", help_heading = "Servers")]
+    pub(crate) readiness_addr: Option<String>,
+
+    /// How long live connections may take to end once the process is told to stop.
+    /// [env: CONNECTION_TERMINATION_DEADLINE, TERMINATION_GRACE_PERIOD_SECONDS] [default: 5s]
+    #[arg(long, value_name = "DURATION", help_heading = "Connections")]
+    pub(crate) termination_deadline: Option<String>,
+    /// Streams per tunnel. [env: POOL_MAX_STREAMS_PER_CONNECTION] [default: 100]
+    #[arg(long, value_name = "N", help_heading = "Connections")]
+    pub(crate) pool_max_streams: Option<String>,
+    /// How long an unused tunnel is kept. [env: POOL_UNUSED_RELEASE_TIMEOUT] [default: 5m]
+    #[arg(long, value_name = "DURATION", help_heading = "Connections")]
+    pub(crate) pool_idle_timeout: Option<String>,
+    /// Keep clients' addresses towards applications: `true`, `false` or `auto`. [env: ENABLE_ORIG_SRC] [default: auto]
+    #[arg(long, value_name = "WHEN", help_heading = "Connections")]
+    pub(crate) original_source: Option<String>,
+
+    /// Log filter: LEVEL or TARGET=LEVEL, separated by commas; the access log's target is `access`. [env: RUST_LOG]
+    /// [default: info]
+    #[arg(long, value_name = "FILTER", help_heading = "Log")]
+    pub(crate) log: Option<String>,
+    /// `plain` or `json`. [env: LOG_FORMAT] [default: plain]
+    #[arg(long, value_name = "FORMAT", help_heading = "Log")]
+    pub(crate) log_format: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_is_the_default_and_ztunnels_arguments_are_understood() {
+        assert!(matches!(Cli::parse_from(["coretunnel"]).command, None));
+        let flags = Cli::parse_from(["coretunnel", "--cores", "2"]);
+        assert_eq!(flags.settings.cores.as_deref(), Some("2"));
+        let run = Cli::parse_from(["coretunnel", "run", "--node", "a"]);
+        assert!(matches!(run.command, Some(Command::Run(flags)) if flags.node.as_deref() == Some("a")));
+        assert!(matches!(
+            Cli::parse_from(["coretunnel", "proxy", "ztunnel"]).command,
+            Some(Command::Proxy { .. })
+        ));
+    }
+}

@@ -1,0 +1,222 @@
+//! Starts everything, in the order in which each part needs the one before, and ends it the other way round.
+
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
+
+use anyhow::Context;
+use control::Status;
+use dataplane::{Cores, CoresConfig};
+use mesh_state::name::NetworkId;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use telemetry::exposition::Exposition;
+use tokio::task::LocalSet;
+
+use crate::{
+    admin,
+    config::Settings,
+    metrics_page::{self, Pods},
+    preflight,
+    publisher::{Publisher, retire},
+    readiness,
+    signal::Signals,
+    version,
+};
+
+/// What cores may ask of the control thread and have not been heard. One request is about 100 bytes; a core that finds
+/// the channel full asks again with its next connection.
+const WANTED_MAX: usize = 1_024;
+
+/// After the drain's deadline: how long the cores may take to end. They need milliseconds.
+const CORES_END: Duration = Duration::from_secs(2);
+
+/// Runs the daemon until it was told to stop and has drained.
+///
+/// # Errors
+/// What kept it from starting, or ended it.
+pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
+    let log = telemetry::log::init(&settings.log_filter, settings.log_format)?;
+    tracing::info!("version: {}", version::line());
+    raise_descriptor_limit();
+    let findings = preflight::examine(&settings);
+    if preflight::blocks_start(&findings) {
+        anyhow::bail!("this host cannot run coretunnel:\n{}", preflight::table(&findings));
+    }
+    tracing::info!(?settings, "settings");
+
+    let (wanted_sender, wanted) = async_channel::bounded(WANTED_MAX);
+    let (recorders, page) = telemetry::recorder::recorders(settings.cores.len());
+    let cores = CoresConfig {
+        cores: settings.cores.iter().enumerate().map(|(index, cpu)| core(index, *cpu)).collect(),
+        engine: engine(&settings),
+        sockets: sockets(&settings),
+        wanted: wanted_sender,
+        recorders,
+    };
+    let (cores, home) = Cores::start(cores).context("cannot start the cores; `coretunnel preflight` tells more")?;
+    let cores = Rc::new(RefCell::new(cores));
+
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control thread's runtime")?;
+    let dropped = log.dropped_counter();
+    let ended = LocalSet::new().block_on(&runtime, async {
+        let mut signals = Signals::listen().context("cannot listen for signals")?;
+        let status = Status::default();
+        tokio::task::spawn_local(retire(cores.clone(), home));
+        serve_metrics(&settings, page, status.clone(), dropped)?;
+        serve_readiness(&settings, cores.clone(), status.clone())?;
+
+        let (stop, stopped) = async_channel::bounded::<()>(1);
+        let mut control = tokio::task::spawn_local(control::run(
+            control_config(&settings),
+            Publisher::new(cores.clone()),
+            wanted,
+            status,
+            async move {
+                // Dropping the sender says the same.
+                let _told = stopped.recv().await;
+            },
+        ));
+        let signal = tokio::select! {
+            signal = signals.first() => signal,
+            ended = &mut control => {
+                return ended.context("the control task panicked")?.context("the control plane ended");
+            }
+        };
+        tracing::info!(signal, deadline = ?settings.termination_deadline, "draining");
+        drop(stop);
+        drain(&cores, settings.termination_deadline, &mut signals).await;
+        Ok(())
+    });
+    // Whatever ended it: the cores are told, and end.
+    cores.borrow().drain(Duration::ZERO);
+    if cores.borrow().ended()
+        && let Ok(cores) = Rc::try_unwrap(cores)
+    {
+        cores.into_inner().join();
+    }
+    drop(log);
+    ended
+}
+
+/// Lets the cores drain until the deadline, or until a second SIGINT.
+async fn drain(cores: &RefCell<Cores>, deadline: Duration, signals: &mut Signals) {
+    cores.borrow().drain(deadline);
+    let ending = async {
+        while !cores.borrow().ended() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::select! {
+        () = ending => {}
+        () = tokio::time::sleep(deadline + CORES_END) => {
+            tracing::error!("the cores did not end within their time; ending without them");
+        }
+        () = signals.interrupted() => tracing::warn!("second SIGINT: ending at once"),
+    }
+}
+
+fn serve_metrics(
+    settings: &Settings,
+    page: Exposition,
+    status: Status,
+    dropped: Arc<std::sync::atomic::AtomicU64>,
+) -> anyhow::Result<()> {
+    let listener = admin::listen("metrics", settings.metrics_addr)?;
+    let page = Rc::new(RefCell::new(page));
+    tokio::task::spawn_local(admin::serve(listener, move |asked| {
+        let pods = Pods {
+            active: status.pods_active() as u64,
+            pending: status.pods_pending() as u64,
+            started: status.proxies_started(),
+            stopped: status.proxies_stopped(),
+        };
+        let dropped = dropped.load(Ordering::Relaxed);
+        let answer = metrics_page::answer(&asked, &mut page.borrow_mut(), pods, status.generation(), dropped);
+        async move { answer }
+    }));
+    Ok(())
+}
+
+fn serve_readiness(settings: &Settings, cores: Rc<RefCell<Cores>>, status: Status) -> anyhow::Result<()> {
+    let listener = admin::listen("readiness", settings.readiness_addr)?;
+    tokio::task::spawn_local(admin::serve(listener, move |asked| {
+        let (cores, status) = (cores.clone(), status.clone());
+        readiness::answer(asked, async move || {
+            let (answers, count) = {
+                let cores = cores.borrow();
+                (cores.ping(), cores.len())
+            };
+            let mut pending: BTreeSet<String> = readiness::silent_cores(answers, count).await;
+            pending.extend(status.pending().into_iter().map(Into::into));
+            pending
+        })
+    }));
+    Ok(())
+}
+
+fn core(index: usize, cpu: usize) -> reactor::CoreConfig {
+    reactor::CoreConfig { name: format!("core-{index}"), cpu: Some(cpu), ..reactor::CoreConfig::default() }
+}
+
+fn engine(settings: &Settings) -> dataplane::Config {
+    let default = dataplane::Config::default();
+    dataplane::Config {
+        node: settings.node.as_deref().map(Into::into),
+        network: NetworkId::from(settings.network.as_str()),
+        tenant_by: settings.tenant_by,
+        keep_source: settings.original_source,
+        response_baggage: settings.response_baggage,
+        h2: hbone::H2Config {
+            stream_window: settings.stream_window,
+            connection_window: settings.connection_window,
+            frame_size: settings.frame_size,
+            ..default.h2
+        },
+        pool: hbone::pool::PoolConfig {
+            streams_per_tunnel_max: settings.pool_max_streams,
+            idle_timeout: settings.pool_idle_timeout,
+            ..default.pool
+        },
+        ..default
+    }
+}
+
+fn sockets(settings: &Settings) -> inpod::socket::SocketOptions {
+    inpod::socket::SocketOptions {
+        mark: Some(settings.packet_mark),
+        reuse_port: settings.port_reuse,
+        keepalive: settings.keepalive.map(|keepalive| inpod::socket::Keepalive {
+            idle: keepalive.idle,
+            interval: keepalive.interval,
+            probes_max: keepalive.probes,
+        }),
+        user_timeout: settings
+            .keepalive
+            .filter(|_| settings.user_timeout)
+            .map(|keepalive| keepalive.idle + keepalive.interval * keepalive.probes),
+    }
+}
+
+fn control_config(settings: &Settings) -> control::Config {
+    control::Config {
+        node: settings.node.clone(),
+        network: settings.network.clone(),
+        cluster: settings.cluster.clone(),
+        trust_domain: settings.trust_domain.clone(),
+        local_file: settings.local_file.clone(),
+        local_inline: settings.local_inline.clone(),
+        ca: control::CaSource::Embedded { root_file: settings.ca_root_file.clone(), leaf_ttl: settings.secret_ttl },
+        zds_socket: Some(settings.zds_socket.clone()),
+        ..control::Config::default()
+    }
+}
+
+/// Every captured connection takes two descriptors; the default soft limit is for shells.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, current = ?limit.current, "cannot raise the descriptor limit to its maximum");
+    }
+}
