@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::Signal;
 
 use crate::log::Log;
@@ -33,7 +33,8 @@ pub fn run(spec: MeshSpec, pods: &[PodSpec], fact: impl FnOnce(&mut Mesh) -> Res
         finish(&mut mesh)
     }));
     match outcome {
-        Ok(result) => result.with_context(|| logs(&mesh)),
+        // One text, the cause first: as a chain, the logs would hide it.
+        Ok(result) => result.map_err(|error| anyhow!("{error:#}\n{}", logs(&mesh))),
         Err(panic) => {
             let report = logs(&mesh);
             drop(mesh);

@@ -11,8 +11,8 @@ use serde_json::Value;
 
 /// Lines kept of one daemon; later ones are dropped. Worst case some 100 MB, reached by no test.
 const LINES_MAX: usize = 200_000;
-/// Lines of context in an error.
-const TAIL_LINES: usize = 40;
+/// Lines of context in an error, of either kind.
+const TAIL_LINES: usize = 15;
 
 /// A growing log. Clones read the same one.
 #[derive(Clone, Default)]
@@ -106,12 +106,14 @@ impl Log {
         self.await_line(mark, what, Duration::from_secs(5), |line| line.is_access() && wanted(line))
     }
 
-    /// The last lines after `mark`, as text.
+    /// The end of what came after `mark`: the last lines, and before them the last of those that are no routine.
     #[must_use]
     pub fn tail(&self, mark: Mark) -> String {
         let lines = self.since(mark);
-        let shown: Vec<&str> = lines[lines.len().saturating_sub(TAIL_LINES)..].iter().map(Line::text).collect();
-        shown.join("\n")
+        let (earlier, last) = lines.split_at(lines.len().saturating_sub(TAIL_LINES));
+        let unusual: Vec<&Line> = earlier.iter().filter(|line| !line.has("level", "info")).collect();
+        let shown = unusual[unusual.len().saturating_sub(TAIL_LINES)..].iter().copied().chain(last);
+        shown.map(Line::text).collect::<Vec<_>>().join("\n")
     }
 
     /// A mark before the first line.

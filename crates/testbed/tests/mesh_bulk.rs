@@ -115,7 +115,7 @@ fn five_hundred_connections_at_once_are_served_by_both_cores_of_both_daemons() -
             let spent: Vec<(&String, Duration)> = after
                 .iter()
                 .map(|(name, time)| (name, time.saturating_sub(before.get(name).copied().unwrap_or_default())))
-                .filter(|(name, _)| name.starts_with("core"))
+                .filter(|(name, _)| name.starts_with("core-"))
                 .collect();
             // 250 connections' handshakes and echoes of a core cost tens of milliseconds; an idle core's heartbeat a fraction of one.
             let busy = spent.iter().filter(|(_, time)| *time > Duration::from_millis(10)).count();

@@ -85,18 +85,20 @@ impl Screen {
         result
     }
 
-    /// A table; all columns but the first are numbers and go to the right.
+    /// A table with a heading; columns of numbers go to the right.
     pub(crate) fn table(&self, rows: &[Vec<String>]) {
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        for (number, row) in rows.iter().enumerate() {
-            let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+        let number = |column: usize| rows.iter().skip(1).all(|row| row.get(column).is_none_or(|cell| cell.parse::<f64>().is_ok()));
+        let layout: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), number(column))).collect();
+        for (at, row) in rows.iter().enumerate() {
+            let cells = row.iter().zip(&layout).map(|(cell, (width, right))| {
                 let pad = " ".repeat(width - cell.chars().count());
-                if column == 0 { format!("{cell}{pad}") } else { format!("{pad}{cell}") }
+                if *right { format!("{pad}{cell}") } else { format!("{cell}{pad}") }
             });
             let text = cells.collect::<Vec<_>>().join("  ");
-            self.line(&format!("  {}", if number == 0 { self.tint(Tint::Faint, &text) } else { text }));
+            let text = text.trim_end();
+            self.line(&format!("  {}", if at == 0 { self.tint(Tint::Faint, text) } else { text.to_owned() }));
         }
     }
 

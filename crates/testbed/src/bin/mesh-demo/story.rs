@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use testbed::http;
-use testbed::log::Line;
+use testbed::log::{Line, Log};
 use testbed::mesh::{Mesh, MeshSpec, NodeId, PodSpec};
 use testbed::wait;
 use testbed::wire::{self, Recording, tls_record_types};
@@ -57,7 +57,7 @@ fn bring_up(screen: &Screen) -> Result<Mesh> {
     }
     screen.table(&rows);
     for id in NodeId::ALL {
-        let cores = mesh.daemon(id).thread_cpu()?.keys().filter(|name| name.starts_with("core")).count();
+        let cores = mesh.daemon(id).thread_cpu()?.keys().filter(|name| name.starts_with("core-")).count();
         screen.fact(&format!("the daemon of {id} is ready: process {}, {cores} cores, pods handed to it over ZDS", mesh.daemon(id).pid()));
     }
     Ok(mesh)
@@ -69,6 +69,11 @@ fn request_over_the_wire(screen: &Screen, mesh: &mut Mesh) -> Result<()> {
     screen.section("A request from a pod to a service on the other node");
     screen.say(&format!("web asks the service shop at {service}, which stands for {} on node-b.", shop.at(WEB_PORT)));
     wait::until_ok("the service to be known", Duration::from_secs(10), || http::get(&web.netns, service, "/"))?;
+
+    // Both ends have written that one down before the request that counts is made, so the lines after it are of that.
+    for id in NodeId::ALL {
+        mesh.daemon(id).log().await_access(Log::start(), "the first request", |line| !line.field("dst.hbone_addr").is_empty())?;
+    }
 
     let marks = NodeId::ALL.map(|id| mesh.daemon(id).log().mark());
     let capture = mesh.capture()?;
@@ -145,9 +150,9 @@ fn refusal(screen: &Screen, mesh: &mut Mesh) -> Result<()> {
     })?;
     let marks = NodeId::ALL.map(|id| mesh.daemon(id).log().mark());
     ensure!(http::get(&spy.netns, shop.at(WEB_PORT), "/spy").is_err(), "the spy was let in");
-    let refused = mesh.daemon(NodeId::B).log().await_access(marks[1], "the refusal", |line| line.has("direction", "inbound"))?;
-    ensure!(refused.has("src.identity", &spy.identity()) && refused.field("error").contains("policy"), "{refused}");
-    let told = mesh.daemon(NodeId::A).log().await_access(marks[0], "the client's side", |line| line.has("direction", "outbound"))?;
+    let refused = mesh.daemon(NodeId::B).log().await_access(marks[1], "the refusal", |line| line.has("src.identity", &spy.identity()))?;
+    ensure!(refused.has("direction", "inbound") && refused.field("error").contains("policy"), "{refused}");
+    let told = mesh.daemon(NodeId::A).log().await_access(marks[0], "the client's side", |line| line.has("src.identity", &spy.identity()))?;
     ensure!(told.field("error").contains("401"), "{told}");
     screen.fact(&format!("node-b refused {}:", spy.identity()));
     screen.quote(&refused.field("error"));
