@@ -1,4 +1,5 @@
-//! Certificates made by hand from the embedded CA's root file, right ones and wrong ones. Independent of `control`, which makes the daemon's.
+//! Certificates made by hand from the embedded CA's root file, right ones and wrong ones. Independent of `control`,
+//! which makes the daemon's.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +7,9 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use rcgen::string::Ia5String;
-use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
+};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// What a leaf is to say.
@@ -120,7 +123,10 @@ mod tests {
 
     #[test]
     fn the_parts_of_a_root_file_are_found_in_either_order() {
-        let (certificate, key) = ("-----BEGIN CERTIFICATE-----\nQQ==\n-----END CERTIFICATE-----\n", "-----BEGIN EC PRIVATE KEY-----\nQg==\n-----END EC PRIVATE KEY-----\n");
+        let (certificate, key) = (
+            "-----BEGIN CERTIFICATE-----\nQQ==\n-----END CERTIFICATE-----\n",
+            "-----BEGIN EC PRIVATE KEY-----\nQg==\n-----END EC PRIVATE KEY-----\n",
+        );
         for text in [format!("{certificate}{key}"), format!("{key}{certificate}")] {
             assert_eq!((section(&text, "CERTIFICATE"), section(&text, "PRIVATE KEY")), (Some(certificate), Some(key)));
         }

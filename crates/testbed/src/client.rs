@@ -69,7 +69,9 @@ pub fn await_end(mut stream: &TcpStream) -> Result<End> {
             Ok(0) => return Ok(End::Clean(bytes)),
             Ok(length) => bytes += length as u64,
             Err(error) => match error.kind() {
-                ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => return Ok(End::Reset(bytes)),
+                ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => {
+                    return Ok(End::Reset(bytes));
+                }
                 ErrorKind::WouldBlock | ErrorKind::TimedOut => return Ok(End::Silence(bytes)),
                 ErrorKind::Interrupted => {}
                 _ => return Err(error).context("read to the end"),

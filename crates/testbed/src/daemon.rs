@@ -1,4 +1,5 @@
-//! The real daemon as a child process: how it is started, asked, signalled and observed from outside. Not what it is told to do: see `mesh`.
+//! The real daemon as a child process: how it is started, asked, signalled and observed from outside. Not what it is
+//! told to do: see `mesh`.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
 
+use crate::launcher::Launcher;
 use crate::log::Log;
 use crate::metrics_page::MetricsPage;
 use crate::namespace::Namespace;
@@ -36,8 +38,8 @@ pub struct DaemonSpec {
     pub zds_socket: PathBuf,
     /// The embedded CA's root; daemons that share it trust each other.
     pub ca_root_file: PathBuf,
-    /// Cores.
-    pub cores: usize,
+    /// Cores, as the flag takes them.
+    pub cores: String,
     /// More environment, for instance a deadline.
     pub environment: BTreeMap<String, String>,
     /// More flags.
@@ -57,7 +59,7 @@ impl Daemon {
     ///
     /// # Errors
     /// When there is no binary (with the command that builds it) or it can't be started.
-    pub fn start(namespace: &Namespace, spec: &DaemonSpec) -> Result<Self> {
+    pub fn start(launcher: &Launcher, namespace: &Namespace, spec: &DaemonSpec) -> Result<Self> {
         let mut command = launcher::command(&binary()?);
         command
             .env_clear()
@@ -73,12 +75,12 @@ impl Daemon {
             .args(["run", "--ca", "embedded", "--ca-root-file"])
             .arg(&spec.ca_root_file)
             .arg("--cores")
-            .arg(spec.cores.to_string())
+            .arg(&spec.cores)
             .args(&spec.arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = launcher::start(namespace, command)?;
+        let mut child = launcher.spawn(namespace, command)?;
         let log = Log::default();
         log.follow(child.stdout.take().expect("stdout was piped above"))?;
         log.follow(child.stderr.take().expect("stderr was piped above"))?;
@@ -118,8 +120,12 @@ impl Daemon {
         });
         match outcome {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(status)) => bail!("the daemon of {} exited at its start ({status}):\n{}", self.node, self.log.tail(Log::start())),
-            Err(error) => bail!("the daemon of {}: {error} (last: {last}); its log:\n{}", self.node, self.log.tail(Log::start())),
+            Ok(Err(status)) => {
+                bail!("the daemon of {} exited at its start ({status}):\n{}", self.node, self.log.tail(Log::start()))
+            }
+            Err(error) => {
+                bail!("the daemon of {}: {error} (last: {last}); its log:\n{}", self.node, self.log.tail(Log::start()))
+            }
         }
     }
 
@@ -152,8 +158,10 @@ impl Daemon {
     #[must_use]
     pub fn open_file_names(&self) -> Vec<String> {
         let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).into_iter().flatten().flatten();
-        let mut names: Vec<String> =
-            entries.filter_map(|entry| fs::read_link(entry.path()).ok()).map(|link| link.to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| fs::read_link(entry.path()).ok())
+            .map(|link| link.to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }
@@ -168,7 +176,9 @@ impl Daemon {
         for entry in fs::read_dir(&directory).with_context(|| format!("read {directory}"))?.flatten() {
             let path = entry.path();
             // A thread may end between the listing and the reading.
-            let (Ok(name), Ok(stat)) = (fs::read_to_string(path.join("comm")), fs::read_to_string(path.join("schedstat"))) else {
+            let (Ok(name), Ok(stat)) =
+                (fs::read_to_string(path.join("comm")), fs::read_to_string(path.join("schedstat")))
+            else {
                 continue;
             };
             let nanoseconds = stat.split(' ').next().and_then(|field| field.parse().ok()).unwrap_or(0);
@@ -229,7 +239,8 @@ pub fn binary() -> Result<PathBuf> {
     let path = locate(from_environment, &running);
     ensure!(
         path.is_file(),
-        "no daemon at {}: build it with `cargo build -p coretunnel` (same profile and target directory), or set CORETUNNEL_BIN",
+        "no daemon at {}: build it with `cargo build -p coretunnel` (same profile and target directory), or set \
+         CORETUNNEL_BIN",
         path.display()
     );
     Ok(path)

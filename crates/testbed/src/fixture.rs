@@ -1,4 +1,5 @@
-//! Runs one fact about a mesh: brings it up, asks the question, then checks what must hold after every test. Says what the daemons said when it fails.
+//! Runs one fact about a mesh: brings it up, asks the question, then checks what must hold after every test. Says what
+//! the daemons said when it fails.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -19,8 +20,9 @@ const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 /// Descriptors of each daemon: what must be reached again after a test.
 pub type Descriptors = BTreeMap<NodeId, usize>;
 
-/// Brings up a mesh with `pods`, runs `fact`, and then checks that each daemon still there has as many descriptors as at its start,
-/// that none panicked, that the node agents saw no protocol error, and that SIGTERM ends each with success.
+/// Brings up a mesh with `pods`, runs `fact`, and then checks that each daemon still there has as many descriptors as
+/// at its start, that none panicked, that the node agents saw no protocol error, and that SIGTERM ends each with
+/// success.
 ///
 /// # Errors
 /// When the fact or one of these does not hold; with the ends of the daemons' logs.
@@ -56,7 +58,8 @@ pub fn descriptors(mesh: &Mesh) -> Result<Descriptors> {
     mesh.nodes_with_daemon().into_iter().map(|id| Ok((id, mesh.daemon(id).open_files()?))).collect()
 }
 
-/// Waits until each daemon holds no more descriptors than `before`. A daemon that was restarted since has to come down to the same.
+/// Waits until each daemon holds no more descriptors than `before`. A daemon that was restarted since has to come down
+/// to the same.
 ///
 /// # Errors
 /// When one does not; with the descriptors it has.
@@ -64,8 +67,12 @@ pub fn await_descriptors(mesh: &Mesh, before: &Descriptors) -> Result<()> {
     for id in mesh.nodes_with_daemon() {
         let daemon = mesh.daemon(id);
         let limit = before.get(&id).copied().unwrap_or(usize::MAX);
-        wait::until("descriptors to come home", RELEASE_PATIENCE, || daemon.open_files().is_ok_and(|count| count <= limit))
-            .with_context(|| format!("the daemon of {id} began with {limit} and has now: {:?}", daemon.open_file_names()))?;
+        wait::until("descriptors to come home", RELEASE_PATIENCE, || {
+            daemon.open_files().is_ok_and(|count| count <= limit)
+        })
+        .with_context(|| {
+            format!("the daemon of {id} began with {limit} and has now: {:?}", daemon.open_file_names())
+        })?;
     }
     Ok(())
 }
@@ -81,14 +88,22 @@ fn finish(mesh: &mut Mesh) -> Result<()> {
         daemon.signal(Signal::TERM)?;
         let status = daemon.await_exit(EXIT_PATIENCE)?;
         ensure!(status.success(), "the daemon of {id} ended with {status} after SIGTERM");
-        let panics: Vec<String> =
-            daemon.log().all().iter().filter(|line| line.text().contains("panicked")).map(ToString::to_string).collect();
+        let panics: Vec<String> = daemon
+            .log()
+            .all()
+            .iter()
+            .filter(|line| line.text().contains("panicked"))
+            .map(ToString::to_string)
+            .collect();
         ensure!(panics.is_empty(), "the daemon of {id} panicked: {panics:?}");
     }
     Ok(())
 }
 
 fn logs(mesh: &Mesh) -> String {
-    let each = mesh.nodes_with_daemon().into_iter().map(|id| format!("--- the daemon of {id} said:\n{}", mesh.daemon(id).log().tail(Log::start())));
+    let each = mesh
+        .nodes_with_daemon()
+        .into_iter()
+        .map(|id| format!("--- the daemon of {id} said:\n{}", mesh.daemon(id).log().tail(Log::start())));
     each.collect::<Vec<_>>().join("\n")
 }

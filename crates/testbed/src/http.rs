@@ -29,7 +29,8 @@ pub fn get(namespace: &Namespace, address: SocketAddr, path: &str) -> Result<Res
     let stream = namespace
         .run(|| TcpStream::connect_timeout(&address, SOCKET_PATIENCE))
         .with_context(|| format!("connect to {address} from {}", namespace.name()))?;
-    get_on(&stream, &address.to_string(), path).with_context(|| format!("GET {path} at {address} from {}", namespace.name()))
+    get_on(&stream, &address.to_string(), path)
+        .with_context(|| format!("GET {path} at {address} from {}", namespace.name()))
 }
 
 /// One GET on a connection that is open already; reads to its end.
@@ -44,7 +45,11 @@ pub fn get_on(mut stream: &TcpStream, host: &str, path: &str) -> Result<Response
     stream.take(RESPONSE_BYTES_MAX).read_to_end(&mut bytes)?;
     let text = String::from_utf8_lossy(&bytes);
     let (head, body) = text.split_once("\r\n\r\n").with_context(|| format!("no HTTP answer but {:?}", brief(&text)))?;
-    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).with_context(|| format!("no status in {:?}", brief(head)))?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .with_context(|| format!("no status in {:?}", brief(head)))?;
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
     ensure!(!chunked, "a chunked answer to a request that closes: this client reads none");
     Ok(Response { status, body: body.to_owned() })
@@ -66,7 +71,11 @@ pub fn site(name: &str) -> impl Fn(&TcpStream, SocketAddr) -> io::Result<()> + S
         let head = String::from_utf8_lossy(&request);
         let path = head.split(' ').nth(1).unwrap_or("?");
         let body = format!("{name} served {path} to {}\n", peer.ip());
-        write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
     }
 }
 

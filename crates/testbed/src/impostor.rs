@@ -1,4 +1,5 @@
-//! An HBONE server that is not who it should be: it greets with any certificate given to it, and keeps a count of who believed it.
+//! An HBONE server that is not who it should be: it greets with any certificate given to it, and keeps a count of who
+//! believed it.
 
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};

@@ -1,18 +1,25 @@
-//! Starts child processes that can't outlive this one, whatever ends it. Only starts them; what they are is `daemon`'s matter.
+//! Starts child processes that can't outlive this one, whatever ends it. Only starts them; what they are is `daemon`'s
+//! matter.
 //!
-//! The kernel's parent-death signal does it, and that signal is about the *thread* that forked. A test's thread ends with the test, so
-//! one thread that lives as long as the process does all the forking.
+//! The kernel's parent-death signal does it, and that signal is about the *thread* that forked. So one thread forks for
+//! a whole mesh and lives as long as the mesh does.
 
 use std::io;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::mpsc;
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 
 use crate::namespace::Namespace;
+
+/// The forking thread. When it is dropped, what it has started is killed.
+pub struct Launcher {
+    orders: Option<mpsc::Sender<Order>>,
+    thread: Option<JoinHandle<()>>,
+}
 
 struct Order {
     command: Command,
@@ -20,46 +27,73 @@ struct Order {
     started: mpsc::Sender<io::Result<Child>>,
 }
 
-/// Starts `command` inside `namespace`; it gets `SIGKILL` when this process ends. `command` must be made by [`command`].
-///
-/// # Errors
-/// When it can't be started.
-pub fn start(namespace: &Namespace, command: Command) -> Result<Child> {
-    let program = format!("{command:?}");
-    let (started, answer) = mpsc::channel();
-    let orders = orders()?;
-    orders
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .send(Order { command, namespace: namespace.clone(), started })
-        .map_err(|_| anyhow!("the launcher thread has ended"))?;
-    answer.recv().context("the launcher thread has ended")?.with_context(|| format!("start {program}"))
+impl Launcher {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// When no thread can be had.
+    pub fn start() -> Result<Self> {
+        let (orders, taken) = mpsc::channel::<Order>();
+        let home = Namespace::current("home")?;
+        let thread = thread::Builder::new().name("launcher".into()).spawn(move || {
+            for mut order in taken {
+                order.namespace.enter();
+                let child = order.command.spawn();
+                // To stay in a test's namespace would keep that alive.
+                home.enter();
+                // Fails when the asker has given up; the child then dies with this thread.
+                let _ = order.started.send(child);
+            }
+        })?;
+        Ok(Self { orders: Some(orders), thread: Some(thread) })
+    }
+
+    /// Starts `command`, made by [`command`], inside `namespace`.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn spawn(&self, namespace: &Namespace, command: Command) -> Result<Child> {
+        let program = format!("{command:?}");
+        let (started, answer) = mpsc::channel();
+        let orders = self.orders.as_ref().context("the launcher is on its way out")?;
+        let order = Order { command, namespace: namespace.clone(), started };
+        orders.send(order).ok().context("the launcher thread has ended")?;
+        answer.recv().context("the launcher thread has ended")?.with_context(|| format!("start {program}"))
+    }
 }
 
-/// A command line whose process dies with its parent, and is in a group of its own: what Ctrl-C sends is for the parent to act on.
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A command line whose process dies with its parent, and is in a group of its own: what Ctrl-C sends is for the parent
+/// to act on.
 #[must_use]
-pub fn command(program: &std::path::Path) -> Command {
+pub fn command(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.process_group(0).args(["--pdeathsig", "KILL", "--"]).arg(program);
     command
 }
 
-fn orders() -> Result<&'static Mutex<mpsc::Sender<Order>>> {
-    static ORDERS: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
-    if let Some(orders) = ORDERS.get() {
-        return Ok(orders);
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
+    use super::*;
+
+    #[test]
+    fn a_child_dies_with_the_launcher() {
+        let launcher = Launcher::start().unwrap();
+        let mut sleeping = command(Path::new("sleep"));
+        sleeping.arg("60");
+        let mut child = launcher.spawn(&Namespace::create("bedroom").unwrap(), sleeping).unwrap();
+        assert!(child.try_wait().unwrap().is_none());
+        drop(launcher);
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
     }
-    let (sender, receiver) = mpsc::channel::<Order>();
-    let home = Namespace::current("home")?;
-    thread::Builder::new().name("launcher".into()).spawn(move || {
-        for mut order in receiver {
-            order.namespace.enter();
-            let child = order.command.spawn();
-            // To stay in a test's namespace would keep that alive.
-            home.enter();
-            // Fails when the asker has given up; the child then dies with its dropped handle's pipes or with this process.
-            let _ = order.started.send(child);
-        }
-    })?;
-    Ok(ORDERS.get_or_init(|| Mutex::new(sender)))
 }

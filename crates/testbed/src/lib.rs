@@ -1,5 +1,5 @@
-//! A real mesh on one machine: nodes and pods as network namespaces, the real daemon as child processes, the peers it talks to,
-//! and what tests read back from it. A library for tests and for the demonstration, never part of the daemon.
+//! A real mesh on one machine: nodes and pods as network namespaces, the real daemon as child processes, the peers it
+//! talks to, and what tests read back from it. A library for tests and for the demonstration, never part of the daemon.
 //!
 //! | to | look at |
 //! |---|---|

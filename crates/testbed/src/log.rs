@@ -1,4 +1,5 @@
-//! The lines a daemon wrote, kept for questions. Knows JSON log lines (behaviour.md §12.4) and access log fields (§12.3) by their names only.
+//! The lines a daemon wrote, kept for questions. Knows JSON log lines (behaviour.md §12.4) and access log fields
+//! (§12.3) by their names only.
 
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
@@ -80,7 +81,13 @@ impl Log {
     ///
     /// # Errors
     /// After `patience`, naming `what` and showing the log's end.
-    pub fn await_line(&self, mark: Mark, what: &str, patience: Duration, wanted: impl Fn(&Line) -> bool) -> Result<Line> {
+    pub fn await_line(
+        &self,
+        mark: Mark,
+        what: &str,
+        patience: Duration,
+        wanted: impl Fn(&Line) -> bool,
+    ) -> Result<Line> {
         let deadline = Instant::now() + patience;
         let mut seen = mark.0;
         let mut lines = self.lines();
@@ -92,9 +99,16 @@ impl Log {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 drop(lines);
-                bail!("waited {patience:?} in vain for a log line: {what}; the log after the mark:\n{}", self.tail(mark));
+                bail!(
+                    "waited {patience:?} in vain for a log line: {what}; the log after the mark:\n{}",
+                    self.tail(mark)
+                );
             }
-            lines = self.shared.grown.wait_timeout(lines, left).map_or_else(|poison| poison.into_inner().0, |(lines, _)| lines);
+            lines = self
+                .shared
+                .grown
+                .wait_timeout(lines, left)
+                .map_or_else(|poison| poison.into_inner().0, |(lines, _)| lines);
         }
     }
 
@@ -178,7 +192,8 @@ impl fmt::Display for Line {
 mod tests {
     use super::*;
 
-    const ACCESS: &str = r#"{"level":"info","time":"t","scope":"access","message":"connection complete","src.addr":"1.2.3.4:5","bytes_sent":7}"#;
+    const ACCESS: &str =
+        r#"{"level":"info","scope":"access","message":"connection complete","src.addr":"1.2.3.4:5","bytes_sent":7}"#;
 
     #[test]
     fn fields_read_as_text_and_only_later_lines_are_found() {
@@ -194,7 +209,9 @@ mod tests {
     fn a_line_that_is_no_json_is_kept_as_text() {
         let log = Log::default();
         log.follow("thread 'main' panicked\n".as_bytes()).unwrap();
-        let line = log.await_line(Log::start(), "the panic", Duration::from_secs(2), |line| line.text().contains("panicked")).unwrap();
+        let line = log
+            .await_line(Log::start(), "the panic", Duration::from_secs(2), |line| line.text().contains("panicked"))
+            .unwrap();
         assert!(!line.is_access());
     }
 }

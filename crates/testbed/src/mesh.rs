@@ -1,11 +1,13 @@
-//! Two nodes with a daemon and a node agent each, pods on them, a wire between, hosts outside. The one object a mesh test holds.
+//! Two nodes with a daemon and a node agent each, pods on them, a wire between, hosts outside. The one object a mesh
+//! test holds.
 //!
 //! ```text
 //!   pod --veth-- node-a --veth-- wire --veth-- node-b --veth-- pod
 //!                  10.244.1.0/24   |   10.244.2.0/24
 //!                               outside 172.30.100.0/24
 //! ```
-//! Each daemon runs in an empty namespace of its own, as it does in its DaemonSet pod, so that two of one node can overlap in an upgrade.
+//! Each daemon runs in an empty namespace of its own, as it does in its DaemonSet pod, so that two of one node can
+//! overlap in an upgrade.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +19,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::daemon::{self, Daemon, DaemonSpec, START_PATIENCE};
+use crate::launcher::Launcher;
 use crate::namespace::{self, Namespace};
 use crate::redirect;
 use crate::router::{Interface, Router};
@@ -52,8 +55,8 @@ pub struct PodSpec {
 /// What a mesh is to be.
 #[derive(Clone, Debug)]
 pub struct MeshSpec {
-    /// Cores of each daemon.
-    pub cores: usize,
+    /// Cores of each daemon, as its flag takes them.
+    pub cores: String,
     /// Further environment of each daemon.
     pub environment: BTreeMap<String, String>,
     /// Further flags of each daemon.
@@ -102,6 +105,8 @@ pub struct Mesh {
     nodes: BTreeMap<NodeId, Node>,
     wire: Router,
     next_outside: u8,
+    // After the nodes, whose daemons would otherwise be killed under their hands.
+    launcher: Launcher,
     // Last, so that daemons and agents are gone before their files are.
     directory: TempDir,
 }
@@ -152,7 +157,7 @@ impl PodSpec {
 
 impl Default for MeshSpec {
     fn default() -> Self {
-        Self { cores: 2, environment: BTreeMap::new(), arguments: Vec::new(), daemons: true }
+        Self { cores: "2".into(), environment: BTreeMap::new(), arguments: Vec::new(), daemons: true }
     }
 }
 
@@ -246,8 +251,16 @@ impl Mesh {
         for id in NodeId::ALL {
             nodes.insert(id, Node::create(id, &mut wire, directory.path())?);
         }
-        let mut mesh =
-            Self { spec, model: MeshModel::default(), pods: BTreeMap::new(), nodes, wire, next_outside: 1, directory };
+        let mut mesh = Self {
+            spec,
+            model: MeshModel::default(),
+            pods: BTreeMap::new(),
+            nodes,
+            wire,
+            next_outside: 1,
+            launcher: Launcher::start()?,
+            directory,
+        };
         for pod in pods {
             let pod = mesh.create_pod(pod)?;
             if let (true, Some(node)) = (pod.captured, pod.node) {
@@ -313,7 +326,8 @@ impl Mesh {
         self.node(node).agent.add_pod(&pod.uid(), pod.record(), ADD_PATIENCE)
     }
 
-    /// Gives a pod a new network namespace under its name, address and uid, as a sandbox that was started anew has, and announces it.
+    /// Gives a pod a new network namespace under its name, address and uid, as a sandbox that was started anew has, and
+    /// announces it.
     ///
     /// # Errors
     /// When `ip` or the daemon refuses.
@@ -343,13 +357,26 @@ impl Mesh {
         Ok(Pod { name, namespace, service_account, address, node: None, captured: false, netns, interface })
     }
 
-    /// Declares a service of the namespace `namespace` with `backends`, each with its own target port for the service port.
+    /// Declares a service of the namespace `namespace` with `backends`, each with its own target port for the service
+    /// port.
     ///
     /// # Errors
     /// When the workload files can't be written.
-    pub fn add_service(&mut self, name: &str, namespace: &str, vip: Ipv4Addr, port: u16, backends: &[(&Pod, u16)]) -> Result<SocketAddr> {
+    pub fn add_service(
+        &mut self,
+        name: &str,
+        namespace: &str,
+        vip: Ipv4Addr,
+        port: u16,
+        backends: &[(&Pod, u16)],
+    ) -> Result<SocketAddr> {
         let target = backends.first().map_or(port, |(_, target)| *target);
-        let service = ServiceEntry { name: name.into(), namespace: namespace.into(), vip: IpAddr::V4(vip), ports: [(port, target)].into() };
+        let service = ServiceEntry {
+            name: name.into(),
+            namespace: namespace.into(),
+            vip: IpAddr::V4(vip),
+            ports: [(port, target)].into(),
+        };
         self.edit(|model| {
             for (pod, target) in backends {
                 if let Some(workload) = model.workloads.get_mut(&pod.name) {
@@ -452,8 +479,8 @@ impl Mesh {
     }
 
     /// How many cores the daemons started from now on are told to use.
-    pub fn set_cores(&mut self, cores: usize) {
-        self.spec.cores = cores;
+    pub fn set_cores(&mut self, cores: &str) {
+        cores.clone_into(&mut self.spec.cores);
     }
 
     /// The nodes that have a daemon now.
@@ -472,7 +499,7 @@ impl Mesh {
 
     fn launch_daemon(&mut self, id: NodeId) -> Result<()> {
         let (ca_root_file, spec) = (self.ca_root_file(), self.spec.clone());
-        let node = self.node_mut(id);
+        let node = self.nodes.get_mut(&id).expect("both nodes are made with the mesh");
         node.daemons_started += 1;
         let namespace = Namespace::create(&format!("daemon-{}-of-{id}", node.daemons_started))?;
         let mut environment = BTreeMap::from([("POOL_UNUSED_RELEASE_TIMEOUT".to_owned(), POOL_IDLE.to_owned())]);
@@ -486,7 +513,7 @@ impl Mesh {
             environment,
             arguments: spec.arguments,
         };
-        node.daemon = Some(Daemon::start(&namespace, &spec)?);
+        node.daemon = Some(Daemon::start(&self.launcher, &namespace, &spec)?);
         Ok(())
     }
 

@@ -1,4 +1,5 @@
-//! Reads a page of OpenMetrics text: families, labels, sums. Not a validator of the whole format, but it refuses a line it can't read.
+//! Reads a page of OpenMetrics text: families, labels, sums. Not a validator of the whole format, but it refuses a line
+//! it can't read.
 
 use std::collections::BTreeMap;
 
@@ -29,14 +30,16 @@ impl MetricsPage {
     pub fn parse(text: &str) -> Result<Self> {
         ensure!(text.trim_end().ends_with("# EOF"), "the page does not end with # EOF");
         let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
-        let samples = lines.map(|line| sample(line).with_context(|| format!("not a sample: {line}"))).collect::<Result<_>>()?;
+        let samples =
+            lines.map(|line| sample(line).with_context(|| format!("not a sample: {line}"))).collect::<Result<_>>()?;
         Ok(Self { samples })
     }
 
     /// The samples of `name` that carry all of `labels`.
     pub fn matching<'a>(&'a self, name: &'a str, labels: &'a [(&'a str, &'a str)]) -> impl Iterator<Item = &'a Sample> {
         self.samples.iter().filter(move |sample| {
-            sample.name == name && labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|got| got == value))
+            sample.name == name
+                && labels.iter().all(|(key, value)| sample.labels.get(*key).is_some_and(|got| got == value))
         })
     }
 
@@ -98,9 +101,17 @@ fn labels(text: &str) -> Option<(BTreeMap<String, String>, &str)> {
 mod tests {
     use super::*;
 
+    const PAGE: &str = r#"# TYPE a counter
+a_total{x="1",y="q\"}"} 2
+a_total{x="1",y="z"} 3
+a_total{x="2"} 8
+g 4
+# EOF
+"#;
+
     #[test]
     fn samples_are_summed_by_the_labels_asked_for() {
-        let page = MetricsPage::parse("# TYPE a counter\na_total{x=\"1\",y=\"q\\\"}\"} 2\na_total{x=\"1\",y=\"z\"} 3\na_total{x=\"2\"} 8\ng 4\n# EOF\n").unwrap();
+        let page = MetricsPage::parse(PAGE).unwrap();
         assert_eq!(page.sum("a_total", &[("x", "1")]), 5.0);
         assert_eq!(page.sum("a_total", &[("y", "q\"}")]), 2.0);
         assert_eq!((page.sum("g", &[]), page.sum("none", &[])), (4.0, 0.0));

@@ -1,8 +1,10 @@
-//! Network namespaces for tests: made, entered by closures, gone with their last descriptor. Knows nothing of pods or meshes.
+//! Network namespaces for tests: made, entered by closures, gone with their last descriptor. Knows nothing of pods or
+//! meshes.
 //!
-//! A namespace here has no name under `/run/netns`: only the descriptor in [`Namespace`] (and the sockets and processes inside) keeps it
-//! alive. So the kernel takes it down whatever happens to the test: return, panic, `SIGKILL`, Ctrl-C. There is nothing to sweep.
-//! To look inside while a test is stopped: `nsenter --net=/proc/<pid of the test>/fd/<n> ip addr`.
+//! A namespace here has no name under `/run/netns`: only the descriptor in [`Namespace`] (and the sockets and processes
+//! inside) keeps it alive. So the kernel takes it down whatever happens to the test: return, panic, `SIGKILL`, Ctrl-C.
+//! There is nothing to sweep. To look inside while a test is stopped: `nsenter --net=/proc/<pid of the test>/fd/<n> ip
+//! addr`.
 
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -36,7 +38,9 @@ impl Namespace {
         // Ephemeral ports must never fall on a listener's port, and the host's choice is not ours to trust.
         namespace.set("net/ipv4/ip_local_port_range", "32768 60999")?;
         // Duplicate address detection would keep IPv6 addresses tentative for a second.
-        namespace.set("net/ipv6/conf/all/accept_dad", "0").or_else(|error| if has_ipv6() { Err(error) } else { Ok(()) })?;
+        namespace
+            .set("net/ipv6/conf/all/accept_dad", "0")
+            .or_else(|error| if has_ipv6() { Err(error) } else { Ok(()) })?;
         namespace.ip("link set lo up")?;
         Ok(namespace)
     }
@@ -56,7 +60,8 @@ impl Namespace {
         &self.name
     }
 
-    /// Runs `work` on a thread of its own inside this namespace. Sockets made there stay in it wherever they are used later.
+    /// Runs `work` on a thread of its own inside this namespace. Sockets made there stay in it wherever they are used
+    /// later.
     ///
     /// # Panics
     /// When `work` does, and when the namespace can't be entered.
@@ -81,7 +86,8 @@ impl Namespace {
     /// # Errors
     /// With the failing line as `ip` reports it.
     pub fn ip(&self, batch: &str) -> Result<()> {
-        self.run(|| tool::run_with_input("ip", &["-batch", "-"], batch)).with_context(|| format!("in namespace {}", self.name))?;
+        self.run(|| tool::run_with_input("ip", &["-batch", "-"], batch))
+            .with_context(|| format!("in namespace {}", self.name))?;
         Ok(())
     }
 
@@ -91,7 +97,8 @@ impl Namespace {
     /// When there is no such entry or it refuses the value.
     pub fn set(&self, entry: &str, value: &str) -> Result<()> {
         let path = PathBuf::from("/proc/sys").join(entry);
-        self.run(|| fs::write(&path, value)).with_context(|| format!("write {value:?} to {} in {}", path.display(), self.name))
+        self.run(|| fs::write(&path, value))
+            .with_context(|| format!("write {value:?} to {} in {}", path.display(), self.name))
     }
 
     /// A path by which another process of this machine finds the namespace while this process lives.
@@ -119,7 +126,10 @@ pub fn require_privileges() -> Result<()> {
     Ok(())
 }
 
-#[expect(deprecated, reason = "rustix deprecates it because CLONE_FILES can break I/O safety; CLONE_NEWNET can't, and testbed has no unsafe")]
+#[expect(
+    deprecated,
+    reason = "deprecated because CLONE_FILES can break I/O safety, which CLONE_NEWNET can't; and testbed has no unsafe"
+)]
 fn leave_for_new_namespace() -> rustix::io::Result<()> {
     rustix::thread::unshare(UnshareFlags::NEWNET)
 }

@@ -1,5 +1,5 @@
-//! A hand-made HBONE client: rustls and its own few HTTP/2 frames, so that it can send what a well-behaved library refuses to. Not for speed,
-//! and it shares no code with `hbone`, so that the two check each other.
+//! A hand-made HBONE client: rustls and its own few HTTP/2 frames, so that it can send what a well-behaved library
+//! refuses to. Not for speed, and it shares no code with `hbone`, so that the two check each other.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -49,7 +49,8 @@ pub enum Reply {
 }
 
 impl Peer {
-    /// Connects from inside `namespace`, presents `leaf` (nothing, if none) and greets. Takes whatever certificate the server shows.
+    /// Connects from inside `namespace`, presents `leaf` (nothing, if none) and greets. Takes whatever certificate the
+    /// server shows.
     ///
     /// # Errors
     /// When the server refuses the certificate: in TLS 1.3 that comes with the first read.
@@ -156,7 +157,9 @@ fn header_block(fields: &[(&str, &str)]) -> Vec<u8> {
     for (name, value) in fields {
         block.push(0);
         for text in [name, value] {
-            block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("a test's header fields are short"));
+            block.push(
+                u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("a test's header fields are short"),
+            );
             block.extend_from_slice(text.as_bytes());
         }
     }
@@ -173,7 +176,8 @@ fn status_of(block: &[u8]) -> Result<u16> {
         // A literal whose name is entry 8 of the static table, with incremental indexing, without, or never.
         [0x48 | 0x08 | 0x18, length, rest @ ..] => {
             let text = rest.get(..usize::from(length & 0x7f)).context("a header block cut short")?;
-            let digits = if length & 0x80 == 0 { String::from_utf8_lossy(text).into_owned() } else { huffman_digits(text)? };
+            let digits =
+                if length & 0x80 == 0 { String::from_utf8_lossy(text).into_owned() } else { huffman_digits(text)? };
             digits.parse().with_context(|| format!("no status: {digits:?}"))
         }
         _ => bail!("a header block that does not begin with a status: {block:02x?}"),

@@ -1,5 +1,5 @@
-//! The capture rules of a pod's network namespace, as istio-cni lays them (behaviour.md §3). Written here from the description;
-//! DNS capture is left out, as no test of this crate runs the DNS proxy.
+//! The capture rules of a pod's network namespace, as istio-cni lays them (behaviour.md §3). Written here from the
+//! description; DNS capture is left out, as no test of this crate runs the DNS proxy.
 
 use anyhow::{Context, Result};
 
@@ -49,7 +49,8 @@ COMMIT
 /// When `ip` or `iptables-restore` refuses, for instance for want of a kernel module.
 pub fn capture(pod: &Namespace) -> Result<()> {
     pod.ip(ROUTES)?;
-    pod.run(|| tool::run_with_input("iptables-restore", &["--noflush"], RULES))
-        .with_context(|| format!("capture rules in {}: the kernel needs nf_nat, xt_mark, xt_connmark and xt_REDIRECT", pod.name()))?;
+    pod.run(|| tool::run_with_input("iptables-restore", &["--noflush"], RULES)).with_context(|| {
+        format!("capture rules in {}: the kernel needs nf_nat, xt_mark, xt_connmark and xt_REDIRECT", pod.name())
+    })?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! A namespace that forwards: a node, or the wire between nodes. Attaches endpoints the way CNI plugins do: one routed address each,
-//! a link-local gateway, no bridge. Knows nothing of daemons.
+//! A namespace that forwards: a node, or the wire between nodes. Attaches endpoints the way CNI plugins do: one routed
+//! address each, a link-local gateway, no bridge. Knows nothing of daemons.
 
 use std::net::Ipv4Addr;
 
@@ -79,7 +79,9 @@ impl Router {
     pub fn link(&mut self, own: Ipv4Addr, other: &mut Self, theirs: Ipv4Addr) -> Result<()> {
         let (near, far) = (self.next_interface(), other.next_interface());
         self.namespace.ip(&format!(
-            "link add {near} type veth peer name {far} netns {path}\naddr add {own}/24 dev {near}\nlink set {near} up\n",
+            "link add {near} type veth peer name {far} netns {path}\n\
+             addr add {own}/24 dev {near}\n\
+             link set {near} up\n",
             near = near.0,
             far = far.0,
             path = other.namespace.path().display(),

@@ -1,4 +1,5 @@
-//! Small TCP servers that run in a pod: one accept thread, one thread a connection, all gone when the [`Server`] is dropped. Not fast; bounded.
+//! Small TCP servers that run in a pod: one accept thread, one thread a connection, all gone when the [`Server`] is
+//! dropped. Not fast; bounded.
 
 use std::collections::HashMap;
 use std::io::{self, Read, Write};
@@ -12,7 +13,8 @@ use anyhow::{Context, Result};
 
 use crate::namespace::Namespace;
 
-/// Connections a server holds at once; one more is closed at once. Worst case 1024 stacks of 256 KiB, of which a page or two are touched.
+/// Connections a server holds at once; one more is closed at once. Worst case 1024 stacks of 256 KiB, of which a page
+/// or two are touched.
 const CONNECTIONS_MAX: usize = 1024;
 const STACK_BYTES: usize = 256 * 1024;
 /// Longer than the kernel's default of 128 on a listener of std, which 500 connections at once would overflow.
@@ -57,7 +59,8 @@ struct State {
 }
 
 impl Server {
-    /// Listens in `namespace` on every IPv4 address at `port` (0: any free one) and serves each connection by `handler`.
+    /// Listens in `namespace` on every IPv4 address at `port` (0: any free one) and serves each connection by
+    /// `handler`.
     ///
     /// # Errors
     /// When the port is taken.
@@ -65,7 +68,8 @@ impl Server {
     where
         H: Fn(&TcpStream, SocketAddr) -> io::Result<()> + Send + Sync + 'static,
     {
-        let listener = namespace.run(|| listen(port)).with_context(|| format!("listen on port {port} in {}", namespace.name()))?;
+        let listener =
+            namespace.run(|| listen(port)).with_context(|| format!("listen on port {port} in {}", namespace.name()))?;
         let address = listener.local_addr()?;
         let listener = Arc::new(listener);
         let shared = Arc::new(Shared::default());
@@ -181,7 +185,8 @@ where
     H: Fn(&TcpStream, SocketAddr) -> io::Result<()> + Send + Sync + 'static,
 {
     while let Ok((stream, peer)) = listener.accept() {
-        // Without nodelay an echo of small messages waits for delayed acknowledgements, and every latency measured is the kernel's 40 ms.
+        // Without nodelay an echo of small messages waits for delayed acknowledgements, and every latency measured is
+        // the kernel's 40 ms.
         let prepared = stream
             .set_nodelay(true)
             .and(stream.set_read_timeout(Some(SOCKET_PATIENCE)))

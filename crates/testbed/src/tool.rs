@@ -1,4 +1,5 @@
-//! Runs the few external programs a test mesh is made with, in the calling thread's network namespace. Not for the daemon: see `daemon`.
+//! Runs the few external programs a test mesh is made with, in the calling thread's network namespace. Not for the
+//! daemon: see `daemon`.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};

@@ -1,6 +1,7 @@
 //! Moves known bytes both ways over one connection and checks each byte as it arrives, with either side closing first.
 //!
-//! The receiver compares with the bytes themselves, which tells more than a hash does: the offset of the first wrong byte.
+//! The receiver compares with the bytes themselves, which tells more than a hash does: the offset of the first wrong
+//! byte.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -14,10 +15,12 @@ use crate::serve::SOCKET_PATIENCE;
 /// A prime, so that no power-of-two error of a buffer maps the pattern onto itself.
 const PERIOD: usize = 1_048_573;
 const CHUNK: usize = 256 * 1024;
-/// What the side that closes second keeps back until it has seen the other's end: proof that a half-closed connection still carries data.
+/// What the side that closes second keeps back until it has seen the other's end: proof that a half-closed connection
+/// still carries data.
 pub const TAIL_BYTES: u64 = 100_003;
 
-/// Endless pseudo-random bytes, one block for the whole process; a flow starts at an offset of its own, so two flows can't be mistaken.
+/// Endless pseudo-random bytes, one block for the whole process; a flow starts at an offset of its own, so two flows
+/// can't be mistaken.
 pub struct Pattern {
     bytes: Vec<u8>,
 }
@@ -115,7 +118,8 @@ fn receive(mut stream: &TcpStream, pattern: &Pattern, side: Side) -> Result<()> 
     let mut buffer = vec![0; CHUNK];
     let mut received = 0;
     loop {
-        let length = stream.read(&mut buffer).with_context(|| format!("receive after {received} of {} bytes", side.bytes))?;
+        let length =
+            stream.read(&mut buffer).with_context(|| format!("receive after {received} of {} bytes", side.bytes))?;
         if length == 0 {
             ensure!(received == side.bytes, "a clean end after {received} of {} bytes", side.bytes);
             return Ok(());
@@ -158,7 +162,8 @@ mod tests {
     #[test]
     fn a_wrong_byte_a_short_and_a_long_stream_are_told_apart() {
         let pattern = Pattern::default();
-        let rows: [(&str, u64, usize); 3] = [("a clean end after 999", 999, 0), ("1001 bytes where", 1001, 0), ("byte 0 of 1000", 1000, 1)];
+        let rows: [(&str, u64, usize); 3] =
+            [("a clean end after 999", 999, 0), ("1001 bytes where", 1001, 0), ("byte 0 of 1000", 1000, 1)];
         for (expected, sent, shift) in rows {
             let (client, mut server) = pair();
             server.write_all(pattern.window(4001 + shift as u64, usize::try_from(sent).unwrap())).unwrap();

@@ -1,11 +1,13 @@
-//! Waiting for a condition of another process, with a deadline and a sentence about what was awaited. Not for ordering within a test.
+//! Waiting for a condition of another process, with a deadline and a sentence about what was awaited. Not for ordering
+//! within a test.
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// How often a condition is looked at. Conditions read files of `/proc` or a short list, so this costs nothing that a measurement would see.
+/// How often a condition is looked at. Conditions read files of `/proc` or a short list, so this costs nothing that a
+/// measurement would see.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Polls `look` until it finds something, and returns that.
@@ -58,7 +60,8 @@ mod tests {
 
     #[test]
     fn a_vain_wait_says_what_for_and_why() {
-        let error = until_ok("the moon", Duration::from_millis(1), || -> Result<()> { bail!("it is day") }).unwrap_err();
+        let error =
+            until_ok("the moon", Duration::from_millis(1), || -> Result<()> { bail!("it is day") }).unwrap_err();
         let text = format!("{error:#}");
         assert!(text.contains("the moon") && text.contains("it is day"), "{text}");
     }

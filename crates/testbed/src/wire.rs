@@ -1,5 +1,5 @@
-//! Records what passes a router's interfaces, by a raw packet socket, and sorts it into TCP streams. No reassembly beyond arrival order:
-//! enough to say which bytes crossed the wire, not to repair a lossy one.
+//! Records what passes a router's interfaces, by a raw packet socket, and sorts it into TCP streams. No reassembly
+//! beyond arrival order: enough to say which bytes crossed the wire, not to repair a lossy one.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
@@ -47,7 +47,8 @@ pub struct Recording {
 }
 
 impl Capture {
-    /// Starts to record the IPv4 packets that arrive at any interface of `router`. What is forwarded arrives once, so it is recorded once.
+    /// Starts to record the IPv4 packets that arrive at any interface of `router`. What is forwarded arrives once, so
+    /// it is recorded once.
     ///
     /// # Errors
     /// Without `CAP_NET_RAW`.
@@ -108,7 +109,8 @@ impl Recording {
     }
 }
 
-/// Content types of the TLS records in one direction, as far as whole records were captured; none when it doesn't begin as TLS.
+/// Content types of the TLS records in one direction, as far as whole records were captured; none when it doesn't begin
+/// as TLS.
 #[must_use]
 pub fn tls_record_types(bytes: &[u8]) -> Option<Vec<u8>> {
     let mut types = Vec::new();
@@ -129,7 +131,8 @@ pub fn tls_record_types(bytes: &[u8]) -> Option<Vec<u8>> {
 pub fn hex_dump(bytes: &[u8]) -> String {
     let lines = bytes.chunks(16).map(|chunk| {
         let hex: Vec<String> = chunk.iter().map(|byte| format!("{byte:02x}")).collect();
-        let text: String = chunk.iter().map(|&byte| if (0x20..0x7f).contains(&byte) { char::from(byte) } else { '.' }).collect();
+        let text: String =
+            chunk.iter().map(|&byte| if (0x20..0x7f).contains(&byte) { char::from(byte) } else { '.' }).collect();
         format!("{:<47}  {text}", hex.join(" "))
     });
     lines.collect::<Vec<_>>().join("\n")
@@ -163,7 +166,8 @@ fn tcp_payload(frame: &[u8]) -> Option<(Flow, &[u8])> {
     if packet.get(9) != Some(&IPPROTO_TCP) {
         return None;
     }
-    let address = |at: usize| -> Option<Ipv4Addr> { Some(Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?)) };
+    let address =
+        |at: usize| -> Option<Ipv4Addr> { Some(Ipv4Addr::from(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?)) };
     let (from, to) = (address(12)?, address(16)?);
     let segment = packet.get(header..)?;
     let port = |at: usize| -> Option<u16> { Some(u16::from_be_bytes([*segment.get(at)?, *segment.get(at + 1)?])) };

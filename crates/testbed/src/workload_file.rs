@@ -1,4 +1,5 @@
-//! What the mesh of a test contains, and the YAML file (behaviour.md §14) that tells it to a daemon. Writes; never reads.
+//! What the mesh of a test contains, and the YAML file (behaviour.md §14) that tells it to a daemon. Writes; never
+//! reads.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -93,7 +94,8 @@ impl PolicyEntry {
     /// A rule's text that matches any of `principals` (without `spiffe://`).
     #[must_use]
     pub fn from_principals(principals: &[&str]) -> String {
-        let exact: Vec<String> = principals.iter().map(|principal| format!("{{Exact: {}}}", quoted(principal))).collect();
+        let exact: Vec<String> =
+            principals.iter().map(|principal| format!("{{Exact: {}}}", quoted(principal))).collect();
         format!("[[[{{principals: [{}]}}]]]", exact.join(", "))
     }
 }
@@ -193,7 +195,12 @@ mod tests {
     #[test]
     fn the_file_reads_as_the_schema_says() {
         let mut model = MeshModel::default();
-        let service = ServiceEntry { name: "shop".into(), namespace: "retail".into(), vip: [10, 96, 0, 7].into(), ports: [(80, 8080)].into() };
+        let service = ServiceEntry {
+            name: "shop".into(),
+            namespace: "retail".into(),
+            vip: [10, 96, 0, 7].into(),
+            ports: [(80, 8080)].into(),
+        };
         model.workloads.insert(
             "shop-0".into(),
             WorkloadEntry {

@@ -1,7 +1,8 @@
-//! The CNI node agent's half of ZDS (behaviour.md §2.1-2.2): a SOCK_SEQPACKET server that hands pods' namespaces to a daemon, scripted by a test.
+//! The CNI node agent's half of ZDS (behaviour.md §2.1-2.2): a SOCK_SEQPACKET server that hands pods' namespaces to a
+//! daemon, scripted by a test.
 //!
-//! It keeps the real agent's timings, and can also say what a real agent never would. Written from the wire contract, not from `inpod`,
-//! so that the two check each other.
+//! It keeps the real agent's timings, and can also say what a real agent never would. Written from the wire contract,
+//! not from `inpod`, so that the two check each other.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +17,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType,
 };
 
 use crate::namespace::Namespace;
@@ -173,7 +175,8 @@ impl ZdsAgent {
         self.request_on(number, packet, fds)
     }
 
-    /// Waits until a daemon is connected and has answered the whole snapshot; tells which connection since the agent's start that is.
+    /// Waits until a daemon is connected and has answered the whole snapshot; tells which connection since the agent's
+    /// start that is.
     ///
     /// # Errors
     /// When none is within `patience`.
@@ -236,7 +239,8 @@ impl ZdsAgent {
     fn listen(&mut self) -> Result<()> {
         let _ = fs::remove_file(&self.path);
         let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        rustix::net::bind(&socket, &SocketAddrUnix::new(&self.path)?).with_context(|| format!("bind {}", self.path.display()))?;
+        rustix::net::bind(&socket, &SocketAddrUnix::new(&self.path)?)
+            .with_context(|| format!("bind {}", self.path.display()))?;
         rustix::net::listen(&socket, 16)?;
         let socket = Arc::new(socket);
         let (there, shared) = (socket.clone(), self.shared.clone());
@@ -249,7 +253,9 @@ impl ZdsAgent {
         let deadline = Instant::now() + patience;
         let mut state = self.shared.state();
         loop {
-            if let Some(connection) = state.connections.last().filter(|connection| connection.in_sync && connection.number >= at_least) {
+            if let Some(connection) =
+                state.connections.last().filter(|connection| connection.in_sync && connection.number >= at_least)
+            {
                 return Ok(connection.number);
             }
             let left = deadline.saturating_duration_since(Instant::now());
@@ -260,7 +266,11 @@ impl ZdsAgent {
                 state.accepted,
                 state.complaints
             );
-            state = self.shared.changed.wait_timeout(state, left).map_or_else(|poison| poison.into_inner().0, |(state, _)| state);
+            state = self
+                .shared
+                .changed
+                .wait_timeout(state, left)
+                .map_or_else(|poison| poison.into_inner().0, |(state, _)| state);
         }
     }
 
@@ -295,7 +305,9 @@ impl Shared {
 /// `WorkloadRequest { add: AddWorkload { uid, workload_info } }`.
 #[must_use]
 pub fn add_packet(uid: &str, pod: &PodRecord) -> Vec<u8> {
-    let info = [field(1, pod.name.as_bytes()), field(2, pod.namespace.as_bytes()), field(3, pod.service_account.as_bytes())].concat();
+    let info =
+        [field(1, pod.name.as_bytes()), field(2, pod.namespace.as_bytes()), field(3, pod.service_account.as_bytes())]
+            .concat();
     field(1, &[field(1, uid.as_bytes()), field(2, &info)].concat())
 }
 
@@ -341,7 +353,10 @@ fn accept(socket: &OwnedFd, shared: &Arc<Shared>) {
         let number = state.accepted;
         let (commands, orders) = mpsc::channel();
         let shared_there = shared.clone();
-        let Ok(thread) = thread::Builder::new().name("zds-peer".into()).spawn(move || serve(&stream, number, &orders, &shared_there)) else {
+        let Ok(thread) = thread::Builder::new()
+            .name("zds-peer".into())
+            .spawn(move || serve(&stream, number, &orders, &shared_there))
+        else {
             continue;
         };
         state.connections.push(Connection { number, commands, in_sync: false, thread: Some(thread) });
@@ -367,7 +382,8 @@ fn converse(stream: &OwnedFd, number: usize, orders: &mpsc::Receiver<Command>, s
         Received::Packet(packet) if packet == HELLO => {}
         other => bail!("expected a hello, got {other:?}"),
     }
-    let snapshot: Vec<(String, PodRecord)> = shared.state().pods.iter().map(|(uid, pod)| (uid.clone(), pod.clone())).collect();
+    let snapshot: Vec<(String, PodRecord)> =
+        shared.state().pods.iter().map(|(uid, pod)| (uid.clone(), pod.clone())).collect();
     for (uid, pod) in snapshot {
         let answer = match &pod.netns {
             Some(netns) => exchange(stream, &add_packet(&uid, &pod), &[netns.fd()])?,
@@ -503,9 +519,12 @@ mod tests {
 
     impl FakeDaemon {
         fn connect(path: &Path) -> Self {
-            let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            let socket =
+                rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                    .unwrap();
             rustix::net::connect(&socket, &SocketAddrUnix::new(path).unwrap()).unwrap();
-            rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE)).unwrap();
+            rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(PATIENCE))
+                .unwrap();
             send(&socket, &HELLO, &[]).unwrap();
             Self(socket)
         }
@@ -514,8 +533,13 @@ mod tests {
             let mut bytes = [0; PACKET_BYTES_MAX];
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            let message =
-                rustix::net::recvmsg(&self.0, &mut [IoSliceMut::new(&mut bytes)], &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+            let message = rustix::net::recvmsg(
+                &self.0,
+                &mut [IoSliceMut::new(&mut bytes)],
+                &mut control,
+                RecvFlags::CMSG_CLOEXEC,
+            )
+            .unwrap();
             let fds = control
                 .drain()
                 .map(|message| match message {
@@ -541,7 +565,10 @@ mod tests {
 
     #[test]
     fn packets_are_the_bytes_of_the_wire_contract() {
-        assert_eq!(add_packet("u", &record(None)), [0x0a, 14, 0x0a, 1, b'u', 0x12, 9, 0x0a, 1, b'p', 0x12, 1, b'n', 0x1a, 1, b's']);
+        assert_eq!(
+            add_packet("u", &record(None)),
+            [0x0a, 14, 0x0a, 1, b'u', 0x12, 9, 0x0a, 1, b'p', 0x12, 1, b'n', 0x1a, 1, b's']
+        );
         assert_eq!(del_packet("u"), [0x12, 3, 0x12, 1, b'u']);
         assert_eq!(keep_packet("u"), [0x2a, 3, 0x0a, 1, b'u']);
         assert_eq!(snapshot_packet(), [0x1a, 0]);

@@ -23,7 +23,9 @@ const AT_ONCE: usize = 4;
 /// A server whose accepted connections come out of the channel.
 fn accept_into_channel(mesh: &Mesh, pod: &str) -> Result<(Server, Receiver<TcpStream>)> {
     let (accepted, awaited) = mpsc::sync_channel(1);
-    let server = mesh.pod(pod).serve(PORT, move |stream, _| accepted.send(stream.try_clone()?).map_err(std::io::Error::other))?;
+    let server = mesh
+        .pod(pod)
+        .serve(PORT, move |stream, _| accepted.send(stream.try_clone()?).map_err(std::io::Error::other))?;
     Ok((server, awaited))
 }
 
@@ -93,9 +95,12 @@ fn fifty_times_64_mib_each_way_arrive_whole_when_the_server_closes_first() -> Re
 #[test]
 fn five_hundred_connections_at_once_are_served_by_both_cores_of_both_daemons() -> Result<()> {
     const EACH: usize = 125;
-    let pairs = [("client-1", "server-1"), ("client-2", "server-2"), ("client-3", "server-3"), ("client-4", "server-4")];
-    let pods: Vec<PodSpec> =
-        pairs.iter().flat_map(|(client, server)| [PodSpec::new(client, NodeId::A), PodSpec::new(server, NodeId::B)]).collect();
+    let pairs =
+        [("client-1", "server-1"), ("client-2", "server-2"), ("client-3", "server-3"), ("client-4", "server-4")];
+    let pods: Vec<PodSpec> = pairs
+        .iter()
+        .flat_map(|(client, server)| [PodSpec::new(client, NodeId::A), PodSpec::new(server, NodeId::B)])
+        .collect();
     fixture::run(MeshSpec::default(), &pods, |mesh| {
         let before = NodeId::ALL.map(|id| mesh.daemon(id).thread_cpu());
         let servers = pairs.iter().map(|(_, server)| mesh.pod(server).serve(PORT, echo)).collect::<Result<Vec<_>>>()?;
@@ -117,7 +122,8 @@ fn five_hundred_connections_at_once_are_served_by_both_cores_of_both_daemons() -
                 .map(|(name, time)| (name, time.saturating_sub(before.get(name).copied().unwrap_or_default())))
                 .filter(|(name, _)| name.starts_with("core-"))
                 .collect();
-            // 250 connections' handshakes and echoes of a core cost tens of milliseconds; an idle core's heartbeat a fraction of one.
+            // 250 connections' handshakes and echoes of a core cost tens of milliseconds; an idle core's heartbeat a
+            // fraction of one.
             let busy = spent.iter().filter(|(_, time)| *time > Duration::from_millis(10)).count();
             ensure!(busy == 2, "{id}: cores busy with this: {spent:?} of threads {:?}", after.keys());
         }

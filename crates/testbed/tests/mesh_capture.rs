@@ -1,4 +1,5 @@
-//! What happens to connections of captured pods: tunnels within and between nodes, plaintext from and to the world outside, addresses, ends.
+//! What happens to connections of captured pods: tunnels within and between nodes, plaintext from and to the world
+//! outside, addresses, ends.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -69,9 +70,10 @@ fn tunnelled(mesh: &Mesh, from: &Pod, to: &Pod, bytes: usize) -> Result<()> {
         ("error", String::new()),
     ];
     // Sent and received are the local pod's words, so the two daemons use them the other way round.
-    for (log, mark, direction, sent, received) in
-        [(source_log, source_mark, "outbound", &bytes, &answer), (destination_log, destination_mark, "inbound", &answer, &bytes)]
-    {
+    for (log, mark, direction, sent, received) in [
+        (source_log, source_mark, "outbound", &bytes, &answer),
+        (destination_log, destination_mark, "inbound", &answer, &bytes),
+    ] {
         let line = log.await_access(mark, direction, |line| line.has("direction", direction))?;
         expect(&line, &both)?;
         expect(&line, &[("bytes_sent", sent.clone()), ("bytes_recv", received.clone())])?;
@@ -145,8 +147,19 @@ fn a_host_outside_reaches_a_captured_pod_in_plaintext_and_is_seen_by_its_own_add
         let _server = server.serve(PORT, who_am_i)?;
         let seen: SocketAddr = client::read_text(&outside.connect(server.at(PORT))?)?.trim().parse()?;
         ensure!(seen.ip() == outside.address, "the application saw {seen}");
-        let line = mesh.daemon(NodeId::B).log().await_access(mark, "the inbound line", |line| line.has("direction", "inbound"))?;
-        expect(&line, &[("dst.addr", server.at(PORT).to_string()), ("dst.workload", server.name), ("src.identity", String::new()), ("dst.hbone_addr", String::new())])?;
+        let line = mesh
+            .daemon(NodeId::B)
+            .log()
+            .await_access(mark, "the inbound line", |line| line.has("direction", "inbound"))?;
+        expect(
+            &line,
+            &[
+                ("dst.addr", server.at(PORT).to_string()),
+                ("dst.workload", server.name),
+                ("src.identity", String::new()),
+                ("dst.hbone_addr", String::new()),
+            ],
+        )?;
         ensure!(ip_of(&line, "src.addr") == outside.address.to_string(), "src.addr in {line}");
         Ok(())
     })
@@ -163,8 +176,18 @@ fn a_captured_pod_reaches_a_host_outside_unchanged() -> Result<()> {
         ensure!(seen.ip() == client.address, "the outside saw {seen}");
         let answer = http::get(&client.netns, outside.at(80), "/")?;
         ensure!(answer.body == format!("internet served / to {}\n", client.address), "{answer:?}");
-        let line = mesh.daemon(NodeId::A).log().await_access(mark, "the outbound line", |line| line.has("direction", "outbound"))?;
-        expect(&line, &[("dst.addr", outside.at(PORT).to_string()), ("src.workload", client.name), ("dst.identity", String::new())])
+        let line = mesh
+            .daemon(NodeId::A)
+            .log()
+            .await_access(mark, "the outbound line", |line| line.has("direction", "outbound"))?;
+        expect(
+            &line,
+            &[
+                ("dst.addr", outside.at(PORT).to_string()),
+                ("src.workload", client.name),
+                ("dst.identity", String::new()),
+            ],
+        )
     })
 }
 
@@ -205,7 +228,11 @@ fn a_half_closed_connection_still_carries_the_other_direction() -> Result<()> {
             stream.read_to_end(&mut heard)?;
             write!(stream, "heard {}", heard.len())
         };
-        for (from, to) in [(mesh.pod("client"), mesh.pod("server")), (mesh.pod("client"), mesh.pod("near")), (outside.clone(), mesh.pod("server"))] {
+        for (from, to) in [
+            (mesh.pod("client"), mesh.pod("server")),
+            (mesh.pod("client"), mesh.pod("near")),
+            (outside.clone(), mesh.pod("server")),
+        ] {
             let _server = to.serve(PORT, count)?;
             let mut stream = from.connect(to.at(PORT))?;
             stream.write_all(&[1; 300_000])?;
@@ -231,7 +258,8 @@ fn a_service_address_reaches_every_backend_at_its_own_port() -> Result<()> {
     const CONNECTIONS: usize = 40;
     with_mesh(|mesh| {
         let (client, near, server) = (mesh.pod("client"), mesh.pod("near"), mesh.pod("server"));
-        let service = mesh.add_service("shop", "shop", Ipv4Addr::new(10, 96, 0, 7), 80, &[(&near, 8081), (&server, 8082)])?;
+        let service =
+            mesh.add_service("shop", "shop", Ipv4Addr::new(10, 96, 0, 7), 80, &[(&near, 8081), (&server, 8082)])?;
         let (_near, _server) = (near.serve(8081, named("near"))?, server.serve(8082, named("server"))?);
         let reach = || -> Result<String> {
             let stream = client.connect(service)?;
@@ -247,8 +275,14 @@ fn a_service_address_reaches_every_backend_at_its_own_port() -> Result<()> {
             // With an even choice one side has fewer than 5 of 40 once in ten million runs.
             ensure!(count >= 5, "{backend} was reached {count} times of {CONNECTIONS}");
         }
-        let line = mesh.daemon(NodeId::A).log().await_access(mark, "an outbound line to server", |line| line.has("dst.workload", "server"))?;
-        expect(&line, &[("dst.service", "shop.shop.svc.cluster.local".into()), ("dst.hbone_addr", server.at(8082).to_string())])
+        let line = mesh
+            .daemon(NodeId::A)
+            .log()
+            .await_access(mark, "an outbound line to server", |line| line.has("dst.workload", "server"))?;
+        expect(
+            &line,
+            &[("dst.service", "shop.shop.svc.cluster.local".into()), ("dst.hbone_addr", server.at(8082).to_string())],
+        )
     })
 }
 
@@ -280,7 +314,10 @@ fn a_service_without_backends_refuses_the_client_and_says_why() -> Result<()> {
             let mark = log.mark();
             let end = client::await_end(&client.connect(service)?)?;
             ensure!(matches!(end, End::Clean(0) | End::Reset(0)), "{end:?}");
-            log.await_line(mark, "the refusal", Duration::from_millis(300), |line| line.is_access() && line.text().contains("upstream")).map(drop)
+            log.await_line(mark, "the refusal", Duration::from_millis(300), |line| {
+                line.is_access() && line.text().contains("upstream")
+            })
+            .map(drop)
         })
     })
 }
@@ -293,7 +330,9 @@ fn a_port_nobody_listens_at_ends_the_connection_without_data_and_is_logged_as_an
         let end = client::await_end(&client.connect(server.at(9))?)?;
         ensure!(matches!(end, End::Clean(0) | End::Reset(0)), "{end:?}");
         for (id, mark) in marks {
-            mesh.daemon(id).log().await_access(mark, "an error", |line| !line.field("error").is_empty() && line.field("level") == "error")?;
+            mesh.daemon(id).log().await_access(mark, "an error", |line| {
+                !line.field("error").is_empty() && line.field("level") == "error"
+            })?;
         }
         Ok(())
     })

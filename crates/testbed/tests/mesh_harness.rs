@@ -1,4 +1,5 @@
-//! What the test mesh itself promises, without any daemon: routes, capture rules, the recording of the wire. If these fail, no other mesh test means anything.
+//! What the test mesh itself promises, without any daemon: routes, capture rules, the recording of the wire. If these
+//! fail, no other mesh test means anything.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
@@ -27,7 +28,10 @@ fn read_all(mut stream: &TcpStream) -> Result<String> {
 /// Answers each connection with the destination it had before any redirection.
 fn tell_original_dst(pod: &Pod, port: u16) -> Result<testbed::serve::Server> {
     pod.serve(port, |mut stream, _| {
-        let original = socket2::SockRef::from(stream).original_dst_v4()?.as_socket().map_or_else(String::new, |address| address.to_string());
+        let original = socket2::SockRef::from(stream)
+            .original_dst_v4()?
+            .as_socket()
+            .map_or_else(String::new, |address| address.to_string());
         stream.write_all(original.as_bytes())?;
         stream.shutdown(Shutdown::Write)
     })
@@ -63,7 +67,10 @@ fn a_captured_pods_connections_are_redirected_and_keep_their_original_destinatio
 
     ensure!(read_all(&captured.connect(far.at(80))?)? == far.at(80).to_string(), "an outgoing connection");
     ensure!(read_all(&far.connect(captured.at(80))?)? == captured.at(80).to_string(), "an incoming connection");
-    ensure!(read_all(&far.connect(captured.at(INBOUND_HBONE_PORT))?)?.starts_with(&far.address.to_string()), "an incoming tunnel");
+    ensure!(
+        read_all(&far.connect(captured.at(INBOUND_HBONE_PORT))?)?.starts_with(&far.address.to_string()),
+        "an incoming tunnel"
+    );
     for own in [captured.at(9000), (Ipv4Addr::LOCALHOST, 9000).into()] {
         ensure!(read_all(&captured.connect(own)?)? == "own", "a connection of the pod to itself at {own} was captured");
     }
@@ -125,7 +132,8 @@ fn a_transfer_between_nodes_arrives_whole_whoever_closes_first() -> Result<()> {
     let pattern = Pattern::default();
     for first in [First::Client, First::Server] {
         let (accepted, awaited) = mpsc::sync_channel(1);
-        let _listening = server.serve(8080, move |stream, _| accepted.send(stream.try_clone()?).map_err(std::io::Error::other))?;
+        let _listening =
+            server.serve(8080, move |stream, _| accepted.send(stream.try_clone()?).map_err(std::io::Error::other))?;
         let near = client.connect(server.at(8080))?;
         let far = awaited.recv()?;
         thread::scope(|scope| {
@@ -143,7 +151,8 @@ fn pods_come_and_go_and_leave_no_interface_behind() -> Result<()> {
     let stays = mesh.pod("stays");
     let node = mesh.node(NodeId::A).namespace().clone();
     // Not /proc/net: that shows the namespace of the process's first thread.
-    let interfaces = || node.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).map(|table| table.lines().count());
+    let interfaces =
+        || node.run(|| std::fs::read_to_string("/proc/thread-self/net/dev")).map(|table| table.lines().count());
     let before = interfaces()?;
     for round in 0..3 {
         let passing = mesh.add_pod(&PodSpec::new(&format!("passing-{round}"), NodeId::A))?;

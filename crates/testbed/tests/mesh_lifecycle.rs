@@ -164,9 +164,12 @@ fn a_restarted_daemon_takes_up_its_pods_again() -> Result<()> {
             let mut daemon = mesh.take_daemon(id).context("a daemon")?;
             daemon.signal(Signal::TERM)?;
             ensure!(daemon.await_exit(EXIT_PATIENCE)?.success());
-            ensure!(client.connect(server.at(PORT)).and_then(|stream| client::round_trip(&stream, b"without")).is_err());
+            ensure!(
+                client.connect(server.at(PORT)).and_then(|stream| client::round_trip(&stream, b"without")).is_err()
+            );
             mesh.start_daemon(id)?;
-            client::round_trip(&client.connect(server.at(PORT))?, b"after").with_context(|| format!("after the restart on {id}"))?;
+            client::round_trip(&client.connect(server.at(PORT))?, b"after")
+                .with_context(|| format!("after the restart on {id}"))?;
         }
         Ok(())
     })
@@ -295,7 +298,9 @@ fn when_the_clients_daemon_is_killed_in_mid_transfer_the_server_sees_a_reset_and
             }
             wait::until("the server to be reached", Duration::from_secs(10), || drinking.open() == streams.len())?;
             mesh.take_daemon(NodeId::A).context("a daemon")?.kill()?;
-            wait::until("the server to see the ends", Duration::from_secs(10), || drinking.endings().len() == streams.len())?;
+            wait::until("the server to see the ends", Duration::from_secs(10), || {
+                drinking.endings().len() == streams.len()
+            })?;
             let clean = drinking.endings().iter().filter(|ending| ending.result.is_ok()).count();
             ensure!(clean == 0, "{clean} of {} applications took the killed daemon for an orderly end", streams.len());
             Ok(())

@@ -1,4 +1,5 @@
-//! Who may talk to whom: allowed, refused with a reason, and cut off when the policy changes, in tunnels and in plaintext.
+//! Who may talk to whom: allowed, refused with a reason, and cut off when the policy changes, in tunnels and in
+//! plaintext.
 
 use std::time::Duration;
 
@@ -90,12 +91,16 @@ fn an_allow_policy_lets_in_whom_it_names_and_refuses_the_others_with_401() -> Re
         let of_the_spy = |line: &Line| line.has("src.identity", &spy.identity());
         let refused = mesh.daemon(NodeId::B).log().await_access(marks[1], "the refusal", of_the_spy)?;
         let reason = refused.field("error");
-        ensure!(reason.contains("policy rejection") && reason.contains("allow policies exist, but none allowed"), "{refused}");
+        ensure!(
+            reason.contains("policy rejection") && reason.contains("allow policies exist, but none allowed"),
+            "{refused}"
+        );
         ensure!(refused.has("direction", "inbound") && refused.has("dst.workload", "shop"), "{refused}");
         let told = mesh.daemon(NodeId::A).log().await_access(marks[0], "the client's side", of_the_spy)?;
         ensure!(told.has("direction", "outbound") && told.field("error").contains("401"), "{told}");
         ensure!(listening.accepted() == accepted, "the application saw a refused connection");
-        let refusals = mesh.daemon(NodeId::B).metrics()?.sum("istio_tcp_connections_failed_total", &[("response_flags", "DENY")]);
+        let refusals =
+            mesh.daemon(NodeId::B).metrics()?.sum("istio_tcp_connections_failed_total", &[("response_flags", "DENY")]);
         ensure!(refusals >= 1.0, "no DENY in the metrics");
         Ok(())
     })
@@ -110,9 +115,9 @@ fn a_deny_policy_refuses_whom_it_names_and_the_log_names_the_policy() -> Result<
         mesh.add_policy(no_spies(), &[])?;
         let mark = mesh.daemon(NodeId::B).log().mark();
         await_refusal(&spy, &shop)?;
-        mesh.daemon(NodeId::B)
-            .log()
-            .await_access(mark, "the policy's name", |line| line.field("error").contains("explicitly denied by: retail/no-spies"))?;
+        mesh.daemon(NodeId::B).log().await_access(mark, "the policy's name", |line| {
+            line.field("error").contains("explicitly denied by: retail/no-spies")
+        })?;
         allowed(&web, &shop)
     })
 }
@@ -126,9 +131,9 @@ fn plaintext_from_outside_is_refused_where_identities_are_demanded_and_tunnels_a
         mesh.add_policy(strict(), &[&shop])?;
         let mark = mesh.daemon(NodeId::B).log().mark();
         await_refusal(&outside, &shop)?;
-        mesh.daemon(NodeId::B)
-            .log()
-            .await_access(mark, "the policy's name", |line| line.field("error").contains("explicitly denied by: istio-system/strict"))?;
+        mesh.daemon(NodeId::B).log().await_access(mark, "the policy's name", |line| {
+            line.field("error").contains("explicitly denied by: istio-system/strict")
+        })?;
         allowed(&web, &shop)
     })
 }

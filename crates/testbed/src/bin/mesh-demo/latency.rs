@@ -1,6 +1,8 @@
-//! The quiet tenant beside a noisy one: round trips at a steady rate, timed from when each should have been sent, alone and under two kinds of noise.
+//! The quiet tenant beside a noisy one: round trips at a steady rate, timed from when each should have been sent, alone
+//! and under two kinds of noise.
 //!
-//! An uncaptured pair runs the same schedule at the same time: what it suffers is the machine's share, not the daemons'.
+//! An uncaptured pair runs the same schedule at the same time: what it suffers is the machine's share, not the
+//! daemons'.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -44,12 +46,14 @@ struct Sample {
 pub(crate) fn quiet_and_noisy(screen: &Screen, mesh: &Mesh) -> Result<()> {
     screen.section("A quiet tenant beside a noisy one");
     screen.say(&format!(
-        "retail: {MESSAGES_PER_SECOND} messages of {MESSAGE_BYTES} bytes a second from web to shop and back, {} s each time, on one connection.\n\
+        "retail: {MESSAGES_PER_SECOND} messages of {MESSAGE_BYTES} bytes a second, from web to shop and back on one \
+         connection, for {} s.\n\
          rivals: from spy to store, on the same two nodes and cores, as much as they can get.\n\
-         Latency counts from when a message should have been sent, so a stall is not hidden by the messages it held back.",
+         Latency counts from when a message should have been sent, so that no stall hides behind what it held back.",
         MEASURED.as_secs()
     ));
-    let [web, shop, spy, store, plain, still] = ["web", "shop", "spy", "store", "plain", "still"].map(|name| mesh.pod(name));
+    let [web, shop, spy, store, plain, still] =
+        ["web", "shop", "spy", "store", "plain", "still"].map(|name| mesh.pod(name));
     let _servers = [
         shop.serve(QUIET_PORT, echo)?,
         still.serve(QUIET_PORT, echo)?,
@@ -58,7 +62,9 @@ pub(crate) fn quiet_and_noisy(screen: &Screen, mesh: &Mesh) -> Result<()> {
     ];
     let mut rows = vec![["microseconds", "p50", "p90", "p99", "max", "messages", "noise"].map(String::from).to_vec()];
     let mut direct = Vec::new();
-    for (name, noise) in [("alone", Noise::None), ("beside bulk streams", Noise::Bulk), ("beside new connections", Noise::Churn)] {
+    for (name, noise) in
+        [("alone", Noise::None), ("beside bulk streams", Noise::Bulk), ("beside new connections", Noise::Churn)]
+    {
         let sample = screen.step(&format!("measuring {name}"), || {
             measure((&web, shop.at(QUIET_PORT)), (&plain, still.at(QUIET_PORT)), (&spy, &store), noise)
         })?;
@@ -67,7 +73,7 @@ pub(crate) fn quiet_and_noisy(screen: &Screen, mesh: &Mesh) -> Result<()> {
     }
     rows.extend(direct);
     screen.table(&rows);
-    screen.say("These are today's figures of this machine, whatever they are; docs/PERFORMANCE.md has the ones measured with care.");
+    screen.say("Today's figures of this machine, whatever they are; docs/PERFORMANCE.md has those measured with care.");
     Ok(())
 }
 
@@ -86,7 +92,8 @@ fn measure(quiet: (&Pod, SocketAddr), direct: (&Pod, SocketAddr), noisy: (&Pod, 
         let calibrating = scope.spawn(|| open_loop(&beside, period() / 2));
         let before = (Instant::now(), units.load(Ordering::Relaxed));
         let tunnelled = open_loop(&tunnelled, Duration::ZERO);
-        let per_second = units.load(Ordering::Relaxed).saturating_sub(before.1) as f64 / before.0.elapsed().as_secs_f64();
+        let per_second =
+            units.load(Ordering::Relaxed).saturating_sub(before.1) as f64 / before.0.elapsed().as_secs_f64();
         let direct = calibrating.join().map_err(|_| anyhow!("the calibrating thread panicked"))?;
         stop.store(true, Ordering::Relaxed);
         for worker in workers {
@@ -97,7 +104,11 @@ fn measure(quiet: (&Pod, SocketAddr), direct: (&Pod, SocketAddr), noisy: (&Pod, 
             Noise::Bulk => format!("{:.0} MB/s in {BULK_STREAMS} streams", per_second / 1e6),
             Noise::Churn => format!("{per_second:.0} connections/s"),
         };
-        Ok(Sample { tunnelled: tunnelled.context("the quiet tenant")?, direct: direct.context("the direct pair")?, noise })
+        Ok(Sample {
+            tunnelled: tunnelled.context("the quiet tenant")?,
+            direct: direct.context("the direct pair")?,
+            noise,
+        })
     })
 }
 

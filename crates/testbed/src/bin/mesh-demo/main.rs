@@ -1,5 +1,5 @@
-//! `mesh-demo`: two nodes, two tenants and what the daemon does for them, shown in under two minutes. `make demo` runs it.
-//! It ends with 0 only if everything it showed was true. Nothing it makes outlives it, however it ends.
+//! `mesh-demo`: two nodes, two tenants and what the daemon does for them, shown in under two minutes. `make demo` runs
+//! it. It ends with 0 only if everything it showed was true. Nothing it makes outlives it, however it ends.
 
 mod latency;
 mod screen;
@@ -28,7 +28,9 @@ fn main() -> ExitCode {
 
 fn show(screen: &Screen) -> Result<()> {
     let directory = tempfile::Builder::new().prefix("coretunnel-demo-").tempdir()?;
-    tempfile::env::override_temp_dir(directory.path()).ok().context("the directory for temporary files was chosen before")?;
+    tempfile::env::override_temp_dir(directory.path())
+        .ok()
+        .context("the directory for temporary files was chosen before")?;
     clean_up_when_interrupted(directory.path().to_owned())?;
     story::tell(screen)
 }

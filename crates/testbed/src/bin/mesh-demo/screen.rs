@@ -1,4 +1,5 @@
-//! What the demonstration shows: headings, steps with their time, facts, tables. Colour and the running clock on a terminal only.
+//! What the demonstration shows: headings, steps with their time, facts, tables. Colour and the running clock on a
+//! terminal only.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -80,7 +81,10 @@ impl Screen {
         });
         put("\r\x1b[2K");
         if result.is_ok() {
-            self.fact(&format!("{what} {}", self.tint(Tint::Faint, &format!("({:.1} s)", began.elapsed().as_secs_f64()))));
+            self.fact(&format!(
+                "{what} {}",
+                self.tint(Tint::Faint, &format!("({:.1} s)", began.elapsed().as_secs_f64()))
+            ));
         }
         result
     }
@@ -88,8 +92,12 @@ impl Screen {
     /// A table with a heading; columns of numbers go to the right.
     pub(crate) fn table(&self, rows: &[Vec<String>]) {
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
-        let number = |column: usize| rows.iter().skip(1).all(|row| row.get(column).is_none_or(|cell| cell.parse::<f64>().is_ok()));
+        let width = |column: usize| {
+            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        };
+        let number = |column: usize| {
+            rows.iter().skip(1).all(|row| row.get(column).is_none_or(|cell| cell.parse::<f64>().is_ok()))
+        };
         let layout: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), number(column))).collect();
         for (at, row) in rows.iter().enumerate() {
             let cells = row.iter().zip(&layout).map(|(cell, (width, right))| {

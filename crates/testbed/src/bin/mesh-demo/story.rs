@@ -1,4 +1,5 @@
-//! What the demonstration claims, section by section. Each claim is checked as it is made; the first that is false ends the story.
+//! What the demonstration claims, section by section. Each claim is checked as it is made; the first that is false ends
+//! the story.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -42,9 +43,10 @@ fn bring_up(screen: &Screen) -> Result<Mesh> {
         PodSpec::new("store", NodeId::B).tenant("rivals", "store"),
         PodSpec::new("still", NodeId::B).tenant("legacy", "still").uncaptured(),
     ];
-    let mut mesh = screen.step("two network namespaces as nodes, six as pods, a daemon and a node agent on each node", || {
-        Mesh::start(MeshSpec::default(), &pods)
-    })?;
+    let mut mesh = screen
+        .step("two network namespaces as nodes, six as pods, a daemon and a node agent on each node", || {
+            Mesh::start(MeshSpec::default(), &pods)
+        })?;
     let shop = mesh.pod("shop");
     mesh.add_service("shop", "retail", SERVICE, 80, &[(&shop, WEB_PORT)])?;
     let mut rows = vec![["pod", "node", "address", "captured", "identity"].map(String::from).to_vec()];
@@ -58,7 +60,10 @@ fn bring_up(screen: &Screen) -> Result<Mesh> {
     screen.table(&rows);
     for id in NodeId::ALL {
         let cores = mesh.daemon(id).thread_cpu()?.keys().filter(|name| name.starts_with("core-")).count();
-        screen.fact(&format!("the daemon of {id} is ready: process {}, {cores} cores, pods handed to it over ZDS", mesh.daemon(id).pid()));
+        screen.fact(&format!(
+            "the daemon of {id} is ready: process {}, {cores} cores, pods handed to it over ZDS",
+            mesh.daemon(id).pid()
+        ));
     }
     Ok(mesh)
 }
@@ -72,7 +77,9 @@ fn request_over_the_wire(screen: &Screen, mesh: &mut Mesh) -> Result<()> {
 
     // Both ends have written that one down before the request that counts is made, so the lines after it are of that.
     for id in NodeId::ALL {
-        mesh.daemon(id).log().await_access(Log::start(), "the first request", |line| !line.field("dst.hbone_addr").is_empty())?;
+        mesh.daemon(id)
+            .log()
+            .await_access(Log::start(), "the first request", |line| !line.field("dst.hbone_addr").is_empty())?;
     }
 
     let marks = NodeId::ALL.map(|id| mesh.daemon(id).log().mark());
@@ -90,8 +97,12 @@ fn request_over_the_wire(screen: &Screen, mesh: &mut Mesh) -> Result<()> {
     let capture = mesh.capture()?;
     let answer = http::get(&plain.netns, shop.at(WEB_PORT), SECRET)?;
     let recording = capture.stop()?;
-    ensure!(answer.status == 200 && recording.contains(SECRET.as_bytes()), "the counter-check found nothing: the recording is blind");
-    screen.fact("counter-check: the same request from the uncaptured pod plain is in the recording, readable by anyone");
+    ensure!(
+        answer.status == 200 && recording.contains(SECRET.as_bytes()),
+        "the counter-check found nothing: the recording is blind"
+    );
+    screen
+        .fact("counter-check: the same request from the uncaptured pod plain is in the recording, readable by anyone");
 
     screen.section("Who talked to whom, as both ends know it");
     for (id, mark, direction) in [(NodeId::A, marks[0], "outbound"), (NodeId::B, marks[1], "inbound")] {
@@ -100,7 +111,10 @@ fn request_over_the_wire(screen: &Screen, mesh: &mut Mesh) -> Result<()> {
             ensure!(line.has(field, &expected), "{field} is not {expected} in {line}");
         }
         screen.fact(&format!("{id} ({direction}): {} -> {}", line.field("src.identity"), line.field("dst.identity")));
-        screen.quote(&excerpt(&line, &["src.addr", "dst.addr", "dst.hbone_addr", "dst.service", "bytes_sent", "bytes_recv", "duration"]));
+        screen.quote(&excerpt(
+            &line,
+            &["src.addr", "dst.addr", "dst.hbone_addr", "dst.service", "bytes_sent", "bytes_recv", "duration"],
+        ));
     }
     Ok(())
 }
@@ -114,7 +128,8 @@ fn tls_only(screen: &Screen, recording: &Recording) -> Result<()> {
             continue;
         }
         ensure!(flow.from.port() == 15008 || flow.to.port() == 15008, "{flow:?} is no tunnel");
-        // A tunnel that was there before the recording began is recorded from some record on; the alignment holds either way.
+        // A tunnel that was there before the recording began is recorded from some record on; the alignment holds
+        // either way.
         let types = tls_record_types(bytes).with_context(|| format!("{flow:?} is no TLS"))?;
         records += types.len();
         if flow.to.port() == 15008 {
@@ -122,7 +137,10 @@ fn tls_only(screen: &Screen, recording: &Recording) -> Result<()> {
         }
     }
     let (flow, bytes) = shown.context("nothing was recorded towards port 15008")?;
-    screen.fact(&format!("{records} TLS records to and from port 15008, {} bytes, and nothing else", recording.payload_bytes()));
+    screen.fact(&format!(
+        "{records} TLS records to and from port 15008, {} bytes, and nothing else",
+        recording.payload_bytes()
+    ));
     screen.fact(&format!("\"{SECRET}\" is nowhere in them"));
     screen.say(&format!("From {} to {}:", flow.from, flow.to));
     screen.quote(&wire::hex_dump(&bytes[..bytes.len().min(64)]));
@@ -132,7 +150,8 @@ fn tls_only(screen: &Screen, recording: &Recording) -> Result<()> {
 fn refusal(screen: &Screen, mesh: &mut Mesh) -> Result<()> {
     let (web, spy, shop) = (mesh.pod("web"), mesh.pod("spy"), mesh.pod("shop"));
     screen.section("A connection that policy refuses");
-    let before = http::get(&spy.netns, shop.at(WEB_PORT), "/before").context("without policy the spy should reach the shop")?;
+    let before =
+        http::get(&spy.netns, shop.at(WEB_PORT), "/before").context("without policy the spy should reach the shop")?;
     ensure!(before.status == 200, "{before:?}");
     screen.say(&format!("New policy retail/only-web: shop admits {} only.", web.principal()));
     mesh.add_policy(
@@ -146,13 +165,21 @@ fn refusal(screen: &Screen, mesh: &mut Mesh) -> Result<()> {
         &[&shop],
     )?;
     screen.step("both daemons take it up from their files", || {
-        wait::until("the spy to be refused", Duration::from_secs(10), || http::get(&spy.netns, shop.at(WEB_PORT), "/spy").is_err())
+        wait::until("the spy to be refused", Duration::from_secs(10), || {
+            http::get(&spy.netns, shop.at(WEB_PORT), "/spy").is_err()
+        })
     })?;
     let marks = NodeId::ALL.map(|id| mesh.daemon(id).log().mark());
     ensure!(http::get(&spy.netns, shop.at(WEB_PORT), "/spy").is_err(), "the spy was let in");
-    let refused = mesh.daemon(NodeId::B).log().await_access(marks[1], "the refusal", |line| line.has("src.identity", &spy.identity()))?;
+    let refused = mesh
+        .daemon(NodeId::B)
+        .log()
+        .await_access(marks[1], "the refusal", |line| line.has("src.identity", &spy.identity()))?;
     ensure!(refused.has("direction", "inbound") && refused.field("error").contains("policy"), "{refused}");
-    let told = mesh.daemon(NodeId::A).log().await_access(marks[0], "the client's side", |line| line.has("src.identity", &spy.identity()))?;
+    let told = mesh
+        .daemon(NodeId::A)
+        .log()
+        .await_access(marks[0], "the client's side", |line| line.has("src.identity", &spy.identity()))?;
     ensure!(told.field("error").contains("401"), "{told}");
     screen.fact(&format!("node-b refused {}:", spy.identity()));
     screen.quote(&refused.field("error"));
@@ -174,6 +201,9 @@ fn stop(mesh: &mut Mesh) -> Result<()> {
 }
 
 fn excerpt(line: &Line, fields: &[&str]) -> String {
-    let shown = fields.iter().filter(|field| !line.field(field).is_empty()).map(|field| format!("{field}={}", line.field(field)));
+    let shown = fields
+        .iter()
+        .filter(|field| !line.field(field).is_empty())
+        .map(|field| format!("{field}={}", line.field(field)));
     shown.collect::<Vec<_>>().join(" ")
 }
