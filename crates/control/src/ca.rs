@@ -1,0 +1,3 @@
+//! Where certificates come from, and when they are renewed.
+
+pub mod embedded;

@@ -1,0 +1,1 @@
+//! Tells when a file may have changed. It reads nothing.
