@@ -83,8 +83,10 @@ pub fn command(program: &Path) -> Command {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
+    use std::time::Duration;
 
     use super::*;
+    use crate::wait;
 
     #[test]
     fn a_child_dies_with_the_launcher() {
@@ -92,7 +94,9 @@ mod tests {
         let mut sleeping = command(Path::new("sleep"));
         sleeping.arg("60");
         let mut child = launcher.spawn(&Namespace::create("bedroom").unwrap(), sleeping).unwrap();
-        assert!(child.try_wait().unwrap().is_none());
+        let name = format!("/proc/{}/comm", child.id());
+        let asleep = || std::fs::read_to_string(&name).is_ok_and(|name| name.trim() == "sleep");
+        wait::until("the child to sleep", Duration::from_secs(10), asleep).unwrap();
         drop(launcher);
         assert_eq!(child.wait().unwrap().signal(), Some(9));
     }
