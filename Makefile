@@ -43,7 +43,7 @@ check: ## Format, clippy, licences and bans, rustdoc, the tree's own rules: warn
 	cargo fmt --all -- --check
 	cargo clippy --workspace --all-targets --all-features -- -D warnings
 	@command -v cargo-deny >/dev/null || { echo "cargo-deny is missing: make tools (some minutes)"; exit 1; }
-	cargo deny --all-features check --config .cargo/deny.toml bans licenses sources
+	cargo deny --all-features --config .cargo/deny.toml check bans licenses sources
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 	cargo test -q -p testbed --test tidy
 
