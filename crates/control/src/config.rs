@@ -1,66 +1,58 @@
-//! What the control thread is told at its start. Plain values: the daemon merges files, environment and flags into them.
+//! What control must be told once, at the start. Read from flags and environment elsewhere.
 
 use std::{path::PathBuf, time::Duration};
 
-/// Everything [`crate::run`] needs to know.
+/// Where things come from.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This node's name: which workloads are this node's. Unknown: a pod's workload is looked for on all nodes.
+    /// The node's name: workloads of other nodes are nobody's here. `None` takes every workload for local.
     pub node: Option<String>,
-    /// The cluster of workloads that do not name theirs.
+    /// The network of workloads that name none.
+    pub network: String,
+    /// The cluster of workloads that name none.
     pub cluster: String,
-    /// The trust domain of workloads that do not name theirs, and of pods whose workload is not known yet.
+    /// The trust domain of workloads that name none, and of pods whose workload is not known yet.
     pub trust_domain: String,
-    /// The part of the mesh that is described locally.
-    pub local: LocalMesh,
-    /// Who issues certificates.
+    /// The YAML file that describes the mesh, watched for changes.
+    pub local_file: Option<PathBuf>,
+    /// The same text given directly. With both, the file is taken.
+    pub local_inline: Option<String>,
+    /// Who issues credentials.
     pub ca: CaSource,
-    /// The CNI agent's socket, a path or `@name` of an abstract one. None: no pods come.
+    /// The CNI node agent's socket (`@name` for one in the abstract namespace). `None`: no pods.
     pub zds_socket: Option<PathBuf>,
+    /// How long a changed file must be left alone before it is read again: editors write in several steps.
+    pub file_settle: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
         Self {
             node: None,
+            network: String::new(),
             cluster: "Kubernetes".to_owned(),
             trust_domain: "cluster.local".to_owned(),
-            local: LocalMesh::None,
-            ca: CaSource::default(),
-            zds_socket: Some(PathBuf::from("/var/run/ztunnel/ztunnel.sock")),
+            local_file: None,
+            local_inline: None,
+            ca: CaSource::Embedded { root_file: PathBuf::from("root.pem"), leaf_ttl: LEAF_TTL },
+            zds_socket: None,
+            file_settle: Duration::from_millis(100),
         }
     }
 }
 
-/// Where the locally described part of the mesh is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum LocalMesh {
-    /// There is none.
-    #[default]
-    None,
-    /// In a YAML file, read again whenever it changes (`LOCAL_XDS_PATH`).
-    File(PathBuf),
-    /// In this YAML text (`LOCAL_XDS`).
-    Inline(String),
-}
+/// A credential's lifetime unless told otherwise: the day that Istio's CA gives.
+const LEAF_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// Who issues certificates.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Who issues credentials.
+#[derive(Clone, Debug)]
 pub enum CaSource {
-    /// This process itself, with a root that it shares with other daemons through a file.
+    /// This process, from a root that it shares with others through a file. For tests, demos and single hosts: whoever
+    /// can read the file can be anybody.
     Embedded {
-        /// The root's certificate and key; made when missing.
+        /// The root's certificate and key in one PEM file; made when missing.
         root_file: PathBuf,
-        /// How long a leaf is valid.
-        leaf_lifetime: Duration,
+        /// For how long a credential is valid.
+        leaf_ttl: Duration,
     },
-}
-
-impl Default for CaSource {
-    fn default() -> Self {
-        Self::Embedded {
-            root_file: PathBuf::from("./var/run/secrets/coretunnel/root.pem"),
-            leaf_lifetime: Duration::from_secs(24 * 60 * 60),
-        }
-    }
 }

@@ -1,5 +1,4 @@
-//! The one way out of the control thread: what it makes known, and to whom it does not care. The daemon implements it
-//! for its cores, tests with a recorder.
+//! The arrow from control to the cores, as control sees it. Who is at the other end is `coretunnel`'s choice.
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -10,36 +9,29 @@ use inpod::{
 };
 use mesh_state::{identity::Identity, snapshot::Snapshot};
 
-/// Who takes what the control thread makes. No method may block: what cannot be handed on at once is kept, and of
-/// snapshots only the newest.
+/// Takes what control has found out. The calls never wait; what takes time is in the [`Receipt`].
 pub trait Publish: 'static {
-    /// The mesh is as given from now on. Whoever replaces a generation brings its `Arc` back to the control thread, so
-    /// that no core pays for freeing it.
+    /// The mesh is now this.
     fn snapshot(&mut self, snapshot: Arc<Snapshot>);
 
-    /// Pods of `identity` use this credential from now on; or why there is none, until one comes.
-    fn credential(&mut self, identity: &Identity, credential: Result<Arc<Credential>, String>);
+    /// The credential of `identity` is now this, or there is none for the reason given. A reason is published only
+    /// while no usable credential is: one that was published before it holds no longer.
+    fn credential(&mut self, identity: &Identity, credential: Result<Arc<Credential>, Arc<str>>);
 
-    /// No pod of this node has `identity` any more: what was published for it may be forgotten, and will be published
-    /// again should a pod of it come.
-    fn credential_gone(&mut self, identity: &Identity);
-
-    /// Capture a pod.
+    /// A pod is to be captured. The receipt comes when all its listeners are bound, or with the reason why not.
     fn pod_up(&mut self, pod: PodUp) -> Receipt;
 
-    /// Let a pod go, and reset what it has open. Comes after the [`Publish::pod_up`] it ends, even when that has failed
-    /// or its receipt is still out.
+    /// A pod is to be left alone. The receipt comes when nothing of it listens any more.
     fn pod_down(&mut self, uid: &PodUid) -> Receipt;
 }
 
-/// Resolves when it is done: all listeners of a pod are bound, or nothing of it listens any more. Or why not. The CNI
-/// agent gets the text as its answer.
+/// The answer to a pod going up or down, when it has.
 pub type Receipt = Pin<Box<dyn Future<Output = Result<(), String>>>>;
 
 /// A pod to capture.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct PodUp {
-    /// The CNI agent's name for it.
+    /// Which pod.
     pub uid: PodUid,
     /// Who it is.
     pub info: PodInfo,

@@ -1,107 +1,90 @@
-//! How the control thread stands, for readiness, metrics and whoever asks why not. Written by it, read by anyone.
+//! How control stands, for readiness, metrics and whoever asks. Written by the control task, read on the same thread.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{cell::RefCell, rc::Rc};
 
-use inpod::pod::PodUid;
-use mesh_state::identity::Identity;
-use tokio::sync::watch;
+/// A handle on the standing of one control task; clones show the same.
+#[derive(Clone, Debug, Default)]
+pub struct Status(Rc<RefCell<Facts>>);
 
-/// Pending until the mesh is known.
-pub const STATE_MANAGER: &str = "state manager";
-
-/// Pending until the CNI agent is connected, has named every pod, and each of them is captured.
-pub const WORKLOAD_PROXY_MANAGER: &str = "workload proxy manager";
-
-/// A handle on the control thread's standing. Clones share it; it may be read on any thread.
-#[derive(Clone, Debug)]
-pub struct Status(Arc<watch::Sender<Report>>);
+#[derive(Debug, Default)]
+pub(crate) struct Facts {
+    /// The mesh was read once, or there is nothing to read.
+    pub(crate) state_loaded: bool,
+    /// The CNI agent has named all pods on the present connection, or there is no agent.
+    pub(crate) pods_named: bool,
+    pub(crate) pods_active: usize,
+    /// Each pod that could not be started, with the reason.
+    pub(crate) pods_pending: Vec<(String, String)>,
+    pub(crate) proxies_started: u64,
+    pub(crate) proxies_stopped: u64,
+    pub(crate) generation: u64,
+    pub(crate) last_error: Option<String>,
+}
 
 impl Status {
-    /// Before the start: all is pending.
-    pub fn new() -> Self {
-        let pending = BTreeSet::from([STATE_MANAGER, WORKLOAD_PROXY_MANAGER]);
-        Self(Arc::new(watch::Sender::new(Report { pending, ..Report::default() })))
+    /// Readiness tasks that are not done, by the names that operators know from ztunnel. Pods that wait for another try
+    /// are not among them: one broken pod must not take the node out of service.
+    pub fn pending(&self) -> Vec<&'static str> {
+        let facts = self.0.borrow();
+        let tasks = [("state manager", facts.state_loaded), ("workload proxy manager", facts.pods_named)];
+        tasks.into_iter().filter(|(_, done)| !done).map(|(name, _)| name).collect()
     }
 
-    /// How it stands now.
-    pub fn report(&self) -> Report {
-        self.0.borrow().clone()
+    /// Pods that are captured.
+    pub fn pods_active(&self) -> usize {
+        self.0.borrow().pods_active
     }
 
-    /// For whoever waits for something to change.
-    pub fn watch(&self) -> watch::Receiver<Report> {
-        self.0.subscribe()
+    /// Pods that could not be started and are tried again.
+    pub fn pods_pending(&self) -> usize {
+        self.0.borrow().pods_pending.len()
     }
 
-    /// Not ready until [`Status::done`] is called for the same task.
-    pub fn begin(&self, task: &'static str) {
-        self.change(|report| {
-            report.pending.insert(task);
+    /// The uid of each pod that could not be started, with the reason.
+    pub fn pods_pending_reasons(&self) -> Vec<(String, String)> {
+        self.0.borrow().pods_pending.clone()
+    }
+
+    /// How many times a pod's proxy was started.
+    pub fn proxies_started(&self) -> u64 {
+        self.0.borrow().proxies_started
+    }
+
+    /// How many times a pod's proxy was stopped.
+    pub fn proxies_stopped(&self) -> u64 {
+        self.0.borrow().proxies_stopped
+    }
+
+    /// The generation of the snapshot published last; 0 before the first.
+    pub fn generation(&self) -> u64 {
+        self.0.borrow().generation
+    }
+
+    /// What is wrong with the mesh's file, until it is right again.
+    pub fn last_error(&self) -> Option<String> {
+        self.0.borrow().last_error.clone()
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Facts)) {
+        change(&mut self.0.borrow_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_waits_for_the_mesh_and_the_pods_but_not_for_pods_that_fail() {
+        let status = Status::default();
+        assert_eq!(status.pending(), ["state manager", "workload proxy manager"]);
+        status.update(|facts| facts.state_loaded = true);
+        assert_eq!(status.clone().pending(), ["workload proxy manager"]);
+        status.update(|facts| {
+            facts.pods_named = true;
+            facts.pods_pending.push(("uid".to_owned(), "no".to_owned()));
         });
+        assert!(status.pending().is_empty());
+        assert_eq!(status.pods_pending(), 1);
     }
-
-    /// One thing less to wait for.
-    pub fn done(&self, task: &'static str) {
-        self.change(|report| {
-            report.pending.remove(task);
-        });
-    }
-
-    pub(crate) fn change(&self, change: impl FnOnce(&mut Report)) {
-        self.0.send_modify(change);
-    }
-}
-
-impl Default for Status {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// How the control thread stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Report {
-    /// What readiness waits for, by the names that its page shows.
-    pub pending: BTreeSet<&'static str>,
-    /// The generation of the newest snapshot.
-    pub generation: u64,
-    /// This node's pods.
-    pub pods: Pods,
-    /// The CNI agent is connected.
-    pub agent_connected: bool,
-    /// Identities with a valid credential.
-    pub credentials: usize,
-    /// Identities without one, each with the reason.
-    pub credentials_missing: BTreeMap<Identity, String>,
-    /// What went wrong last, by what it concerns; gone once it went right again.
-    pub errors: BTreeMap<Concern, String>,
-}
-
-/// This node's pods.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pods {
-    /// Captured now.
-    pub active: usize,
-    /// Being captured now.
-    pub starting: usize,
-    /// Those that could not be captured and are tried again, each with the reason.
-    pub pending: Vec<(PodUid, String)>,
-    /// Ever captured.
-    pub started: u64,
-    /// Ever let go.
-    pub stopped: u64,
-}
-
-/// What an error concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Concern {
-    /// The file that describes the mesh.
-    MeshFile,
-    /// The conversation with the CNI agent.
-    Agent,
-    /// Who issues certificates.
-    Ca,
 }

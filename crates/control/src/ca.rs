@@ -1,3 +1,0 @@
-//! Where certificates come from, and when they are renewed.
-
-pub mod embedded;
