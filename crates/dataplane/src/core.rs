@@ -34,7 +34,9 @@ use crate::{
     config::Config,
     connections::{Connections, Stop},
     cores::Retired,
+    crowd::Crowd,
     deadline::within,
+    dial,
     error::Error,
     network::PodNetwork,
     park::Unparked,
@@ -84,6 +86,8 @@ pub struct Core<R: Runtime, N> {
     retired: async_channel::Sender<Retired>,
     wanted: async_channel::Sender<Wanted>,
     draining: Cell<bool>,
+    /// The tasks that drive tunnels, either way: a drain lets them say goodbye.
+    pub(crate) tunnels: Crowd,
 }
 
 impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
@@ -104,6 +108,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             retired,
             wanted,
             draining: Cell::new(false),
+            tunnels: Crowd::of(usize::MAX),
         });
         let installing = core.clone();
         let installer = core.runtime.spawn(TenantKey::CORE, async move {
@@ -262,10 +267,16 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             // They have been told; what is left is to write their records. A task that cannot must not hold the exit.
             let _left = within(&self.runtime, LAST_RECORDS, self.emptied()).await;
         }
+        // Their tunnels end by themselves now, both ends knowing that nothing is missing. A peer that does not close its
+        // side must not hold the exit.
+        for pod in &pods {
+            pod.pool.close();
+        }
+        let _left = within(&self.runtime, LAST_RECORDS, self.tunnels.empty()).await;
         for pod in &pods {
             pod.enter(Stage::Closed);
         }
-        self.runtime.yield_now().await;
+        let _left = within(&self.runtime, dial::LAST_FRAMES * 2, self.tunnels.empty()).await;
         tracing::info!(core = self.index, "shutdown complete");
     }
 

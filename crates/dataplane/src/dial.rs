@@ -102,7 +102,9 @@ async fn handshake<R: Runtime, N: PodNetwork<R>>(
 
     let pinger = tunnel.pinger();
     let (driving_core, driving_pod) = (core.clone(), pod.clone());
+    let member = core.tunnels.join();
     let drive = async move {
+        let _member = member;
         let mut driver = pin!(driver);
         let alive = pin!(keepalive(&driving_core, pinger));
         let closed = pin!(driving_pod.reached(Stage::Closed));

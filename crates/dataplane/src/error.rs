@@ -22,6 +22,8 @@ pub(crate) enum Error {
     TooManyParked { pod: PodName, parked: usize },
     #[error("{pod} has {connections} connections already, its limit")]
     TooManyConnections { pod: PodName, connections: usize },
+    #[error("{pod} has accepted {tunnels} tunnels already, its limit")]
+    TooManyTunnels { pod: PodName, tunnels: usize },
     #[error(transparent)]
     Route(#[from] RouteError),
     #[error("no certificate for {identity} within {waited:?}; is the CA reachable?")]

@@ -11,6 +11,7 @@ mod config;
 mod connections;
 mod core;
 mod cores;
+mod crowd;
 mod deadline;
 mod dial;
 mod error;

@@ -20,6 +20,7 @@ use crate::{
     command::{CapturedPod, PodError},
     config::Config,
     core::Core,
+    crowd::{Crowd, Member},
     error::Error,
     inbound,
     network::PodNetwork,
@@ -43,10 +44,8 @@ pub(crate) struct Pod<R: Runtime, N> {
     pub(crate) lot: Lot,
     stage: Cell<Stage>,
     staged: Bell,
-    alive: Rc<Cell<usize>>,
-    alive_max: usize,
-    tunnels: Rc<Cell<usize>>,
-    tunnels_max: usize,
+    alive: Crowd,
+    inbound_tunnels: Crowd,
     runtime: std::marker::PhantomData<R>,
 }
 
@@ -113,10 +112,8 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
             lot: Lot::new(config.parked_max),
             stage: Cell::new(Stage::Serving),
             staged: Bell::default(),
-            alive: Rc::default(),
-            alive_max: config.connections_max,
-            tunnels: Rc::default(),
-            tunnels_max: config.inbound_tunnels_max,
+            alive: Crowd::of(config.connections_max),
+            inbound_tunnels: Crowd::of(config.inbound_tunnels_max),
             runtime: std::marker::PhantomData,
         }
     }
@@ -148,36 +145,20 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
     }
 
     /// A place among the pod's live connections.
-    pub(crate) fn place(&self) -> Result<Counted, Error> {
-        Counted::take(&self.alive, self.alive_max)
-            .ok_or_else(|| Error::TooManyConnections { pod: self.name(), connections: self.alive_max })
+    pub(crate) fn place(&self) -> Result<Member, Error> {
+        self.alive
+            .join()
+            .ok_or_else(|| Error::TooManyConnections { pod: self.name(), connections: self.alive.members_max() })
     }
 
     /// A place among the tunnels the pod has accepted.
-    pub(crate) fn tunnel_place(&self) -> Result<Counted, Error> {
-        Counted::take(&self.tunnels, self.tunnels_max)
-            .ok_or_else(|| Error::TooManyConnections { pod: self.name(), connections: self.tunnels_max })
+    pub(crate) fn tunnel_place(&self) -> Result<Member, Error> {
+        self.inbound_tunnels
+            .join()
+            .ok_or_else(|| Error::TooManyTunnels { pod: self.name(), tunnels: self.inbound_tunnels.members_max() })
     }
 }
 
-/// One of a bounded number of places; dropping it frees the place.
-pub(crate) struct Counted(Rc<Cell<usize>>);
-
-impl Counted {
-    fn take(count: &Rc<Cell<usize>>, max: usize) -> Option<Self> {
-        if count.get() >= max {
-            return None;
-        }
-        count.set(count.get() + 1);
-        Some(Self(count.clone()))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
-}
 
 /// Accepts until the pod drains, each connection a task of the pod's tenant. The listener closes with this task, first
 /// thing in a drain, so that a daemon that replaces this one gets what comes next.

@@ -185,6 +185,7 @@ fn flag(error: &Error) -> ResponseFlag {
         | Error::UnknownWorkload { .. }
         | Error::TooManyParked { .. }
         | Error::TooManyConnections { .. }
+        | Error::TooManyTunnels { .. }
         | Error::Route(_)
         | Error::Socket { .. }
         | Error::Connect { .. }
@@ -215,6 +216,7 @@ pub(crate) fn status(error: &Error) -> u16 {
         | Error::UnknownWorkload { .. }
         | Error::TooManyParked { .. }
         | Error::TooManyConnections { .. }
+        | Error::TooManyTunnels { .. }
         | Error::Route(_)
         | Error::CredentialLate { .. }
         | Error::CredentialRefused { .. }

@@ -194,8 +194,8 @@ pub(crate) fn load(
             .setting(
                 Some(("--pool-idle-timeout", &flags.pool_idle_timeout)),
                 &["POOL_UNUSED_RELEASE_TIMEOUT"],
-                "a duration of at least 1s",
-                seconds,
+                "a duration from 10ms to 1day",
+                |text| duration(text).and_then(|idle| in_range(idle, Duration::from_millis(10), Duration::from_secs(86_400))),
             )
             .unwrap_or(Duration::from_secs(300)),
         stream_window: read.setting(None, &["HTTP2_STREAM_WINDOW_SIZE"], WINDOW, window).unwrap_or(4 << 20),
@@ -324,7 +324,7 @@ mod tests {
             ("CONNECTION_TERMINATION_DEADLINE", "soon", "duration"),
             ("TERMINATION_GRACE_PERIOD_SECONDS", "-3", "seconds"),
             ("POOL_MAX_STREAMS_PER_CONNECTION", "0", "1 to 65535"),
-            ("POOL_UNUSED_RELEASE_TIMEOUT", "0s", "1s"),
+            ("POOL_UNUSED_RELEASE_TIMEOUT", "0s", "10ms"),
             ("HTTP2_STREAM_WINDOW_SIZE", "1", "65535"),
             ("HTTP2_FRAME_SIZE", "16777216", "16777215"),
             ("KEEPALIVE_RETRIES", "999", "127"),
