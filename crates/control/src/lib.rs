@@ -1,11 +1,16 @@
-//! What the data plane is told: the mesh, the credentials, the pods. One task on one thread gathers it and publishes it
-//! through [`Publish`]. It moves no byte of a connection and decides nothing about one.
+//! The control thread: files, certificates and pods turned into what cores use.
+//!
+//! It owns the snapshot's builder, the CA's key, the conversation with the CNI agent and all waiting; it publishes
+//! immutable things and never waits for a core.
 
-pub mod config;
+pub mod ca;
+mod config;
 pub mod file_source;
-pub mod publish;
-pub mod status;
+mod publish;
+mod status;
+mod thread;
 
 pub use config::{CaSource, Config};
 pub use publish::{PodUp, Publish, Receipt};
 pub use status::Status;
+pub use thread::{ControlError, run};

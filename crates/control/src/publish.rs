@@ -1,4 +1,5 @@
-//! The arrow from control to the cores, as control sees it. Who is at the other end is `coretunnel`'s choice.
+//! What the control thread tells the cores, and how they answer about pods. The daemon implements it for its cores,
+//! tests with a recorder: `control` never sees the data plane.
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
@@ -9,32 +10,28 @@ use inpod::{
 };
 use mesh_state::{identity::Identity, snapshot::Snapshot};
 
-/// Takes what control has found out. The calls never wait; what takes time is in the [`Receipt`].
-pub trait Publish: 'static {
-    /// The mesh is now this.
-    fn snapshot(&mut self, snapshot: Arc<Snapshot>);
-
-    /// The credential of `identity` is now this, or there is none for the reason given. A reason is published only
-    /// while no usable credential is: one that was published before it holds no longer.
-    fn credential(&mut self, identity: &Identity, credential: Result<Arc<Credential>, Arc<str>>);
-
-    /// A pod is to be captured. The receipt comes when all its listeners are bound, or with the reason why not.
-    fn pod_up(&mut self, pod: PodUp) -> Receipt;
-
-    /// A pod is to be left alone. The receipt comes when nothing of it listens any more.
-    fn pod_down(&mut self, uid: &PodUid) -> Receipt;
-}
-
-/// The answer to a pod going up or down, when it has.
+/// Resolves once a pod is captured or gone, or with the reason why not.
 pub type Receipt = Pin<Box<dyn Future<Output = Result<(), String>>>>;
 
 /// A pod to capture.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PodUp {
-    /// Which pod.
+    /// The CNI agent's name for it.
     pub uid: PodUid,
     /// Who it is.
     pub info: PodInfo,
-    /// Where its listeners belong.
+    /// Where it is.
     pub netns: Netns,
+}
+
+/// Where the control thread publishes. No call waits.
+pub trait Publish: 'static {
+    /// A new generation of the mesh.
+    fn snapshot(&mut self, snapshot: Arc<Snapshot>);
+    /// What connections of `identity` use from now on, or why there is nothing.
+    fn credential(&mut self, identity: &Identity, credential: Result<Arc<Credential>, Arc<str>>);
+    /// Capture a pod.
+    fn pod_up(&mut self, pod: PodUp) -> Receipt;
+    /// Stop a pod.
+    fn pod_down(&mut self, uid: &PodUid) -> Receipt;
 }

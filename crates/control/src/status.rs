@@ -1,90 +1,98 @@
-//! How control stands, for readiness, metrics and whoever asks. Written by the control task, read on the same thread.
+//! How the control thread stands, for readiness and metrics on the same thread. Clones see the same.
 
-use std::{cell::RefCell, rc::Rc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeSet,
+    rc::Rc,
+};
 
-/// A handle on the standing of one control task; clones show the same.
-#[derive(Clone, Debug, Default)]
-pub struct Status(Rc<RefCell<Facts>>);
+/// The state manager has not loaded the mesh yet.
+pub(crate) const STATE_MANAGER: &str = "state manager";
+/// The CNI agent has not named this node's pods yet.
+pub(crate) const WORKLOAD_PROXY_MANAGER: &str = "workload proxy manager";
 
-#[derive(Debug, Default)]
-pub(crate) struct Facts {
-    /// The mesh was read once, or there is nothing to read.
-    pub(crate) state_loaded: bool,
-    /// The CNI agent has named all pods on the present connection, or there is no agent.
-    pub(crate) pods_named: bool,
-    pub(crate) pods_active: usize,
-    /// Each pod that could not be started, with the reason.
-    pub(crate) pods_pending: Vec<(String, String)>,
-    pub(crate) proxies_started: u64,
-    pub(crate) proxies_stopped: u64,
-    pub(crate) generation: u64,
-    pub(crate) last_error: Option<String>,
+/// How the control thread stands.
+#[derive(Debug, Clone)]
+pub struct Status(Rc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    pending: RefCell<BTreeSet<&'static str>>,
+    generation: Cell<u64>,
+    pods_active: Cell<usize>,
+    pods_pending: Cell<usize>,
+    started: Cell<u64>,
+    stopped: Cell<u64>,
+}
+
+impl Default for Status {
+    /// Nothing has happened yet, so everything is pending.
+    fn default() -> Self {
+        Self(Rc::new(Inner {
+            pending: RefCell::new(BTreeSet::from([STATE_MANAGER, WORKLOAD_PROXY_MANAGER])),
+            generation: Cell::new(0),
+            pods_active: Cell::new(0),
+            pods_pending: Cell::new(0),
+            started: Cell::new(0),
+            stopped: Cell::new(0),
+        }))
+    }
 }
 
 impl Status {
-    /// Readiness tasks that are not done, by the names that operators know from ztunnel. Pods that wait for another try
-    /// are not among them: one broken pod must not take the node out of service.
+    /// What is not ready yet.
     pub fn pending(&self) -> Vec<&'static str> {
-        let facts = self.0.borrow();
-        let tasks = [("state manager", facts.state_loaded), ("workload proxy manager", facts.pods_named)];
-        tasks.into_iter().filter(|(_, done)| !done).map(|(name, _)| name).collect()
+        self.0.pending.borrow().iter().copied().collect()
     }
 
-    /// Pods that are captured.
-    pub fn pods_active(&self) -> usize {
-        self.0.borrow().pods_active
-    }
-
-    /// Pods that could not be started and are tried again.
-    pub fn pods_pending(&self) -> usize {
-        self.0.borrow().pods_pending.len()
-    }
-
-    /// The uid of each pod that could not be started, with the reason.
-    pub fn pods_pending_reasons(&self) -> Vec<(String, String)> {
-        self.0.borrow().pods_pending.clone()
-    }
-
-    /// How many times a pod's proxy was started.
-    pub fn proxies_started(&self) -> u64 {
-        self.0.borrow().proxies_started
-    }
-
-    /// How many times a pod's proxy was stopped.
-    pub fn proxies_stopped(&self) -> u64 {
-        self.0.borrow().proxies_stopped
-    }
-
-    /// The generation of the snapshot published last; 0 before the first.
+    /// The generation published last.
     pub fn generation(&self) -> u64 {
-        self.0.borrow().generation
+        self.0.generation.get()
     }
 
-    /// What is wrong with the mesh's file, until it is right again.
-    pub fn last_error(&self) -> Option<String> {
-        self.0.borrow().last_error.clone()
+    /// Pods captured now.
+    pub fn pods_active(&self) -> usize {
+        self.0.pods_active.get()
     }
 
-    pub(crate) fn update(&self, change: impl FnOnce(&mut Facts)) {
-        change(&mut self.0.borrow_mut());
+    /// Pods that could not be captured and are tried again.
+    pub fn pods_pending(&self) -> usize {
+        self.0.pods_pending.get()
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    /// Pods ever captured.
+    pub fn proxies_started(&self) -> u64 {
+        self.0.started.get()
+    }
 
-    #[test]
-    fn readiness_waits_for_the_mesh_and_the_pods_but_not_for_pods_that_fail() {
-        let status = Status::default();
-        assert_eq!(status.pending(), ["state manager", "workload proxy manager"]);
-        status.update(|facts| facts.state_loaded = true);
-        assert_eq!(status.clone().pending(), ["workload proxy manager"]);
-        status.update(|facts| {
-            facts.pods_named = true;
-            facts.pods_pending.push(("uid".to_owned(), "no".to_owned()));
-        });
-        assert!(status.pending().is_empty());
-        assert_eq!(status.pods_pending(), 1);
+    /// Pods ever stopped.
+    pub fn proxies_stopped(&self) -> u64 {
+        self.0.stopped.get()
+    }
+
+    pub(crate) fn set_pending(&self, task: &'static str, pending: bool) {
+        let mut tasks = self.0.pending.borrow_mut();
+        if pending {
+            tasks.insert(task);
+        } else {
+            tasks.remove(task);
+        }
+    }
+
+    pub(crate) fn set_generation(&self, generation: u64) {
+        self.0.generation.set(generation);
+    }
+
+    pub(crate) fn set_pods(&self, active: usize, pending: usize) {
+        self.0.pods_active.set(active);
+        self.0.pods_pending.set(pending);
+    }
+
+    pub(crate) fn count_started(&self) {
+        self.0.started.set(self.0.started.get() + 1);
+    }
+
+    pub(crate) fn count_stopped(&self) {
+        self.0.stopped.set(self.0.stopped.get() + 1);
     }
 }

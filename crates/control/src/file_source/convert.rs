@@ -1,309 +1,244 @@
-//! From the file's entries to the mesh's: defaults, names put together, and what no single value can say wrong.
+//! From the fields of a mesh file to the mesh: defaults, identities, and what one field alone cannot tell.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::sync::Arc;
 
 use mesh_state::{
     identity::Identity,
-    name::{NamespacedHostname, NetworkId, PolicyKey, Uid},
-    policy::{self, Clause, Policy, Rule, ServiceAccountMatch},
-    service::{self, LoadBalancing, PortMapping, Service, Vip, WeightedWaypoint},
-    workload::{self, GatewayAddress, GatewayDestination, TunnelProtocol, Workload},
+    name::{NetworkId, PolicyKey, Uid},
+    policy::{self, Policy, Rule},
+    service::{self, PortMapping, Service},
+    workload::{self, Workload},
 };
-use serde_saphyr::{Location, Spanned};
 
-use crate::file_source::{Content, Defaults, schema::*};
+use super::{Contents, FileError, schema};
 
-/// What is wrong, and where.
-#[derive(Debug)]
-pub(super) struct Problem {
-    pub(super) at: Location,
-    pub(super) field: String,
-    pub(super) cause: String,
+/// What a workload is that does not say.
+#[derive(Debug, Clone)]
+pub struct Defaults {
+    /// Its trust domain.
+    pub trust_domain: String,
+    /// Its cluster.
+    pub cluster: String,
 }
 
-impl Problem {
-    fn at<T>(value: &Spanned<T>, field: String, cause: impl Into<String>) -> Self {
-        Self { at: value.referenced, field, cause: cause.into() }
+/// Reads a whole file.
+pub(super) fn parse(origin: &str, text: &str, defaults: &Defaults) -> Result<Contents, FileError> {
+    let at = |line, column, cause| FileError::Text { origin: origin.to_owned(), line, column, cause };
+    // A file of comments alone is an empty mesh, which the reader would call a null.
+    if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
+        return Ok(Contents::default());
     }
+    let mesh: schema::Mesh = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
+        let (line, column) = error.location().map_or((0, 0), |place| (place.line(), place.column()));
+        at(line, column, cause(&error))
+    })?;
+    let mut contents = Contents::default();
+    for service in mesh.services {
+        let service = to_service(service);
+        let key = service.key();
+        if contents.services.insert(key.clone(), service).is_some() {
+            return Err(at(0, 0, format!("services: {key} is there twice")));
+        }
+    }
+    for policy in mesh.policies {
+        let policy = to_policy(policy);
+        let key = policy.key.clone();
+        if contents.policies.insert(key.clone(), policy).is_some() {
+            return Err(at(0, 0, format!("policies: {key} is there twice")));
+        }
+    }
+    for workload in mesh.workloads {
+        let workload = to_workload(workload, defaults).map_err(|cause| at(0, 0, cause))?;
+        let uid = workload.uid.clone();
+        if contents.workloads.insert(uid.clone(), workload).is_some() {
+            return Err(at(0, 0, format!("workloads: uid {uid} is there twice; give each workload a uid of its own")));
+        }
+    }
+    Ok(contents)
 }
 
-/// Everything the file says, or the first thing that is wrong with it.
-pub(super) fn content(file: File, defaults: &Defaults) -> Result<Content, Problem> {
-    let mut content = Content::default();
-    let mut owners = BTreeMap::new();
-    for (index, entry) in file.workloads.into_iter().enumerate() {
-        let path = format!("workloads[{index}]");
-        let place = entry.uid.as_ref().or(entry.name.as_ref()).unwrap_or(&entry.namespace).clone();
-        let workload = workload(entry, &path, defaults)?;
-        // Routing could only guess which of the two is meant.
-        if workload.network_mode == workload::NetworkMode::Standard {
-            for address in &workload.addresses {
-                if let Some(owner) = owners.insert((workload.network.clone(), *address), workload.uid.clone())
-                    && owner != workload.uid
-                {
-                    let cause = format!("{address} is the address of {owner} already, in the same network");
-                    return Err(Problem::at(&place, format!("{path}.workloadIps"), cause));
-                }
-            }
-        }
-        let cause = || format!("{} is the uid of another workload above", workload.uid);
-        match content.workloads.entry(workload.uid.clone()) {
-            Entry::Occupied(_) => return Err(Problem::at(&place, format!("{path}.uid"), cause())),
-            Entry::Vacant(entry) => drop(entry.insert(workload)),
-        }
-    }
-    for (index, entry) in file.services.into_iter().enumerate() {
-        let place = entry.hostname.clone();
-        let path = format!("services[{index}]");
-        let service = service(entry, &path, defaults)?;
-        let cause = format!("{} is another service's above", service.key());
-        match content.services.entry(service.key()) {
-            Entry::Occupied(_) => return Err(Problem::at(&place, format!("{path}.hostname"), cause)),
-            Entry::Vacant(entry) => drop(entry.insert(service)),
-        }
-    }
-    for (index, entry) in file.policies.into_iter().enumerate() {
-        let place = entry.name.clone();
-        let path = format!("policies[{index}]");
-        let policy = policy(entry, &path)?;
-        let cause = format!("{} is another policy's above", policy.key);
-        match content.policies.entry(policy.key.clone()) {
-            Entry::Occupied(_) => return Err(Problem::at(&place, format!("{path}.name"), cause)),
-            Entry::Vacant(entry) => drop(entry.insert(policy)),
-        }
-    }
-    Ok(content)
+fn options() -> serde_saphyr::Options {
+    let mut options = serde_saphyr::Options::default();
+    // The file's size is bounded before it is read; the reader's own budget is for texts of strangers.
+    options.budget = None;
+    options.with_snippet = false;
+    options
 }
 
-fn workload(entry: WorkloadEntry, path: &str, defaults: &Defaults) -> Result<Workload, Problem> {
-    let identity = identity(&entry, path, defaults)?;
-    let name = entry.name.as_ref().map_or("", |name| &name.value);
-    let uid = match &entry.uid {
-        Some(uid) if uid.value.is_empty() => {
-            return Err(Problem::at(uid, format!("{path}.uid"), "is empty: workloads are told apart by it"));
-        }
-        Some(uid) => Uid::from(uid.value.as_str()),
-        None if name.is_empty() => {
-            let cause = "is missing, and so is the name that it could be made of";
-            return Err(Problem::at(&entry.namespace, format!("{path}.uid"), cause));
-        }
-        None => Uid::from(format!("{}//Pod/{}/{name}", defaults.cluster, entry.namespace.value).as_str()),
-    };
-    let made = Workload::new(uid, &entry.namespace.value, name, identity);
+fn cause(error: &serde_saphyr::Error) -> String {
+    error.without_snippet().to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+fn to_workload(from: schema::Workload, defaults: &Defaults) -> Result<Workload, String> {
+    let name = from.name.or_else(|| from.uid.clone()).ok_or("workloads: one has neither name nor uid")?;
+    let uid = from.uid.unwrap_or_else(|| format!("{}//Pod/{}/{name}", defaults.cluster, from.namespace));
+    let trust_domain = from.trust_domain.as_deref().unwrap_or(&defaults.trust_domain);
+    let account = from.service_account.as_deref().unwrap_or("default");
+    let identity =
+        Identity::new(trust_domain, &from.namespace, account).map_err(|error| format!("workloads: {uid}: {error}"))?;
+    let text = |text: String| -> Arc<str> { text.into() };
+    let services = from.services.into_iter().map(|(key, ports)| (key.0, mappings(ports))).collect();
     Ok(Workload {
-        addresses: entry.workload_ips,
-        network: network(&entry.network, defaults),
-        protocol: match entry.protocol {
-            Protocol::Tcp => TunnelProtocol::None,
-            Protocol::Hbone => TunnelProtocol::Hbone,
+        addresses: from.workload_ips.into_iter().map(|address| address.0).collect(),
+        network: NetworkId::from(from.network.as_str()),
+        protocol: match from.protocol {
+            schema::Protocol::Tcp => workload::TunnelProtocol::None,
+            schema::Protocol::Hbone => workload::TunnelProtocol::Hbone,
         },
-        network_mode: match entry.network_mode {
-            NetworkMode::Standard => workload::NetworkMode::Standard,
-            NetworkMode::HostNetwork => workload::NetworkMode::HostNetwork,
+        network_mode: match from.network_mode {
+            schema::NetworkMode::Standard => workload::NetworkMode::Standard,
+            schema::NetworkMode::HostNetwork => workload::NetworkMode::HostNetwork,
         },
-        status: match entry.status {
-            Status::Healthy => workload::Status::Healthy,
-            Status::Unhealthy => workload::Status::Unhealthy,
+        status: match from.status {
+            schema::Status::Healthy => workload::Status::Healthy,
+            schema::Status::Unhealthy => workload::Status::Unhealthy,
         },
-        waypoint: entry.waypoint.map(|gateway| gateway_address(gateway, defaults)),
-        network_gateway: entry.network_gateway.map(|gateway| gateway_address(gateway, defaults)),
-        node: entry.node.into(),
-        canonical_name: entry.canonical_name.into(),
-        canonical_revision: entry.canonical_revision.into(),
-        workload_type: match entry.workload_type {
-            WorkloadType::Deployment => workload::WorkloadType::Deployment,
-            WorkloadType::CronJob => workload::WorkloadType::CronJob,
-            WorkloadType::Pod => workload::WorkloadType::Pod,
-            WorkloadType::Job => workload::WorkloadType::Job,
+        waypoint: from.waypoint.map(schema::Gateway::address),
+        network_gateway: from.network_gateway.map(schema::Gateway::address),
+        node: text(from.node),
+        canonical_name: text(from.canonical_name),
+        canonical_revision: text(from.canonical_revision),
+        workload_type: match from.workload_type {
+            schema::WorkloadType::Deployment => workload::WorkloadType::Deployment,
+            schema::WorkloadType::CronJob => workload::WorkloadType::CronJob,
+            schema::WorkloadType::Pod => workload::WorkloadType::Pod,
+            schema::WorkloadType::Job => workload::WorkloadType::Job,
         },
-        workload_name: entry.workload_name.into(),
-        native_tunnel: entry.native_tunnel,
-        cluster_id: entry.cluster_id.as_deref().unwrap_or(&defaults.cluster).into(),
+        workload_name: text(from.workload_name),
+        native_tunnel: from.native_tunnel,
+        cluster_id: text(from.cluster_id.unwrap_or_else(|| defaults.cluster.clone())),
         locality: workload::Locality {
-            region: entry.locality.region.into(),
-            zone: entry.locality.zone.into(),
-            subzone: entry.locality.subzone.into(),
+            region: text(from.locality.region),
+            zone: text(from.locality.zone),
+            subzone: text(from.locality.subzone),
         },
-        hostname: entry.hostname.into(),
-        application_tunnel: entry.application_tunnel.map(|tunnel| workload::ApplicationTunnel {
+        hostname: text(from.hostname),
+        application_tunnel: from.application_tunnel.map(|tunnel| workload::ApplicationTunnel {
             protocol: match tunnel.protocol {
-                ApplicationProtocol::None => workload::ApplicationProtocol::None,
-                ApplicationProtocol::Proxy => workload::ApplicationProtocol::Proxy,
+                schema::TunnelProtocol::None => workload::ApplicationProtocol::None,
+                schema::TunnelProtocol::Proxy => workload::ApplicationProtocol::Proxy,
             },
-            port: tunnel.port.map(|port| port.0),
+            port: tunnel.port.filter(|port| *port != 0),
         }),
-        authorization_policies: entry.authorization_policies.into_iter().map(|name| name.0).collect(),
-        services: entry.services.into_iter().map(|(name, ports)| (name.0, mappings(ports))).collect(),
-        capacity: entry.capacity.unwrap_or(made.capacity),
-        ..made
+        authorization_policies: from.authorization_policies.iter().map(|key| PolicyKey::from(key.as_str())).collect(),
+        services,
+        capacity: from.capacity,
+        ..Workload::new(Uid::from(uid.as_str()), &from.namespace, &name, identity)
     })
 }
 
-/// What a pod's spec that names no service account gets from Kubernetes.
-const SERVICE_ACCOUNT_DEFAULT: &str = "default";
-
-fn identity(entry: &WorkloadEntry, path: &str, defaults: &Defaults) -> Result<Identity, Problem> {
-    let trust_domain = entry.trust_domain.as_ref().map_or(&*defaults.trust_domain, |domain| &domain.value);
-    let service_account = entry.service_account.as_ref().map_or(SERVICE_ACCOUNT_DEFAULT, |account| &account.value);
-    // Each part beside ones that are right, so that the line is that of the part that is wrong.
-    let parts = [
-        ("trustDomain", entry.trust_domain.as_ref(), Identity::new(trust_domain, "n", "s")),
-        ("namespace", Some(&entry.namespace), Identity::new("t", &entry.namespace.value, "s")),
-        ("serviceAccount", entry.service_account.as_ref(), Identity::new("t", "n", service_account)),
-    ];
-    for (key, given, outcome) in parts {
-        if let Err(error) = outcome {
-            return Err(Problem::at(given.unwrap_or(&entry.namespace), format!("{path}.{key}"), error.to_string()));
-        }
-    }
-    Identity::new(trust_domain, &entry.namespace.value, service_account)
-        .map_err(|error| Problem::at(&entry.namespace, path.to_owned(), error.to_string()))
-}
-
-fn service(entry: ServiceEntry, path: &str, defaults: &Defaults) -> Result<Service, Problem> {
-    // The form in which workloads must be able to name it.
-    if let Err(error) = NamespacedHostname::parse(&format!("{}/{}", entry.namespace, entry.hostname.value)) {
-        return Err(Problem::at(&entry.hostname, format!("{path}.hostname"), error.to_string()));
-    }
-    let made = Service::new(&entry.namespace, &entry.name, &entry.hostname.value);
-    Ok(Service {
-        vips: entry
-            .vips
-            .into_iter()
-            .map(|vip| Vip { network: network(&vip.network, defaults), address: vip.block })
-            .collect(),
-        ports: mappings(entry.ports),
-        subject_alt_names: entry.subject_alt_names.into_iter().map(|name| name.0).collect(),
-        waypoint: entry.waypoint.map(|gateway| gateway_address(gateway, defaults)),
-        weighted_waypoints: entry
+fn to_service(from: schema::Service) -> Service {
+    let vips = from.vips.into_iter().map(|vip| service::Vip { network: vip.0.0, address: vip.0.1 });
+    let blocks = from
+        .cidr_vips
+        .into_iter()
+        .map(|vip| service::Vip { network: NetworkId::from(vip.network.as_str()), address: vip.cidr.0 });
+    Service {
+        vips: vips.chain(blocks).collect(),
+        ports: mappings(from.ports),
+        subject_alt_names: from.subject_alt_names.into_iter().map(|name| name.0).collect(),
+        waypoint: from.waypoint.map(schema::Gateway::address),
+        weighted_waypoints: from
             .weighted_waypoints
             .into_iter()
-            .map(|WeightedGateway { destination, hbone_mtls_port, weight }| WeightedWaypoint {
-                destination: gateway_address(Gateway { destination, hbone_mtls_port }, defaults),
-                weight,
-            })
+            .map(|one| service::WeightedWaypoint { destination: one.destination.address(), weight: one.weight })
             .collect(),
-        load_balancing: entry.load_balancer.map(load_balancing).unwrap_or_default(),
-        ip_families: match entry.ip_families {
-            IpFamilies::Automatic => service::IpFamilies::Automatic,
-            IpFamilies::Ipv4 => service::IpFamilies::Ipv4Only,
-            IpFamilies::Ipv6 => service::IpFamilies::Ipv6Only,
-            IpFamilies::Dual => service::IpFamilies::Dual,
+        load_balancing: from.load_balancer.map_or_else(service::LoadBalancing::default, to_load_balancing),
+        ip_families: match from.ip_families {
+            None => service::IpFamilies::Automatic,
+            Some(schema::IpFamilies::Dual) => service::IpFamilies::Dual,
+            Some(schema::IpFamilies::IPv4) => service::IpFamilies::Ipv4Only,
+            Some(schema::IpFamilies::IPv6) => service::IpFamilies::Ipv6Only,
         },
-        canonical: entry.canonical,
-        visibility: match entry.visibility {
-            Visibility::Public => service::Visibility::Public,
-            Visibility::Namespace => service::Visibility::Namespace,
+        canonical: from.canonical,
+        visibility: match from.visibility {
+            schema::Visibility::Public => service::Visibility::Public,
+            schema::Visibility::Namespace => service::Visibility::Namespace,
         },
-        ..made
-    })
+        ..Service::new(&from.namespace, &from.name, &from.hostname)
+    }
 }
 
-fn load_balancing(entry: LoadBalancer) -> LoadBalancing {
+fn to_load_balancing(from: schema::LoadBalancer) -> service::LoadBalancing {
     let scope = |scope| match scope {
-        Scope::Region => service::Scope::Region,
-        Scope::Zone => service::Scope::Zone,
-        Scope::Subzone => service::Scope::Subzone,
-        Scope::Node => service::Scope::Node,
-        Scope::Cluster => service::Scope::Cluster,
-        Scope::Network => service::Scope::Network,
+        schema::Scope::Region => service::Scope::Region,
+        schema::Scope::Zone => service::Scope::Zone,
+        schema::Scope::Subzone => service::Scope::Subzone,
+        schema::Scope::Node => service::Scope::Node,
+        schema::Scope::Cluster => service::Scope::Cluster,
+        schema::Scope::Network => service::Scope::Network,
     };
-    LoadBalancing {
-        scopes: entry.routing_preferences.into_iter().map(scope).collect(),
-        mode: match entry.mode {
-            Mode::Standard => service::Mode::Unspecified,
-            Mode::Strict => service::Mode::Strict,
-            Mode::Failover => service::Mode::Failover,
-            Mode::Passthrough => service::Mode::Passthrough,
+    service::LoadBalancing {
+        scopes: from.routing_preferences.into_iter().map(scope).collect(),
+        mode: match from.mode {
+            schema::Mode::Standard => service::Mode::Unspecified,
+            schema::Mode::Strict => service::Mode::Strict,
+            schema::Mode::Failover => service::Mode::Failover,
+            schema::Mode::Passthrough => service::Mode::Passthrough,
         },
-        health: match entry.health_policy {
-            HealthPolicy::OnlyHealthy => service::HealthPolicy::OnlyHealthy,
-            HealthPolicy::AllowAll => service::HealthPolicy::AllowAll,
+        health: match from.health_policy {
+            schema::HealthPolicy::OnlyHealthy => service::HealthPolicy::OnlyHealthy,
+            schema::HealthPolicy::AllowAll => service::HealthPolicy::AllowAll,
         },
     }
 }
 
-fn policy(entry: PolicyEntry, path: &str) -> Result<Policy, Problem> {
-    if entry.name.value.is_empty() {
-        return Err(Problem::at(&entry.name, format!("{path}.name"), "is empty: workloads refer to it by name"));
-    }
-    let rule = |clauses: Vec<Vec<Match>>| Rule {
-        clauses: clauses
-            .into_iter()
-            .map(|matches| Clause { matches: matches.into_iter().map(policy_match).collect() })
-            .collect(),
-    };
-    Ok(Policy {
-        key: PolicyKey::new(&entry.namespace, &entry.name.value),
-        namespace: entry.namespace.into(),
-        scope: match entry.scope {
-            PolicyScope::Global => policy::PolicyScope::Global,
-            PolicyScope::Namespace => policy::PolicyScope::Namespace,
-            PolicyScope::WorkloadSelector => policy::PolicyScope::WorkloadSelector,
-        },
-        action: match entry.action {
-            Action::Allow => policy::Action::Allow,
-            Action::Deny => policy::Action::Deny,
-        },
-        rules: entry.rules.into_iter().map(rule).collect(),
-        dry_run: entry.dry_run,
-    })
+fn mappings(ports: impl IntoIterator<Item = (u16, u16)>) -> Vec<PortMapping> {
+    ports.into_iter().map(|(service_port, target_port)| PortMapping { service_port, target_port }).collect()
 }
 
-fn policy_match(entry: Match) -> policy::Match {
-    let texts = |values: Vec<StringMatch>| {
-        let text = |value| match value {
-            StringMatch::Exact(text) => policy::StringMatch::Exact(text.into()),
-            StringMatch::Prefix(text) => policy::StringMatch::Prefix(text.into()),
-            StringMatch::Suffix(text) => policy::StringMatch::Suffix(text.into()),
-            StringMatch::Presence => policy::StringMatch::Presence,
-        };
-        values.into_iter().map(text).collect()
-    };
-    let blocks = |values: Vec<Block>| values.into_iter().map(|block| block.0).collect();
-    let ports = |values: Vec<Port>| values.into_iter().map(|port| port.0).collect();
-    let accounts = |values: Vec<ServiceAccount>| {
-        let account = |value: ServiceAccount| ServiceAccountMatch {
-            namespace: value.namespace.into(),
-            service_account: value.service_account.into(),
-        };
-        values.into_iter().map(account).collect()
-    };
+fn to_policy(from: schema::Policy) -> Policy {
+    let clause = |matches: Vec<schema::Match>| policy::Clause { matches: matches.into_iter().map(to_match).collect() };
+    Policy {
+        key: PolicyKey::new(&from.namespace, &from.name),
+        namespace: from.namespace.into(),
+        scope: match from.scope {
+            schema::PolicyScope::Global => policy::PolicyScope::Global,
+            schema::PolicyScope::Namespace => policy::PolicyScope::Namespace,
+            schema::PolicyScope::WorkloadSelector => policy::PolicyScope::WorkloadSelector,
+        },
+        action: match from.action {
+            schema::Action::Allow => policy::Action::Allow,
+            schema::Action::Deny => policy::Action::Deny,
+        },
+        rules: from.rules.into_iter().map(|clauses| Rule { clauses: clauses.into_iter().map(clause).collect() }).collect(),
+        dry_run: from.dry_run,
+    }
+}
+
+fn to_match(from: schema::Match) -> policy::Match {
+    fn strings(from: Vec<schema::StringMatch>) -> Vec<policy::StringMatch> {
+        from.into_iter()
+            .map(|one| match one {
+                schema::StringMatch::Exact(text) => policy::StringMatch::Exact(text.into()),
+                schema::StringMatch::Prefix(text) => policy::StringMatch::Prefix(text.into()),
+                schema::StringMatch::Suffix(text) => policy::StringMatch::Suffix(text.into()),
+                schema::StringMatch::Presence(_) => policy::StringMatch::Presence,
+            })
+            .collect()
+    }
+    fn accounts(from: Vec<schema::ServiceAccount>) -> Vec<policy::ServiceAccountMatch> {
+        from.into_iter()
+            .map(|one| policy::ServiceAccountMatch {
+                namespace: one.namespace.into(),
+                service_account: one.service_account.into(),
+            })
+            .collect()
+    }
+    let blocks = |from: Vec<schema::Cidr>| from.into_iter().map(|block| block.0).collect();
     policy::Match {
-        namespaces: texts(entry.namespaces),
-        not_namespaces: texts(entry.not_namespaces),
-        principals: texts(entry.principals),
-        not_principals: texts(entry.not_principals),
-        source_ips: blocks(entry.source_ips),
-        not_source_ips: blocks(entry.not_source_ips),
-        destination_ips: blocks(entry.destination_ips),
-        not_destination_ips: blocks(entry.not_destination_ips),
-        destination_ports: ports(entry.destination_ports),
-        not_destination_ports: ports(entry.not_destination_ports),
-        service_accounts: accounts(entry.service_accounts),
-        not_service_accounts: accounts(entry.not_service_accounts),
-        // What can't be read makes the whole file unreadable.
+        namespaces: strings(from.namespaces),
+        not_namespaces: strings(from.not_namespaces),
+        principals: strings(from.principals),
+        not_principals: strings(from.not_principals),
+        source_ips: blocks(from.source_ips),
+        not_source_ips: blocks(from.not_source_ips),
+        destination_ips: blocks(from.destination_ips),
+        not_destination_ips: blocks(from.not_destination_ips),
+        destination_ports: from.destination_ports,
+        not_destination_ports: from.not_destination_ports,
+        service_accounts: accounts(from.service_accounts),
+        not_service_accounts: accounts(from.not_service_accounts),
         unreadable: Vec::new(),
     }
-}
-
-fn gateway_address(gateway: Gateway, defaults: &Defaults) -> GatewayAddress {
-    GatewayAddress {
-        destination: match gateway.destination {
-            GatewayName::Address { network: name, address } => {
-                GatewayDestination::Address { network: network(&name, defaults), address }
-            }
-            GatewayName::Hostname(name) => GatewayDestination::Hostname(name),
-        },
-        hbone_port: gateway.hbone_mtls_port.0,
-    }
-}
-
-fn mappings(ports: BTreeMap<Port, Port>) -> Vec<PortMapping> {
-    ports.into_iter().map(|(service, target)| PortMapping { service_port: service.0, target_port: target.0 }).collect()
-}
-
-/// An empty network is this node's.
-fn network(name: &str, defaults: &Defaults) -> NetworkId {
-    NetworkId::from(if name.is_empty() { &*defaults.network } else { name })
 }

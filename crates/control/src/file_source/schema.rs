@@ -1,42 +1,44 @@
-//! The YAML file's shape, key by key. What a single value says is checked here, where its line is known; what values
-//! say together is `convert`'s.
+//! The YAML of a mesh file, field by field. Names are camelCase, unknown ones are errors. Values with a form of their
+//! own are read here, so that an error carries the place in the file.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use mesh_state::{
-    identity::Identity,
-    name::{NamespacedHostname, PolicyKey},
+    name::{NamespacedHostname, NetworkId},
+    workload::{GatewayAddress, GatewayDestination},
 };
-use serde::Deserialize;
-use serde_saphyr::Spanned;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
-/// The whole file.
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct File {
-    pub(super) services: Vec<ServiceEntry>,
-    pub(super) workloads: Vec<WorkloadEntry>,
-    pub(super) policies: Vec<PolicyEntry>,
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Mesh {
+    #[serde(default)]
+    pub(super) services: Vec<Service>,
+    #[serde(default)]
+    pub(super) workloads: Vec<Workload>,
+    #[serde(default)]
+    pub(super) policies: Vec<Policy>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct WorkloadEntry {
-    pub(super) uid: Option<Spanned<String>>,
-    pub(super) name: Option<Spanned<String>>,
-    pub(super) namespace: Spanned<String>,
-    pub(super) trust_domain: Option<Spanned<String>>,
-    pub(super) service_account: Option<Spanned<String>>,
-    pub(super) workload_ips: Vec<IpAddr>,
+pub(super) struct Workload {
+    pub(super) uid: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) namespace: String,
+    pub(super) trust_domain: Option<String>,
+    pub(super) service_account: Option<String>,
+    pub(super) workload_ips: Vec<Address>,
     #[serde(default)]
     pub(super) network: String,
     #[serde(default)]
     pub(super) protocol: Protocol,
     #[serde(default)]
     pub(super) network_mode: NetworkMode,
-    #[serde(default)]
-    pub(super) status: Status,
     pub(super) waypoint: Option<Gateway>,
     pub(super) network_gateway: Option<Gateway>,
     #[serde(default)]
@@ -46,102 +48,31 @@ pub(super) struct WorkloadEntry {
     #[serde(default)]
     pub(super) canonical_revision: String,
     #[serde(default)]
-    pub(super) workload_type: WorkloadType,
-    #[serde(default)]
     pub(super) workload_name: String,
     #[serde(default)]
+    pub(super) workload_type: WorkloadType,
+    #[serde(default)]
+    pub(super) hostname: String,
+    #[serde(default)]
     pub(super) native_tunnel: bool,
+    pub(super) application_tunnel: Option<ApplicationTunnel>,
+    #[serde(default)]
+    pub(super) authorization_policies: Vec<String>,
+    #[serde(default)]
+    pub(super) status: Status,
     pub(super) cluster_id: Option<String>,
     #[serde(default)]
     pub(super) locality: Locality,
-    #[serde(default)]
-    pub(super) hostname: String,
-    pub(super) application_tunnel: Option<ApplicationTunnel>,
-    #[serde(default)]
-    pub(super) authorization_policies: Vec<PolicyName>,
-    pub(super) services: BTreeMap<ServiceName, BTreeMap<Port, Port>>,
-    pub(super) capacity: Option<u32>,
+    pub(super) services: HashMap<ServiceKey, BTreeMap<u16, u16>>,
+    #[serde(default = "one")]
+    pub(super) capacity: u32,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct ServiceEntry {
-    pub(super) name: String,
-    pub(super) namespace: String,
-    pub(super) hostname: Spanned<String>,
-    pub(super) vips: Vec<NetworkBlock>,
-    pub(super) ports: BTreeMap<Port, Port>,
-    #[serde(default)]
-    pub(super) subject_alt_names: Vec<SpiffeId>,
-    pub(super) waypoint: Option<Gateway>,
-    #[serde(default)]
-    pub(super) weighted_waypoints: Vec<WeightedGateway>,
-    pub(super) load_balancer: Option<LoadBalancer>,
-    #[serde(default)]
-    pub(super) ip_families: IpFamilies,
-    #[serde(default)]
-    pub(super) canonical: bool,
-    #[serde(default)]
-    pub(super) visibility: Visibility,
+fn one() -> u32 {
+    1
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct PolicyEntry {
-    pub(super) name: Spanned<String>,
-    pub(super) namespace: String,
-    pub(super) scope: PolicyScope,
-    pub(super) action: Action,
-    pub(super) dry_run: bool,
-    pub(super) rules: Vec<Vec<Vec<Match>>>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct Match {
-    pub(super) namespaces: Vec<StringMatch>,
-    pub(super) not_namespaces: Vec<StringMatch>,
-    pub(super) principals: Vec<StringMatch>,
-    pub(super) not_principals: Vec<StringMatch>,
-    pub(super) source_ips: Vec<Block>,
-    pub(super) not_source_ips: Vec<Block>,
-    pub(super) destination_ips: Vec<Block>,
-    pub(super) not_destination_ips: Vec<Block>,
-    pub(super) destination_ports: Vec<Port>,
-    pub(super) not_destination_ports: Vec<Port>,
-    pub(super) service_accounts: Vec<ServiceAccount>,
-    pub(super) not_service_accounts: Vec<ServiceAccount>,
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) enum StringMatch {
-    Exact(String),
-    Prefix(String),
-    Suffix(String),
-    Presence,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct ServiceAccount {
-    pub(super) namespace: String,
-    pub(super) service_account: String,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub(super) enum PolicyScope {
-    Global,
-    Namespace,
-    WorkloadSelector,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub(super) enum Action {
-    Allow,
-    Deny,
-}
-
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
 pub(super) enum Protocol {
     #[default]
     #[serde(rename = "TCP")]
@@ -150,88 +81,94 @@ pub(super) enum Protocol {
     Hbone,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
 pub(super) enum NetworkMode {
     #[default]
     Standard,
     HostNetwork,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
 pub(super) enum Status {
     #[default]
     Healthy,
     Unhealthy,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum WorkloadType {
     #[default]
-    #[serde(alias = "deployment")]
     Deployment,
-    #[serde(alias = "cronjob")]
     CronJob,
-    #[serde(alias = "pod")]
     Pod,
-    #[serde(alias = "job")]
     Job,
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields, rename_all = "camelCase")]
+#[serde(deny_unknown_fields)]
 pub(super) struct Locality {
+    #[serde(default)]
     pub(super) region: String,
+    #[serde(default)]
     pub(super) zone: String,
+    #[serde(default)]
     pub(super) subzone: String,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct ApplicationTunnel {
-    pub(super) protocol: ApplicationProtocol,
-    pub(super) port: Option<Port>,
+    pub(super) protocol: TunnelProtocol,
+    pub(super) port: Option<u16>,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub(super) enum ApplicationProtocol {
-    #[serde(rename = "NONE")]
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub(super) enum TunnelProtocol {
     None,
-    #[serde(rename = "PROXY")]
     Proxy,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct Gateway {
-    pub(super) destination: GatewayName,
-    pub(super) hbone_mtls_port: Port,
+pub(super) struct Service {
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) hostname: String,
+    pub(super) vips: Vec<Vip>,
+    #[serde(default)]
+    pub(super) cidr_vips: Vec<CidrVip>,
+    pub(super) ports: BTreeMap<u16, u16>,
+    #[serde(default)]
+    pub(super) subject_alt_names: Vec<Spiffe>,
+    pub(super) waypoint: Option<Gateway>,
+    #[serde(default)]
+    pub(super) weighted_waypoints: Vec<WeightedWaypoint>,
+    pub(super) load_balancer: Option<LoadBalancer>,
+    pub(super) ip_families: Option<IpFamilies>,
+    #[serde(default)]
+    pub(super) canonical: bool,
+    #[serde(default)]
+    pub(super) visibility: Visibility,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields, rename_all = "camelCase")]
-pub(super) struct WeightedGateway {
-    pub(super) destination: GatewayName,
-    pub(super) hbone_mtls_port: Port,
+#[serde(deny_unknown_fields)]
+pub(super) struct WeightedWaypoint {
+    pub(super) destination: Gateway,
     pub(super) weight: u32,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct LoadBalancer {
-    pub(super) mode: Mode,
     pub(super) routing_preferences: Vec<Scope>,
+    pub(super) mode: Mode,
     pub(super) health_policy: HealthPolicy,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
-pub(super) enum Mode {
-    Standard,
-    Strict,
-    Failover,
-    Passthrough,
-}
-
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 pub(super) enum Scope {
     Region,
     Zone,
@@ -241,141 +178,159 @@ pub(super) enum Scope {
     Network,
 }
 
-#[derive(Clone, Copy, Debug, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) enum Mode {
+    Standard,
+    Strict,
+    Failover,
+    Passthrough,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
 pub(super) enum HealthPolicy {
     OnlyHealthy,
     AllowAll,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, Deserialize)]
 pub(super) enum IpFamilies {
-    #[default]
-    Automatic,
-    #[serde(rename = "IPv4")]
-    Ipv4,
-    #[serde(rename = "IPv6")]
-    Ipv6,
     Dual,
+    IPv4,
+    IPv6,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, Deserialize)]
 pub(super) enum Visibility {
     #[default]
     Public,
     Namespace,
 }
 
-/// A port that exists: not 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "u16")]
-pub(super) struct Port(pub(super) u16);
-
-impl TryFrom<u16> for Port {
-    type Error = &'static str;
-
-    fn try_from(port: u16) -> Result<Self, Self::Error> {
-        if port == 0 { Err("0 is no port") } else { Ok(Self(port)) }
-    }
-}
-
-/// `network/address`, or `namespace/hostname`.
 #[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) enum GatewayName {
-    Address { network: String, address: IpAddr },
-    Hostname(NamespacedHostname),
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Policy {
+    pub(super) name: String,
+    pub(super) namespace: String,
+    pub(super) scope: PolicyScope,
+    pub(super) action: Action,
+    pub(super) rules: Vec<Vec<Vec<Match>>>,
+    pub(super) dry_run: bool,
 }
 
-impl TryFrom<String> for GatewayName {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        if let Some((network, address)) = text.split_once('/')
-            && let Ok(address) = address.parse()
-        {
-            return Ok(Self::Address { network: network.to_owned(), address });
-        }
-        NamespacedHostname::parse(&text)
-            .map(Self::Hostname)
-            .map_err(|_| format!("{text:?} is neither \"network/address\" nor \"namespace/hostname\""))
-    }
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) enum PolicyScope {
+    Global,
+    Namespace,
+    WorkloadSelector,
 }
 
-/// `network/address`, where the address may be a block; the network may be empty.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(super) enum Action {
+    Allow,
+    Deny,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase", default)]
+pub(super) struct Match {
+    pub(super) namespaces: Vec<StringMatch>,
+    pub(super) not_namespaces: Vec<StringMatch>,
+    pub(super) principals: Vec<StringMatch>,
+    pub(super) not_principals: Vec<StringMatch>,
+    pub(super) service_accounts: Vec<ServiceAccount>,
+    pub(super) not_service_accounts: Vec<ServiceAccount>,
+    pub(super) source_ips: Vec<Cidr>,
+    pub(super) not_source_ips: Vec<Cidr>,
+    pub(super) destination_ips: Vec<Cidr>,
+    pub(super) not_destination_ips: Vec<Cidr>,
+    pub(super) destination_ports: Vec<u16>,
+    pub(super) not_destination_ports: Vec<u16>,
+}
+
 #[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct NetworkBlock {
-    pub(super) network: String,
-    pub(super) block: IpNet,
+pub(super) enum StringMatch {
+    Exact(String),
+    Prefix(String),
+    Suffix(String),
+    Presence(Vec<()>),
 }
 
-impl TryFrom<String> for NetworkBlock {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.split_once('/')
-            .and_then(|(network, block)| Some(Self { network: network.to_owned(), block: block_of(block)? }))
-            .ok_or_else(|| format!("{text:?} is no \"network/address\"; without a network write \"/10.0.0.1\""))
-    }
-}
-
-/// An address or a block of them.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct Block(pub(super) IpNet);
-
-impl TryFrom<String> for Block {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        block_of(&text).map(Self).ok_or_else(|| format!("{text:?} is neither an address nor a block like 10.0.0.0/8"))
-    }
-}
-
-fn block_of(text: &str) -> Option<IpNet> {
-    text.parse().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
-}
-
-/// `spiffe://trust-domain/ns/namespace/sa/service-account`.
 #[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct SpiffeId(pub(super) Identity);
-
-impl TryFrom<String> for SpiffeId {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        Identity::parse(&text).map(Self).map_err(|error| error.to_string())
-    }
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct ServiceAccount {
+    pub(super) namespace: String,
+    pub(super) service_account: String,
 }
 
-/// `namespace/hostname`.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct ServiceName(pub(super) NamespacedHostname);
+/// Reads a value with a form of its own from a string; the error names the form and the value.
+macro_rules! read_from_text {
+    ($($(#[$doc:meta])* $name:ident($inner:ty): $form:literal, $parse:expr;)*) => { $(
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+        pub(super) struct $name(pub(super) $inner);
 
-impl TryFrom<String> for ServiceName {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        NamespacedHostname::parse(&text).map(Self).map_err(|error| error.to_string())
-    }
-}
-
-/// `namespace/name`.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-pub(super) struct PolicyName(pub(super) PolicyKey);
-
-impl TryFrom<String> for PolicyName {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        match text.split_once('/') {
-            Some((namespace, name)) if !name.is_empty() && !name.contains('/') => {
-                Ok(Self(PolicyKey::new(namespace, name)))
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                let parse: fn(&str) -> Result<$inner, String> = $parse;
+                parse(&text).map(Self).map_err(|cause| D::Error::custom(format!("{text:?} is no {}: {cause}", $form)))
             }
-            _ => Err(format!("{text:?} is no \"namespace/name\" of a policy")),
         }
+    )* };
+}
+
+read_from_text! {
+    Address(IpAddr): "IP address", |text| text.parse().map_err(|error: std::net::AddrParseError| error.to_string());
+    Cidr(IpNet): "CIDR block or IP address", cidr;
+    Vip((NetworkId, IpNet)): "VIP of the form NETWORK/IP", |text| {
+        let (network, address) = text.split_once('/').ok_or("there is no slash")?;
+        let address: IpAddr = address.parse().map_err(|error: std::net::AddrParseError| error.to_string())?;
+        Ok((NetworkId::from(network), IpNet::from(address)))
+    };
+    ServiceKey(NamespacedHostname): "service key of the form NAMESPACE/HOSTNAME", |text| {
+        NamespacedHostname::parse(text).map_err(|error| error.to_string())
+    };
+    Spiffe(mesh_state::identity::Identity): "SPIFFE identity", |text| {
+        mesh_state::identity::Identity::parse(text).map_err(|error| error.to_string())
+    };
+    Destination(GatewayDestination): "gateway destination of the form NETWORK/IP or NAMESPACE/HOSTNAME", destination;
+}
+
+fn cidr(text: &str) -> Result<IpNet, String> {
+    match text.parse::<IpAddr>() {
+        Ok(address) => Ok(IpNet::from(address)),
+        Err(_) => text.parse::<IpNet>().map_err(|error| error.to_string()),
+    }
+}
+
+/// `NETWORK/IP` when what follows the slash is an address, else `NAMESPACE/HOSTNAME`.
+fn destination(text: &str) -> Result<GatewayDestination, String> {
+    let (first, second) = text.split_once('/').ok_or("there is no slash")?;
+    match second.parse::<IpAddr>() {
+        Ok(address) => Ok(GatewayDestination::Address { network: NetworkId::from(first), address }),
+        Err(_) => NamespacedHostname::parse(text).map(GatewayDestination::Hostname).map_err(|error| error.to_string()),
+    }
+}
+
+/// A VIP that is a block of addresses.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CidrVip {
+    #[serde(default)]
+    pub(super) network: String,
+    pub(super) cidr: Cidr,
+}
+
+/// Where a waypoint or gateway is.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub(super) struct Gateway {
+    destination: Destination,
+    hbone_mtls_port: u16,
+}
+
+impl Gateway {
+    pub(super) fn address(self) -> GatewayAddress {
+        GatewayAddress { destination: self.destination.0, hbone_port: self.hbone_mtls_port }
     }
 }
