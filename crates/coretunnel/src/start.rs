@@ -84,8 +84,9 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
             }
         };
         tracing::info!(signal, deadline = ?settings.termination_deadline, "draining");
-        drop(stop);
+        // Control goes on meanwhile: a policy that changes during the drain still closes what it refuses.
         drain(&cores, settings.termination_deadline, &mut signals).await;
+        drop(stop);
         Ok(())
     });
     // Whatever ended it: the cores are told, and end.
