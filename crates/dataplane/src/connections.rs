@@ -217,9 +217,7 @@ mod tests {
         let (kept, refused) = (table.track(uid("a"), Some(facts(80))), table.track(uid("a"), Some(facts(81))));
         for slot in table.slots() {
             table.recheck(slot, |_, facts| match facts.request {
-                InboundRequest::Plaintext(target) if target.port() == 81 => {
-                    Err(Refusal::RecursiveCall { target })
-                }
+                InboundRequest::Plaintext(target) if target.port() == 81 => Err(Refusal::RecursiveCall { target }),
                 _ => Ok(()),
             });
         }

@@ -15,13 +15,7 @@ use std::{
 use futures_util::future::select;
 use hbone::credential::Credential;
 use inpod::pod::PodUid;
-use mesh_state::{
-    admit,
-    identity::Identity,
-    snapshot::Snapshot,
-    wanted::Wanted,
-    workload::Workload,
-};
+use mesh_state::{admit, identity::Identity, snapshot::Snapshot, wanted::Wanted, workload::Workload};
 use reactor::{
     Runtime, TenantKey,
     mailbox::{LatestReceiver, Receiver},
@@ -244,9 +238,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             Ok(Ok(credential)) => Ok(credential),
             Ok(Err(why)) => Err(Error::CredentialRefused { identity: identity.clone(), why }),
             Err(Unparked::TimedOut) => Err(Error::CredentialLate { identity: identity.clone(), waited }),
-            Err(Unparked::Full) => {
-                Err(Error::TooManyParked { pod: pod.name(), parked: self.config.parked_max })
-            }
+            Err(Unparked::Full) => Err(Error::TooManyParked { pod: pod.name(), parked: self.config.parked_max }),
         }
     }
 

@@ -1,10 +1,6 @@
 //! The control thread's handle on all cores: starts them, publishes to them, and never waits for one.
 
-use std::{
-    collections::HashMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hbone::credential::Credential;
 use inpod::{
@@ -120,7 +116,16 @@ impl Cores {
             let (snapshot_sender, snapshots) = mailbox::latest();
             let (config, retired, wanted) = (engine.clone(), retired.clone(), wanted.clone());
             let thread = reactor::start(core, move |runtime| {
-                Core::<_, InPod>::run(CoreParts { index, runtime, config, commands, snapshots, retired, wanted, recorder })
+                Core::<_, InPod>::run(CoreParts {
+                    index,
+                    runtime,
+                    config,
+                    commands,
+                    snapshots,
+                    retired,
+                    wanted,
+                    recorder,
+                })
             })
             .map_err(|source| StartError::Reactor { core: index, source })?;
             lines.push(Line {
@@ -167,7 +172,12 @@ impl Cores {
     }
 
     /// Gives a pod a home and starts to capture it. The receiver yields the outcome once.
-    pub fn pod_up(&mut self, uid: PodUid, info: PodInfo, netns: Netns) -> async_channel::Receiver<Result<(), PodError>> {
+    pub fn pod_up(
+        &mut self,
+        uid: PodUid,
+        info: PodInfo,
+        netns: Netns,
+    ) -> async_channel::Receiver<Result<(), PodError>> {
         let tenant = tenants::name(self.tenant_by, &info);
         let core = match self.homes.get(&uid) {
             Some(home) => home.core,

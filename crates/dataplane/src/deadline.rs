@@ -10,7 +10,11 @@ use reactor::Runtime;
 pub(crate) struct TimedOut;
 
 /// Runs `step` for at most `limit`. The step is dropped when its time is over.
-pub(crate) async fn within<R: Runtime, T>(runtime: &R, limit: Duration, step: impl Future<Output = T>) -> Result<T, TimedOut> {
+pub(crate) async fn within<R: Runtime, T>(
+    runtime: &R,
+    limit: Duration,
+    step: impl Future<Output = T>,
+) -> Result<T, TimedOut> {
     match select(pin!(step), pin!(runtime.sleep(limit))).await {
         Either::Left((done, _)) => Ok(done),
         Either::Right(((), _)) => Err(TimedOut),

@@ -96,9 +96,8 @@ async fn handshake<R: Runtime, N: PodNetwork<R>>(
         client::handshake(tls, &core.config.h2).await.map_err(Error::H2Handshake)
     };
     let waited = core.config.handshake_timeout;
-    let (tunnel, driver) = within(&core.runtime, waited, shake)
-        .await
-        .map_err(|_| Error::HandshakeTimedOut { peer: hop, waited })??;
+    let (tunnel, driver) =
+        within(&core.runtime, waited, shake).await.map_err(|_| Error::HandshakeTimedOut { peer: hop, waited })??;
 
     let pinger = tunnel.pinger();
     let (driving_core, driving_pod) = (core.clone(), pod.clone());
@@ -131,7 +130,9 @@ pub(crate) enum Silent {
 impl Silent {
     pub(crate) fn tell(self, peer: SocketAddr) {
         match self {
-            Self::NoPong => tracing::warn!(%peer, "tunnel dropped: no answer to HTTP/2 PING, is the peer's node alive?"),
+            Self::NoPong => {
+                tracing::warn!(%peer, "tunnel dropped: no answer to HTTP/2 PING, is the peer's node alive?")
+            }
             Self::Lingering => tracing::debug!(%peer, "tunnel dropped: ended, but not closed by the peer"),
         }
     }

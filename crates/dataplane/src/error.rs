@@ -18,7 +18,9 @@ pub(crate) enum Error {
         "failed to fetch information about local workload: {pod} did not arrive from the control plane within {waited:?}; is it in the mesh config of this node?"
     )]
     UnknownWorkload { pod: PodName, waited: Duration },
-    #[error("{parked} connections of {pod} wait for their workload or certificate already; is the control plane reachable?")]
+    #[error(
+        "{parked} connections of {pod} wait for their workload or certificate already; is the control plane reachable?"
+    )]
     TooManyParked { pod: PodName, parked: usize },
     #[error("{pod} has {connections} connections already, its limit")]
     TooManyConnections { pod: PodName, connections: usize },

@@ -81,9 +81,7 @@ async fn tunnel<R: Runtime, N: PodNetwork<R>>(
     let mut told = false;
     loop {
         let accepted = {
-            let until = async {
-                if told { std::future::pending().await } else { draining.as_mut().await }
-            };
+            let until = async { if told { std::future::pending().await } else { draining.as_mut().await } };
             match select(pin!(server.accept()), pin!(select(alive.as_mut(), pin!(until)))).await {
                 Either::Left((accepted, _)) => Some(accepted),
                 Either::Right((Either::Left((silent, _)), _)) => {

@@ -30,4 +30,4 @@ pub use command::{CapturedPod, Command, PodError};
 pub use config::{Config, Ports, TenantBy};
 pub use core::{Core, CoreParts};
 pub use cores::{Cores, CoresConfig, Retired, StartError};
-pub use network::{InPod, PodNetwork};
+pub use network::{InPod, PodListener, PodNetwork, PodSocket};

@@ -3,13 +3,7 @@
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
 
 use futures_util::future::{Either, select};
-use hbone::{
-    baggage::Baggage,
-    forwarded::Forwarded,
-    pool::PoolKey,
-    request::ConnectRequest,
-    traceparent::Traceparent,
-};
+use hbone::{baggage::Baggage, forwarded::Forwarded, pool::PoolKey, request::ConnectRequest, traceparent::Traceparent};
 use mesh_state::{
     identity::Identity,
     name::{Authority, Hop},
@@ -53,7 +47,9 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
     };
     let tracked = core.connections.track(pod.uid.clone(), None);
     match route {
-        Route::Passthrough { target } => outbound.relay_plain(&source, client, target, &Destination::default(), &tracked).await,
+        Route::Passthrough { target } => {
+            outbound.relay_plain(&source, client, target, &Destination::default(), &tracked).await
+        }
         Route::Direct { target, destination } => {
             outbound.relay_plain(&source, client, target, &destination, &tracked).await;
         }
@@ -106,9 +102,9 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
         let record = Record::outbound(self.core, self.peer, target, source, destination, None);
         let connecting = dial::plain(self.core, self.pod, target, None);
         let ended = match unless_stopped(tracked, connecting).await {
-            Ok(server) => {
-                relay::run(relay::plain(client), relay::plain(server), &record, tracked.stopped()).await.map_err(Error::from)
-            }
+            Ok(server) => relay::run(relay::plain(client), relay::plain(server), &record, tracked.stopped())
+                .await
+                .map_err(Error::from),
             Err(error) => {
                 turn_away(client);
                 Err(error)
@@ -118,14 +114,8 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
     }
 
     async fn relay_tunnel(&self, source: &Workload, client: R::Stream, tunnel: Tunnelled, tracked: &Tracked) {
-        let record = Record::outbound(
-            self.core,
-            self.peer,
-            tunnel.hop.0,
-            source,
-            &tunnel.destination,
-            Some(&tunnel.authority),
-        );
+        let record =
+            Record::outbound(self.core, self.peer, tunnel.hop.0, source, &tunnel.destination, Some(&tunnel.authority));
         let ended = match unless_stopped(tracked, self.open(source, tunnel)).await {
             // The place in the tunnel is held until the relay has ended: the pool counts streams by it.
             Ok((stream, _lent)) => {

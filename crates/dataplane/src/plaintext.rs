@@ -48,7 +48,13 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
     let ports = core.config.ports.forbidden();
     let verdict = core.with_snapshot(|snapshot| admit::inbound(snapshot, &facts.query(&workload, &ports)));
     let service = core.with_snapshot(|snapshot| admit::attribute(snapshot, &workload, None, target.port()));
-    let record = Record::inbound(&core, &InboundPeer { peer, local: target, identity: None, baggage: None }, &workload, service.as_deref(), None);
+    let record = Record::inbound(
+        &core,
+        &InboundPeer { peer, local: target, identity: None, baggage: None },
+        &workload,
+        service.as_deref(),
+        None,
+    );
     let admission = match verdict {
         Ok(admission) => admission,
         Err(refusal) => {
@@ -58,9 +64,9 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
     };
     let source = pod.keeps_source.then_some(peer.ip());
     let ended = match unless_stopped(&tracked, dial::plain(&core, &pod, admission.target, source)).await {
-        Ok(server) => {
-            relay::run(relay::plain(client), relay::plain(server), &record, tracked.stopped()).await.map_err(Error::from)
-        }
+        Ok(server) => relay::run(relay::plain(client), relay::plain(server), &record, tracked.stopped())
+            .await
+            .map_err(Error::from),
         Err(error) => {
             turn_away(client);
             Err(error)

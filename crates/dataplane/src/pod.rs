@@ -93,7 +93,8 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
         if config.keep_source == Some(true) && !(hbone_transparent && plaintext_transparent) {
             return Err(PodError::NotTransparent { uid });
         }
-        let pod = Rc::new(Self::new(config, core.tenants.key(config.tenant_by, &info), uid, info, network, keeps_source));
+        let pod =
+            Rc::new(Self::new(config, core.tenants.key(config.tenant_by, &info), uid, info, network, keeps_source));
         serve(core, &pod, outbound, outbound::serve);
         serve(core, &pod, plaintext, plaintext::serve);
         serve(core, &pod, hbone, inbound::serve);
@@ -158,7 +159,6 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
             .ok_or_else(|| Error::TooManyTunnels { pod: self.name(), tunnels: self.inbound_tunnels.members_max() })
     }
 }
-
 
 /// Accepts until the pod drains, each connection a task of the pod's tenant. The listener closes with this task, first
 /// thing in a drain, so that a daemon that replaces this one gets what comes next.

@@ -6,12 +6,7 @@ use std::{cell::Cell, net::SocketAddr, sync::Arc, time::Instant};
 
 use hbone::{TlsError, baggage::Baggage};
 use mesh_state::{
-    admit::Refusal,
-    identity::Identity,
-    name::Authority,
-    route::Destination,
-    service::Service,
-    workload::Workload,
+    admit::Refusal, identity::Identity, name::Authority, route::Destination, service::Service, workload::Workload,
 };
 use reactor::Runtime;
 use telemetry::{
@@ -206,10 +201,9 @@ fn flag(error: &Error) -> ResponseFlag {
 /// The status that answers a CONNECT that failed with `error`.
 pub(crate) fn status(error: &Error) -> u16 {
     match error {
-        Error::Method { .. }
-        | Error::Authority(_)
-        | Error::NoAuthority
-        | Error::Refused(Refusal::Address { .. }) => 400,
+        Error::Method { .. } | Error::Authority(_) | Error::NoAuthority | Error::Refused(Refusal::Address { .. }) => {
+            400
+        }
         Error::Refused(Refusal::Policy { .. }) | Error::Stopped(Stop::Policy(_)) => 401,
         Error::Refused(Refusal::Unresolvable(_) | Refusal::RecursiveCall { .. })
         | Error::RecursiveCall { .. }
@@ -312,11 +306,7 @@ mod tests {
             (Error::HopTimedOut { hop: address, waited }, ResponseFlag::NetworkPolicy, 503),
             (Error::ConnectTimedOut { target: address, waited }, ResponseFlag::Connect, 503),
             (Error::Tls(TlsError::Alpn), ResponseFlag::TlsFailure, 503),
-            (
-                Error::Tls(TlsError::Identity { expected: vec![], got: vec![] }),
-                ResponseFlag::IdentityError,
-                503,
-            ),
+            (Error::Tls(TlsError::Identity { expected: vec![], got: vec![] }), ResponseFlag::IdentityError, 503),
             (Error::NoAuthority, ResponseFlag::Connect, 400),
             (Error::Method { method: "GET".into() }, ResponseFlag::Connect, 400),
         ] {

@@ -25,6 +25,7 @@ pub mod peer;
 pub mod redirect;
 pub mod router;
 pub mod serve;
+pub mod sim;
 pub mod tool;
 pub mod transfer;
 pub mod wait;

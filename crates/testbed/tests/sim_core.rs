@@ -1,0 +1,308 @@
+//! A whole core of the data plane on simulated time: plain connections under delays, cuts, resets and policy that changes.
+//! A failure names its seed. Tunnels are not here: TLS draws for itself, so they are tested on real time.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use dataplane::{CapturedPod, Command, Config, Core, CoreParts, PodListener, PodNetwork, PodSocket, Retired};
+use inpod::pod::PodInfo;
+use mesh_state::{
+    builder::SnapshotBuilder,
+    change::Change,
+    identity::Identity,
+    name::{PolicyKey, Uid},
+    policy::{Action, Clause, Match, Policy, PolicyScope, Rule},
+    wanted::Wanted,
+    workload::Workload,
+};
+use reactor::{
+    Chunk, Listener, Runtime, Stream, Task, TenantKey,
+    mailbox::{self, LatestSender, Sender},
+};
+use testbed::sim::{SimRuntime, SimSocket, SimStream, Weather};
+
+const TENANT: TenantKey = TenantKey(99);
+const POD: u8 = 1;
+const OUTSIDE: u8 = 9;
+
+/// A pod of the simulated network.
+struct SimPod(IpAddr);
+
+impl PodNetwork<SimRuntime> for SimPod {
+    fn listener(&self, port: u16) -> io::Result<PodListener<SimRuntime>> {
+        Ok(PodListener { socket: SimSocket::listening(self.0, port), transparent: true })
+    }
+
+    fn outgoing(&self, _target: SocketAddr, source: Option<IpAddr>) -> io::Result<PodSocket<SimRuntime>> {
+        Ok(PodSocket { socket: SimSocket::from(source.unwrap_or(self.0)), source_lost: None })
+    }
+}
+
+fn host(last: u8) -> IpAddr {
+    IpAddr::from([10, 0, 0, last])
+}
+
+fn at(last: u8, port: u16) -> SocketAddr {
+    SocketAddr::new(host(last), port)
+}
+
+/// A core with one pod, and what the control thread would hold of it.
+struct Bench {
+    world: SimRuntime,
+    commands: Sender<Command<SimPod>>,
+    snapshots: LatestSender<Arc<mesh_state::snapshot::Snapshot>>,
+    builder: SnapshotBuilder,
+    retired: async_channel::Receiver<Retired>,
+    _wanted: async_channel::Receiver<Wanted>,
+    core: Task<()>,
+}
+
+impl Bench {
+    fn new(seed: u64) -> Self {
+        let world = SimRuntime::new(seed, Weather::default());
+        let (commands, command_receiver) = mailbox::ordered(16);
+        let (snapshots, snapshot_receiver) = mailbox::latest();
+        let (retired_sender, retired) = async_channel::bounded(16);
+        let (wanted_sender, wanted) = async_channel::bounded(16);
+        let (mut recorders, _page) = telemetry::recorder::recorders(1);
+        let parts = CoreParts {
+            index: 0,
+            runtime: world.clone(),
+            config: Config::default(),
+            commands: command_receiver,
+            snapshots: snapshot_receiver,
+            retired: retired_sender,
+            wanted: wanted_sender,
+            recorder: recorders.remove(0),
+        };
+        let core = world.spawn(TenantKey::CORE, Core::<SimRuntime, SimPod>::run(parts));
+        let builder = SnapshotBuilder::new();
+        Self { world, commands, snapshots, builder, retired, _wanted: wanted, core }
+    }
+
+    /// Publishes what the changes make of the mesh.
+    fn publish(&mut self, changes: impl IntoIterator<Item = Change>) {
+        for change in changes {
+            self.builder.apply(change);
+        }
+        assert!(self.snapshots.offer(Arc::new(self.builder.freeze())).is_none(), "the core has taken the last one");
+    }
+
+    async fn pod_up(&self) {
+        let (receipt, up) = async_channel::bounded(1);
+        let info = PodInfo { name: "pod".into(), namespace: "ns".into(), service_account: "account".into() };
+        let pod = CapturedPod { uid: "uid".into(), info, network: SimPod(host(POD)) };
+        assert!(self.commands.try_send(Command::PodUp { pod, receipt }).is_ok());
+        up.recv().await.expect("the core answers").expect("its listeners are free");
+    }
+
+    /// Ends the core and checks that it gave everything back.
+    async fn end(self) {
+        assert!(self.commands.try_send(Command::Drain { limit: Duration::from_secs(5) }).is_ok());
+        self.core.await.expect("the core does not panic");
+    }
+}
+
+fn pod_workload(policies: &[&str]) -> Change {
+    let identity = Identity::new("cluster.local", "ns", "account").expect("a good identity");
+    let mut workload = Workload::new(Uid::from("cluster//Pod/ns/pod"), "ns", "pod", identity);
+    workload.addresses = vec![host(POD)];
+    workload.authorization_policies = policies.iter().map(|key| PolicyKey::from(*key)).collect();
+    Change::Workload(workload)
+}
+
+/// Refuses everybody without an identity.
+fn strict() -> Change {
+    let without_identity =
+        Match { not_principals: vec![mesh_state::policy::StringMatch::Presence], ..Match::default() };
+    Change::Policy(Policy {
+        key: PolicyKey::new("ns", "strict"),
+        namespace: "ns".into(),
+        scope: PolicyScope::WorkloadSelector,
+        action: Action::Deny,
+        rules: vec![Rule { clauses: vec![Clause { matches: vec![without_identity] }] }],
+        dry_run: false,
+    })
+}
+
+/// Echoes one connection after the other until the world ends.
+fn echo(world: &SimRuntime, address: SocketAddr) {
+    let listener = world.listen(SimSocket::listening(address.ip(), address.port())).expect("the port is free");
+    let runtime = world.clone();
+    world
+        .spawn(TENANT, async move {
+            loop {
+                let stream = listener.accept().await.expect("a simulated accept does not fail");
+                runtime.spawn(TENANT, echo_one(stream)).detach();
+            }
+        })
+        .detach();
+}
+
+async fn echo_one(stream: SimStream) -> io::Result<()> {
+    loop {
+        let lease = stream.receive(1_000).await?;
+        if lease.is_empty() {
+            return stream.shutdown_write();
+        }
+        stream.send(Chunk::from(lease)).await?;
+    }
+}
+
+/// Sends `bytes`, ends, and reads until the end.
+async fn exchange(world: &SimRuntime, stream: SimStream, bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+    let stream = Rc::new(stream);
+    let writing = stream.clone();
+    let writer = world.spawn(TENANT, async move {
+        writing.send(Chunk::from(Bytes::from(bytes))).await?;
+        writing.shutdown_write()
+    });
+    let mut all = Vec::new();
+    loop {
+        let lease = stream.receive(10_000).await?;
+        if lease.is_empty() {
+            break;
+        }
+        all.extend_from_slice(lease.as_ref());
+    }
+    writer.await.expect("no panic")?;
+    Ok(all)
+}
+
+fn data(length: u32) -> Vec<u8> {
+    (0..length).map(|n| n.wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect()
+}
+
+#[test]
+fn every_byte_of_a_captured_connection_arrives_both_ways_whatever_the_seed() {
+    for seed in 0..60 {
+        let mut bench = Bench::new(seed);
+        let world = bench.world.clone();
+        world
+            .clone()
+            .block_on(async {
+                bench.publish([pod_workload(&[])]);
+                bench.pod_up().await;
+                echo(&world, at(OUTSIDE, 80));
+                let clients: Vec<_> = (1..6_u32)
+                    .map(|n| {
+                        let world = world.clone();
+                        let inside = world.clone();
+                        world.spawn(TENANT, async move {
+                            let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
+                            let limit = Duration::from_secs(1);
+                            let stream = inside.connect(socket, at(OUTSIDE, 80), limit).await.expect("captured");
+                            let sent = data(20_000 * n);
+                            let received = exchange(&inside, stream, sent.clone()).await.expect("a clean end");
+                            assert!(received == sent, "bytes differ");
+                        })
+                    })
+                    .collect();
+                for client in clients {
+                    client.await.unwrap_or_else(|ended| panic!("seed {seed}: {ended}"));
+                }
+                bench.end().await;
+            })
+            .unwrap_or_else(|stalled| panic!("{stalled}"));
+        assert_eq!((world.panics(), world.lent_bytes()), (0, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_policy_that_comes_while_connected_resets_the_connection_and_no_byte_passes_after() {
+    for seed in 0..60 {
+        let mut bench = Bench::new(seed);
+        let world = bench.world.clone();
+        world
+            .clone()
+            .block_on(async {
+                bench.publish([pod_workload(&[])]);
+                bench.pod_up().await;
+                echo(&world, at(POD, 80));
+                let socket = SimSocket::from(host(OUTSIDE)).captured_by(at(POD, 15006));
+                let stream = world.connect(socket, at(POD, 80), Duration::from_secs(1)).await.expect("captured");
+                stream.send(Chunk::from(Bytes::from_static(b"allowed"))).await.expect("open");
+                assert_eq!(stream.receive(100).await.expect("open").as_ref()[0], b'a', "seed {seed}");
+
+                // The policy is attached to the workload by the same change that brings it: both are seen anew.
+                bench.publish([strict(), pod_workload(&["ns/strict"])]);
+                bench.retired.recv().await.expect("the old snapshot comes home");
+                bench.retired.recv().await.expect("the old snapshot comes home");
+                world.sleep(Duration::from_secs(1)).await;
+                loop {
+                    match stream.receive(100).await {
+                        // What was under way when it was cut may still be there, but never an end.
+                        Ok(lease) => assert!(!lease.is_empty(), "seed {seed}: a clean end"),
+                        Err(error) => break assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "seed {seed}"),
+                    }
+                }
+                let again = world.connect(socket, at(POD, 80), Duration::from_secs(1)).await.expect("captured");
+                assert!(again.receive(100).await.is_err(), "seed {seed}: refused from the start");
+                bench.end().await;
+            })
+            .unwrap_or_else(|stalled| panic!("{stalled}"));
+        assert_eq!((world.panics(), world.lent_bytes()), (0, 0), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_connection_before_its_workload_waits_and_goes_on_or_is_refused_at_the_deadline() {
+    for (arrives_after, served) in [(Duration::from_secs(4), true), (Duration::from_secs(6), false)] {
+        let mut bench = Bench::new(1);
+        let world = bench.world.clone();
+        world
+            .clone()
+            .block_on(async {
+                bench.pod_up().await;
+                echo(&world, at(OUTSIDE, 80));
+                let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
+                let stream = world.connect(socket, at(OUTSIDE, 80), Duration::from_secs(1)).await.expect("captured");
+                let inside = world.clone();
+                let exchanged = world.spawn(TENANT, async move { exchange(&inside, stream, data(100)).await });
+                world.sleep(arrives_after).await;
+                bench.publish([pod_workload(&[])]);
+                let exchanged = exchanged.await.expect("no panic");
+                assert_eq!(exchanged.is_ok(), served, "{arrives_after:?}: {exchanged:?}");
+                bench.end().await;
+            })
+            .unwrap_or_else(|stalled| panic!("{stalled}"));
+    }
+}
+
+#[test]
+fn a_drain_waits_for_its_deadline_and_no_longer() {
+    let mut bench = Bench::new(2);
+    let world = bench.world.clone();
+    world
+        .clone()
+        .block_on(async {
+            bench.publish([pod_workload(&[])]);
+            bench.pod_up().await;
+            echo(&world, at(OUTSIDE, 80));
+            let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
+            let stream = world.connect(socket, at(OUTSIDE, 80), Duration::from_secs(1)).await.expect("captured");
+            stream.send(Chunk::from(Bytes::from_static(b"hold"))).await.expect("open");
+            assert_eq!(stream.receive(100).await.expect("open").as_ref()[0], b'h');
+            let before = world.passed();
+            bench.end().await;
+            let took = world.passed() - before;
+            assert!((5.0..7.0).contains(&took.as_secs_f64()), "{took:?}");
+            assert!(
+                loop {
+                    match stream.receive(100).await {
+                        Ok(lease) if lease.is_empty() => break false,
+                        Ok(_) => {}
+                        Err(_) => break true,
+                    }
+                },
+                "a cut connection is reset, never ended"
+            );
+        })
+        .unwrap_or_else(|stalled| panic!("{stalled}"));
+}
