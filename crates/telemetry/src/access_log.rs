@@ -4,8 +4,6 @@
 
 use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
-use tracing::{debug, error, info, warn};
-
 /// Which way a connection goes, seen from the local pod.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -67,85 +65,82 @@ pub struct AccessEntry {
     pub direction: Direction,
 }
 
+/// Emits one event with the fields of an entry. The level belongs to the call site, so the fields cannot be said once
+/// for all events in a function. Access lines belong to no span (`parent: None`).
+macro_rules! emit {
+    ($level:ident, $entry:expr, $message:literal $(, $field:ident = $value:expr)*) => {{
+        let AccessEntry { source, destination, hbone_addr, service, direction } = $entry;
+        tracing::$level!(
+            target: "access",
+            parent: None,
+            {
+                src.addr = %source.addr,
+                src.workload = source.workload.as_deref(),
+                src.namespace = source.namespace.as_deref(),
+                src.identity = source.identity.as_deref(),
+                src.cluster = source.cluster.as_deref(),
+                dst.addr = %destination.addr,
+                dst.hbone_addr = hbone_addr.as_ref().map(tracing::field::display),
+                dst.service = service.as_deref(),
+                dst.workload = destination.workload.as_deref(),
+                dst.namespace = destination.namespace.as_deref(),
+                dst.identity = destination.identity.as_deref(),
+                dst.cluster = destination.cluster.as_deref(),
+                direction = direction.text()
+                $(, $field = $value)*
+            },
+            $message
+        )
+    }};
+}
+
 impl AccessEntry {
     /// The connection was accepted and it is known where it goes.
     pub fn opened(&self) {
-        let Self { source, destination, hbone_addr, service, direction } = self;
-        debug!(
-            target: "access",
-{
-            src.addr = %source.addr,
-            src.workload = source.workload.as_deref(),
-            src.namespace = source.namespace.as_deref(),
-            src.identity = source.identity.as_deref(),
-            src.cluster = source.cluster.as_deref(),
-            dst.addr = %destination.addr,
-            dst.hbone_addr = hbone_addr.as_deref(),
-            dst.service = service.as_deref(),
-            dst.workload = destination.workload.as_deref(),
-            dst.namespace = destination.namespace.as_deref(),
-            dst.identity = destination.identity.as_deref(),
-            dst.cluster = destination.cluster.as_deref(),
-            direction = direction.text()
-            },
-            "connection opened"
-        );
+        emit!(debug, self, "connection opened");
     }
 
     /// It is over. `received` and `sent` are bytes from client to server and back; the line shows them from the local
     /// pod's side.
     pub fn complete(&self, received: u64, sent: u64, duration: Duration, failure: Option<&dyn fmt::Display>) {
-        let Self { source, destination, hbone_addr, service, direction } = self;
-        let (bytes_sent, bytes_recv) = match direction {
+        let (bytes_sent, bytes_recv) = match self.direction {
             Direction::Outbound => (received, sent),
             Direction::Inbound => (sent, received),
         };
         let duration = format!("{}ms", duration.as_millis());
-        let failure = failure.map(ToString::to_string);
-        // The level is part of the call site, so the fields stand twice.
-        macro_rules! line {
-            ($level:ident) => {
-                $level!(
-                    target: "access",
-{
-                    src.addr = %source.addr,
-                    src.workload = source.workload.as_deref(),
-                    src.namespace = source.namespace.as_deref(),
-                    src.identity = source.identity.as_deref(),
-                    src.cluster = source.cluster.as_deref(),
-                    dst.addr = %destination.addr,
-                    dst.hbone_addr = hbone_addr.as_deref(),
-                    dst.service = service.as_deref(),
-                    dst.workload = destination.workload.as_deref(),
-                    dst.namespace = destination.namespace.as_deref(),
-                    dst.identity = destination.identity.as_deref(),
-                    dst.cluster = destination.cluster.as_deref(),
-                    direction = direction.text(),
-                    bytes_sent,
-                    bytes_recv,
-                    duration,
-                    error = failure
-                    },
-                    "connection complete"
-                )
-            };
-        }
+        let duration = duration.as_str();
         match failure {
-            None => line!(info),
-            Some(_) => line!(error),
+            None => emit!(
+                info,
+                self,
+                "connection complete",
+                bytes_sent = bytes_sent,
+                bytes_recv = bytes_recv,
+                duration = duration
+            ),
+            Some(failure) => emit!(
+                error,
+                self,
+                "connection complete",
+                bytes_sent = bytes_sent,
+                bytes_recv = bytes_recv,
+                duration = duration,
+                error = failure.to_string()
+            ),
         }
     }
 }
 
 /// A connection was refused before it was known where it goes.
 pub fn refused_early(direction: Direction, source: SocketAddr, destination: SocketAddr, failure: &dyn fmt::Display) {
-    warn!(
+    tracing::warn!(
         target: "access",
-{
-        src.addr = %source,
-        dst.addr = %destination,
-        direction = direction.text(),
-        error = failure.to_string()
+        parent: None,
+        {
+            src.addr = %source,
+            dst.addr = %destination,
+            direction = direction.text(),
+            error = failure.to_string()
         },
         "connection failed"
     );

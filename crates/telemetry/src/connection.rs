@@ -7,9 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use metrics::{Counter, Gauge, Key, Label, Level, Metadata, Recorder, SharedString};
+use metrics::{Counter, Gauge, Key, Label, Recorder, SharedString};
 
-use crate::recorder::CoreRecorder;
+use crate::recorder::{CoreRecorder, METADATA};
 
 /// What a label says that nobody knows.
 const UNKNOWN: &str = "unknown";
@@ -164,9 +164,24 @@ impl ConnectionLabels {
     }
 }
 
-/// Label sets remembered with their counters, per core. Beyond that every connection looks its counters up anew; worst
-/// case about 2 KiB each, 8 MiB per core.
+/// Label sets remembered with their counters, per core. Beyond that all are forgotten and looked up anew; worst case
+/// about 1 KiB each, 4 MiB per core.
 const REMEMBERED_MAX: usize = 4_096;
+
+/// The families, and what they say of themselves.
+const OPENED: &str = "istio_tcp_connections_opened";
+const CLOSED: &str = "istio_tcp_connections_closed";
+const FAILED: &str = "istio_tcp_connections_failed";
+const RECEIVED: &str = "istio_tcp_received_bytes";
+const SENT: &str = "istio_tcp_sent_bytes";
+const SOCKETS: &str = "istio_tcp_sockets_open";
+const HELP: [(&str, &str); 5] = [
+    (OPENED, "TCP connections opened"),
+    (CLOSED, "TCP connections closed, for whatever reason"),
+    (FAILED, "TCP connections that ended with an error; the response flag says which kind"),
+    (RECEIVED, "Bytes of TCP payload from client to server, counted as they flow"),
+    (SENT, "Bytes of TCP payload from server to client, counted as they flow"),
+];
 
 /// The connection metrics of one core.
 pub struct ConnectionMetrics {
@@ -181,16 +196,27 @@ struct Flow {
     closed: Counter,
     received: Counter,
     sent: Counter,
+    /// `closed` and `failed` of the response flags seen so far.
+    failures: RefCell<Vec<(ResponseFlag, [Counter; 2])>>,
 }
 
 impl ConnectionMetrics {
     /// Counts in the cells of `recorder`.
     pub fn new(recorder: CoreRecorder) -> Self {
+        for (family, text) in HELP {
+            recorder.describe_counter(family.into(), None, text.into());
+        }
+        recorder.describe_gauge(SOCKETS.into(), None, "Captured TCP sockets open now".into());
         let sockets = ["source", "destination"].map(|reporter| {
             let labels = vec![Label::from_static_parts("reporter", reporter)];
-            recorder.register_gauge(&Key::from_parts("istio_tcp_sockets_open", labels), &METADATA)
+            recorder.register_gauge(&Key::from_parts(SOCKETS, labels), &METADATA)
         });
         Self { recorder, remembered: RefCell::default(), sockets }
+    }
+
+    /// The cells themselves, for what else the core counts.
+    pub fn recorder(&self) -> &CoreRecorder {
+        &self.recorder
     }
 
     /// A socket was accepted; dropping the guard says that it is gone.
@@ -202,6 +228,7 @@ impl ConnectionMetrics {
 
     /// A connection was decided. It counts as opened now, and as closed when the handle is closed or dropped.
     pub fn open(self: &Rc<Self>, labels: ConnectionLabels) -> OpenConnection {
+        self.recorder.catch_up();
         let flow = self.flow(&labels);
         flow.opened.increment(1);
         OpenConnection { metrics: self.clone(), labels, flow, closed: Cell::new(false) }
@@ -211,14 +238,9 @@ impl ConnectionMetrics {
         if let Some(flow) = self.remembered.borrow().get(labels) {
             return flow.clone();
         }
-        let with = labels.with(ResponseFlag::None);
-        let counter = |name| self.recorder.register_counter(&Key::from_parts(name, with.clone()), &METADATA);
-        let flow = Rc::new(Flow {
-            opened: counter("istio_tcp_connections_opened"),
-            closed: counter("istio_tcp_connections_closed"),
-            received: counter("istio_tcp_received_bytes"),
-            sent: counter("istio_tcp_sent_bytes"),
-        });
+        let [opened, closed, received, sent] =
+            self.counters([OPENED, CLOSED, RECEIVED, SENT], labels, ResponseFlag::None);
+        let flow = Rc::new(Flow { opened, closed, received, sent, failures: RefCell::default() });
         let mut remembered = self.remembered.borrow_mut();
         if remembered.len() >= REMEMBERED_MAX {
             remembered.clear();
@@ -226,10 +248,17 @@ impl ConnectionMetrics {
         remembered.insert(labels.clone(), flow.clone());
         flow
     }
-}
 
-/// Nothing of the `metrics` crate's metadata is used here.
-const METADATA: Metadata<'static> = Metadata::new("connection", Level::INFO, None);
+    fn counters<const N: usize>(
+        &self,
+        families: [&'static str; N],
+        labels: &ConnectionLabels,
+        flag: ResponseFlag,
+    ) -> [Counter; N] {
+        let labels = labels.with(flag);
+        families.map(|family| self.recorder.register_counter(&Key::from_parts(family, labels.clone()), &METADATA))
+    }
+}
 
 /// An accepted socket in the gauge `istio_tcp_sockets_open`.
 pub struct OpenSocket(Gauge);
@@ -267,10 +296,13 @@ impl OpenConnection {
         if flag == ResponseFlag::None {
             return self.flow.closed.increment(1);
         }
-        let labels = self.labels.with(flag);
-        let recorder = &self.metrics.recorder;
-        for name in ["istio_tcp_connections_closed", "istio_tcp_connections_failed"] {
-            recorder.register_counter(&Key::from_parts(name, labels.clone()), &METADATA).increment(1);
+        let mut failures = self.flow.failures.borrow_mut();
+        let known = failures.iter().position(|(known, _)| *known == flag).unwrap_or_else(|| {
+            failures.push((flag, self.metrics.counters([CLOSED, FAILED], &self.labels, flag)));
+            failures.len() - 1
+        });
+        for counter in &failures[known].1 {
+            counter.increment(1);
         }
     }
 }
@@ -301,9 +333,15 @@ mod tests {
     fn labels_stand_in_the_order_of_the_reference_and_the_unknown_is_said() {
         let labels = labels().with(ResponseFlag::Deny);
         let names: Vec<&str> = labels.iter().map(Label::key).collect();
-        assert_eq!(names.len(), 27);
-        assert_eq!(names[..3], ["reporter", "source_workload", "source_canonical_service"]);
-        assert_eq!(names[20..23], ["request_protocol", "response_flags", "connection_security_policy"]);
+        assert_eq!(
+            names.join(" "),
+            "reporter source_workload source_canonical_service source_canonical_revision source_workload_namespace \
+             source_principal source_app source_version source_cluster destination_service \
+             destination_service_namespace destination_service_name destination_workload \
+             destination_canonical_service destination_canonical_revision destination_workload_namespace \
+             destination_principal destination_app destination_version destination_cluster request_protocol \
+             response_flags connection_security_policy source_region source_zone destination_region destination_zone"
+        );
         let value = |name| labels.iter().find(|label| label.key() == name).expect("present").value();
         for (name, expected) in [
             ("source_workload", "web"),
@@ -331,18 +369,63 @@ mod tests {
         good.received(3);
         good.sent(5);
         good.close(ResponseFlag::None);
+        good.close(ResponseFlag::Deny);
         drop(good);
-        metrics.open(labels()).close(ResponseFlag::Connect);
+        for flag in [ResponseFlag::Connect, ResponseFlag::Deny, ResponseFlag::Connect] {
+            metrics.open(labels()).close(flag);
+        }
         drop(metrics.open(labels()));
         let text = page.render(&[]);
         let sum = |name: &str| -> u64 {
             let lines = text.lines().filter(|line| line.starts_with(&format!("{name}_total{{")));
             lines.map(|line| line.rsplit(' ').next().expect("a value").parse::<u64>().expect("a number")).sum()
         };
-        assert_eq!(sum("istio_tcp_connections_opened"), 3);
-        assert_eq!(sum("istio_tcp_connections_closed"), 3);
-        assert_eq!(sum("istio_tcp_connections_failed"), 1);
+        assert_eq!(sum("istio_tcp_connections_opened"), 5);
+        assert_eq!(sum("istio_tcp_connections_closed"), 5);
+        assert_eq!(sum("istio_tcp_connections_failed"), 3);
+        let with = |family: &str, flag: &str| {
+            let line = text.lines().find(|line| line.starts_with(family) && line.contains(&format!("\"{flag}\"")));
+            line.expect(flag).rsplit(' ').next().expect("a value").to_owned()
+        };
+        for (flag, closed) in [("-", "2"), ("CONNECT", "2"), ("DENY", "1")] {
+            assert_eq!(with("istio_tcp_connections_closed", flag), closed, "{flag}");
+        }
+        assert_eq!(with("istio_tcp_connections_failed", "CONNECT"), "2");
         assert_eq!((sum("istio_tcp_received_bytes"), sum("istio_tcp_sent_bytes")), (3, 5));
+    }
+
+    #[test]
+    fn each_flag_says_what_dashboards_know() {
+        for (flag, text) in [
+            (ResponseFlag::None, "-"),
+            (ResponseFlag::Deny, "DENY"),
+            (ResponseFlag::Connect, "CONNECT"),
+            (ResponseFlag::TlsFailure, "TLS_FAILURE"),
+            (ResponseFlag::H2HandshakeFailure, "H2_HANDSHAKE_FAILURE"),
+            (ResponseFlag::NetworkPolicy, "NETWORK_POLICY"),
+            (ResponseFlag::IdentityError, "IDENTITY_ERROR"),
+            (ResponseFlag::CertRevoked, "CERT_REVOKED"),
+        ] {
+            assert_eq!(flag.text(), text);
+        }
+    }
+
+    #[test]
+    fn forgotten_label_sets_go_on_counting_where_they_were() {
+        let (mut cores, mut page) = recorders(1);
+        let metrics = Rc::new(ConnectionMetrics::new(cores.remove(0)));
+        let first = metrics.open(labels());
+        for number in 0..REMEMBERED_MAX {
+            let name: Arc<str> = format!("client-{number}").into();
+            let source = Some(Party { workload: Some(name), ..Party::default() });
+            drop(metrics.open(ConnectionLabels { source, ..labels() }));
+        }
+        assert!(metrics.remembered.borrow().len() < REMEMBERED_MAX);
+        first.received(1);
+        metrics.open(labels()).received(1);
+        let text = page.render(&[]);
+        let line = text.lines().find(|line| line.starts_with(RECEIVED) && line.contains("source_workload=\"web\""));
+        assert!(line.is_some_and(|line| line.ends_with(" 2")), "{line:?}");
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! The metrics page: OpenMetrics text made from the cells of all cores, when somebody asks.
 //!
-//! Lives on the admin thread. A scrape reads relaxed cells and disturbs no core.
+//! Lives on the admin thread. A scrape reads relaxed cells and disturbs no core. What is counted is decided elsewhere;
+//! here is only what it looks like.
 
-use std::{collections::BTreeMap, fmt::Write, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt::Write,
+    sync::Arc,
+};
 
 use metrics::Key;
 
-use crate::recorder::{Announced, Cell};
+use crate::recorder::{Announced, Announcement, Cell};
 
 /// The content type for a scraper that asks for OpenMetrics.
 const OPENMETRICS: &str = "application/openmetrics-text;charset=utf-8;version=1.0.0";
@@ -22,15 +27,17 @@ pub enum Kind {
     Gauge,
 }
 
-/// A gauge of the process, read by the caller just before a page is made.
-#[derive(Debug, Clone)]
-pub struct ProcessGauge {
-    /// The family, e.g. `process_open_fds`.
-    pub name: &'static str,
-    /// Label names and values.
-    pub labels: Vec<(&'static str, String)>,
+/// A number that no core's cell holds: whoever serves the page reads it just before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// The family, without `_total`. Samples of one family stand together.
+    pub family: &'static str,
+    /// What it means, without a full stop.
+    pub help: &'static str,
     /// Counter or gauge.
     pub kind: Kind,
+    /// Names and values.
+    pub labels: Vec<(&'static str, String)>,
     /// The number.
     pub value: u64,
 }
@@ -39,44 +46,58 @@ pub struct ProcessGauge {
 pub struct Exposition {
     announced: Announced,
     families: BTreeMap<String, Family>,
+    help: HashMap<String, String>,
 }
 
 struct Family {
     kind: Kind,
-    /// By rendered labels: cores that count the same thing are one series.
+    /// By labels as they stand on the page: cores that count the same thing are one series.
     series: BTreeMap<String, Vec<Arc<Cell>>>,
 }
 
 impl Exposition {
     pub(crate) fn new(announced: Announced) -> Self {
-        Self { announced, families: BTreeMap::new() }
+        Self { announced, families: BTreeMap::new(), help: HashMap::new() }
     }
 
-    /// The whole page, with the process's own gauges.
-    pub fn render(&mut self, process: &[ProcessGauge]) -> String {
+    /// Takes in the series that cores have announced. [`Exposition::render`] does so too; where nobody scrapes, call it
+    /// every now and then.
+    pub fn catch_up(&mut self) {
         for announcement in self.announced.try_iter() {
-            let family = self
-                .families
-                .entry(announcement.key.name().to_owned())
-                .or_insert_with(|| Family { kind: announcement.kind, series: BTreeMap::new() });
-            family.series.entry(labels(&announcement.key)).or_default().push(announcement.cell);
+            match announcement {
+                Announcement::Help { family, text } => {
+                    self.help.insert(base_name(family.as_str()).to_owned(), text.into_owned());
+                }
+                Announcement::Series { kind, key, cell } => {
+                    let name = base_name(key.name()).to_owned();
+                    let family = self.families.entry(name).or_insert_with(|| Family { kind, series: BTreeMap::new() });
+                    family.series.entry(labels(&key)).or_default().push(cell);
+                }
+            }
         }
-        let mut page = String::with_capacity(4096);
+    }
+
+    /// The whole page: what the cores count, then `samples`.
+    pub fn render(&mut self, samples: &[Sample]) -> String {
+        self.catch_up();
+        let series: usize = self.families.values().map(|family| family.series.len()).sum();
+        // A connection's series is about a kilobyte of labels.
+        let mut page = String::with_capacity(4096 + series * 1024);
         for (name, family) in &self.families {
-            head(&mut page, name, family.kind);
+            head(&mut page, name, family.kind, self.help.get(name).map_or("", String::as_str));
             for (labels, cells) in &family.series {
                 let sum = cells.iter().fold(0_u64, |sum, cell| sum.wrapping_add(cell.read()));
                 line(&mut page, name, family.kind, labels, sum);
             }
         }
         let mut last = "";
-        for gauge in process {
-            if gauge.name != last {
-                head(&mut page, gauge.name, gauge.kind);
-                last = gauge.name;
+        for sample in samples {
+            if sample.family != last {
+                head(&mut page, sample.family, sample.kind, sample.help);
+                last = sample.family;
             }
-            let labels = gauge.labels.iter().map(|(name, value)| label(name, value)).collect::<Vec<_>>().join(",");
-            line(&mut page, gauge.name, gauge.kind, &labels, gauge.value);
+            let labels = sample.labels.iter().map(|(name, value)| label(name, value)).collect::<Vec<_>>().join(",");
+            line(&mut page, sample.family, sample.kind, &labels, sample.value);
         }
         page.push_str("# EOF\n");
         page
@@ -94,41 +115,49 @@ pub fn content_type(accept: Option<&str>) -> &'static str {
     if wants_openmetrics { OPENMETRICS } else { PLAIN }
 }
 
-fn head(page: &mut String, name: &str, kind: Kind) {
+/// A family's name: only its series end in `_total`.
+fn base_name(name: &str) -> &str {
+    name.strip_suffix("_total").unwrap_or(name)
+}
+
+/// The families whose names and labels istio promises to keep. All others have to say that they are not among them.
+fn is_stable(name: &str) -> bool {
+    const STABLE: [&str; 5] = [
+        "istio_build",
+        "istio_tcp_connections_opened",
+        "istio_tcp_connections_closed",
+        "istio_tcp_received_bytes",
+        "istio_tcp_sent_bytes",
+    ];
+    STABLE.contains(&name) || name.starts_with("process_")
+}
+
+/// Writing to a string does not fail, so what `write!` returns says nothing.
+macro_rules! put {
+    ($page:expr, $($text:tt)*) => {
+        writeln!($page, $($text)*).expect("writing to a string does not fail")
+    };
+}
+
+fn head(page: &mut String, name: &str, kind: Kind, help: &str) {
     let kind = match kind {
         Kind::Counter => "counter",
         Kind::Gauge => "gauge",
     };
-    writeln!(page, "# HELP {name} {}.\n# TYPE {name} {kind}", help(name)).expect("writing to a string does not fail");
+    let unstable = if is_stable(name) || help.contains("(unstable)") { "" } else { " (unstable)" };
+    put!(page, "# HELP {name} {}{unstable}.\n# TYPE {name} {kind}", escaped(help));
 }
 
 fn line(page: &mut String, name: &str, kind: Kind, labels: &str, value: u64) {
-    let (suffix, value) = match kind {
-        Kind::Counter => ("_total", value.to_string()),
-        #[expect(clippy::cast_possible_wrap, reason = "gauges are kept in two's complement")]
-        Kind::Gauge => ("", (value as i64).to_string()),
+    let suffix = match kind {
+        Kind::Counter => "_total",
+        Kind::Gauge => "",
     };
-    let braces = if labels.is_empty() { String::new() } else { format!("{{{labels}}}") };
-    writeln!(page, "{name}{suffix}{braces} {value}").expect("writing to a string does not fail");
-}
-
-/// Help texts; families outside the reference's stable set say so.
-fn help(name: &str) -> &'static str {
-    match name {
-        "istio_build" => "Istio component build info",
-        "istio_tcp_connections_opened" => "The total number of TCP connections opened",
-        "istio_tcp_connections_closed" => "The total number of TCP connections closed",
-        "istio_tcp_received_bytes" => "The size of total bytes received during request in case of a TCP connection",
-        "istio_tcp_sent_bytes" => "The size of total bytes sent during response in case of a TCP connection",
-        "istio_tcp_connections_failed" => "The total number of TCP connections that failed (unstable)",
-        "istio_tcp_sockets_open" => "The number of captured TCP connections open now (unstable)",
-        "process_open_fds" => "Number of open file descriptors",
-        "process_max_fds" => "Maximum number of open file descriptors",
-        "workload_manager_active_proxy_count" => "The number of pods captured now (unstable)",
-        "workload_manager_pending_proxy_count" => "The number of pods waiting to be captured (unstable)",
-        "workload_manager_proxies_started" => "The number of pods ever captured (unstable)",
-        "workload_manager_proxies_stopped" => "The number of pods ever released (unstable)",
-        _ => "See docs/ARCHITECTURE.md (unstable)",
+    let (open, close) = if labels.is_empty() { ("", "") } else { ("{", "}") };
+    match kind {
+        Kind::Counter => put!(page, "{name}{suffix}{open}{labels}{close} {value}"),
+        // Gauges are kept in two's complement.
+        Kind::Gauge => put!(page, "{name}{suffix}{open}{labels}{close} {}", value.cast_signed()),
     }
 }
 
@@ -137,65 +166,100 @@ fn labels(key: &Key) -> String {
 }
 
 fn label(name: &str, value: &str) -> String {
-    let mut text = String::with_capacity(name.len() + value.len() + 3);
-    text.push_str(name);
-    text.push_str("=\"");
-    for character in value.chars() {
-        match character {
-            '\\' => text.push_str("\\\\"),
-            '"' => text.push_str("\\\""),
-            '\n' => text.push_str("\\n"),
-            other => text.push(other),
-        }
-    }
-    text.push('"');
-    text
+    format!("{name}=\"{}\"", escaped(value))
+}
+
+/// As label values and help texts have it.
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
 mod tests {
-    use metrics::{Label, Level, Metadata, Recorder};
+    use metrics::{Counter, Label, Recorder};
 
     use super::*;
-    use crate::recorder::recorders;
+    use crate::recorder::{CoreRecorder, METADATA, recorders};
 
-    const METADATA: Metadata<'static> = Metadata::new("test", Level::INFO, None);
+    fn counter(core: &CoreRecorder, name: &'static str, labels: &[(&'static str, &'static str)]) -> Counter {
+        let labels: Vec<Label> = labels.iter().map(|(name, value)| Label::new(*name, *value)).collect();
+        core.register_counter(&Key::from_parts(name, labels), &METADATA)
+    }
+
+    /// The page without the cores' own counters of overflows, which every page has.
+    fn page(exposition: &mut Exposition) -> String {
+        let all = exposition.render(&[]);
+        let ours = all.lines().filter(|line| !line.contains("coretunnel_core_series_overflowed"));
+        ours.map(|line| format!("{line}\n")).collect()
+    }
 
     #[test]
     fn two_cores_that_count_the_same_are_one_series() {
-        let (cores, mut page) = recorders(2);
-        let key = Key::from_parts("istio_tcp_sent_bytes", vec![Label::new("reporter", "source")]);
-        cores[0].register_counter(&key, &METADATA).increment(40);
-        cores[1].register_counter(&key, &METADATA).increment(2);
-        let text = page.render(&[]);
-        let expected = "# HELP istio_tcp_sent_bytes The size of total bytes sent during response in case of a TCP \
-                        connection.\n# TYPE istio_tcp_sent_bytes counter\n\
+        let (cores, mut exposition) = recorders(2);
+        cores[1].describe_counter("istio_tcp_sent_bytes".into(), None, "Bytes sent".into());
+        for (core, bytes) in cores.iter().zip([40, 2]) {
+            counter(core, "istio_tcp_sent_bytes", &[("reporter", "source")]).increment(bytes);
+        }
+        counter(&cores[1], "istio_tcp_sent_bytes", &[("reporter", "destination")]).increment(7);
+        let expected = "# HELP istio_tcp_sent_bytes Bytes sent.\n# TYPE istio_tcp_sent_bytes counter\n\
+                        istio_tcp_sent_bytes_total{reporter=\"destination\"} 7\n\
                         istio_tcp_sent_bytes_total{reporter=\"source\"} 42\n# EOF\n";
-        assert_eq!(text, expected);
-        assert_eq!(page.render(&[]), expected, "a scrape takes nothing away");
+        assert_eq!(page(&mut exposition), expected);
+        assert_eq!(page(&mut exposition), expected, "a scrape takes nothing away");
+    }
+
+    #[test]
+    fn cores_that_count_for_themselves_are_told_apart() {
+        let (cores, mut exposition) = recorders(2);
+        for (core, tasks) in cores.iter().zip([3.0, 4.0]) {
+            core.core_gauge("coretunnel_core_tasks", "Tasks alive").set(tasks);
+            core.core_counter("coretunnel_core_parks_total", "Parks").increment(core.core() as u64);
+        }
+        let expected = "# HELP coretunnel_core_parks Parks (unstable).\n# TYPE coretunnel_core_parks counter\n\
+                        coretunnel_core_parks_total{core=\"0\"} 0\ncoretunnel_core_parks_total{core=\"1\"} 1\n\
+                        # HELP coretunnel_core_tasks Tasks alive (unstable).\n# TYPE coretunnel_core_tasks gauge\n\
+                        coretunnel_core_tasks{core=\"0\"} 3\ncoretunnel_core_tasks{core=\"1\"} 4\n# EOF\n";
+        assert_eq!(page(&mut exposition), expected);
     }
 
     #[test]
     fn values_are_escaped_and_families_without_series_left_out() {
-        let (cores, mut page) = recorders(1);
-        assert_eq!(page.render(&[]), "# EOF\n");
+        let (cores, mut exposition) = recorders(1);
+        cores[0].describe_counter("unused".into(), None, "Never counted".into());
+        assert_eq!(page(&mut exposition), "# EOF\n");
         let key = Key::from_parts("odd", vec![Label::new("name", "a\"b\\c\nd")]);
         cores[0].register_gauge(&key, &METADATA).decrement(1.0);
-        assert!(page.render(&[]).contains("odd{name=\"a\\\"b\\\\c\\nd\"} -1\n"));
+        assert!(page(&mut exposition).contains("odd{name=\"a\\\"b\\\\c\\nd\"} -1\n"));
     }
 
     #[test]
-    fn gauges_of_the_process_come_with_one_head_per_family() {
-        let (_cores, mut page) = recorders(1);
-        let gauge = |core: &str, value| ProcessGauge {
-            name: "core_tasks",
-            labels: vec![("core", core.to_owned())],
+    fn samples_have_one_head_per_family() {
+        let (_cores, mut exposition) = recorders(1);
+        let sample = |core: &str, value| Sample {
+            family: "core_tasks",
+            help: "Tasks",
             kind: Kind::Gauge,
+            labels: vec![("core", core.to_owned())],
             value,
         };
-        let text = page.render(&[gauge("0", 1), gauge("1", 2)]);
+        let text = exposition.render(&[sample("0", 1), sample("1", 2)]);
         assert_eq!(text.matches("# TYPE core_tasks gauge").count(), 1);
         assert!(text.contains("core_tasks{core=\"1\"} 2\n"));
+    }
+
+    #[test]
+    fn only_what_istio_promises_may_call_itself_stable() {
+        for (name, stable) in [
+            ("istio_build", true),
+            ("istio_tcp_received_bytes", true),
+            ("istio_tcp_connections_failed", false),
+            ("istio_tcp_sockets_open", false),
+            ("process_open_fds", true),
+            ("workload_manager_active_proxy_count", false),
+            ("coretunnel_core_tasks", false),
+        ] {
+            assert_eq!(is_stable(name), stable, "{name}");
+        }
     }
 
     #[test]

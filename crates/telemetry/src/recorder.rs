@@ -1,11 +1,12 @@
 //! Metric cells of one core, behind the `metrics` crate's [`Recorder`] as a value: no global, no lock.
 //!
 //! A cell has one writer, its core, and sits on a cache line of its own, so counting is a load and a store. A new series
-//! is announced to the [`Exposition`](crate::exposition::Exposition), which reads the cells whenever it is asked.
+//! is announced to the [`Exposition`], which reads the cells whenever it is asked. What the numbers look like on the page
+//! is the exposition's business.
 
 use std::{
-    cell::{Cell as Flag, RefCell},
-    collections::HashMap,
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -13,32 +14,46 @@ use std::{
 };
 
 use crossbeam_channel::{Receiver, Sender};
-use metrics::{Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit};
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit,
+};
 
 use crate::exposition::{Exposition, Kind};
 
-/// Series one core may have; what comes after is summed in one series per family whose labels say `overflow`. Worst
-/// case 64 bytes a cell and about 1.5 KiB of labels: 32 MiB per core.
-pub const SERIES_MAX: usize = 20_000;
+/// Series that all cores together may have; each core gets its share of them. What comes after is summed in one series
+/// per family and core whose labels all say `overflow`, so that the pods that come and go on a node for a year neither
+/// fill its memory nor make its page too large to be scraped. Worst case about 3 KiB each, half of it the page's text:
+/// 96 MiB.
+pub const SERIES_MAX: usize = 32_768;
 
-/// Announcements on their way. More are kept by the core and sent with the next ones.
+/// A core's share of [`SERIES_MAX`] on a machine with very many cores.
+const SERIES_PER_CORE_MIN: usize = 1_024;
+
+/// Announcements on their way from all cores. More wait on their core: the page is the later for it, no count is lost.
+/// Worst case 1.5 KiB each: 6 MiB.
 const ANNOUNCEMENTS_MAX: usize = 4_096;
 
-/// The recorders of `cores` cores and the page that reads them.
+/// The recorders of `cores` cores, and the page that reads them.
 pub fn recorders(cores: usize) -> (Vec<CoreRecorder>, Exposition) {
-    let (announce, announced) = crossbeam_channel::bounded(ANNOUNCEMENTS_MAX);
-    let recorders = (0..cores).map(|_| CoreRecorder::new(announce.clone(), SERIES_MAX)).collect();
+    let series_max = (SERIES_MAX / cores.max(1)).max(SERIES_PER_CORE_MIN);
+    with_limits(cores, series_max, ANNOUNCEMENTS_MAX)
+}
+
+fn with_limits(cores: usize, series_max: usize, announcements_max: usize) -> (Vec<CoreRecorder>, Exposition) {
+    let (announce, announced) = crossbeam_channel::bounded(announcements_max);
+    let recorders = (0..cores).map(|core| CoreRecorder::new(core, announce.clone(), series_max)).collect();
     (recorders, Exposition::new(announced))
 }
 
 /// What the exposition hears of.
 pub(crate) type Announced = Receiver<Announcement>;
 
-/// A series that has come into being on one core.
-pub(crate) struct Announcement {
-    pub(crate) kind: Kind,
-    pub(crate) key: Key,
-    pub(crate) cell: Arc<Cell>,
+/// News from a core for the exposition.
+pub(crate) enum Announcement {
+    /// A series has come into being.
+    Series { kind: Kind, key: Key, cell: Arc<Cell> },
+    /// What a family means.
+    Help { family: KeyName, text: SharedString },
 }
 
 /// A number with one writer.
@@ -47,6 +62,7 @@ pub(crate) struct Announcement {
 pub(crate) struct Cell(AtomicU64);
 
 impl Cell {
+    /// May lag behind its writer by some nanoseconds.
     pub(crate) fn read(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
@@ -68,7 +84,11 @@ impl CounterFn for Cell {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "gauges here count things, in whole numbers")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "gauges here count things, in whole numbers far below 2^53"
+)]
 impl GaugeFn for Cell {
     fn increment(&self, value: f64) {
         self.step(value as i64 as u64);
@@ -83,25 +103,67 @@ impl GaugeFn for Cell {
     }
 }
 
-/// The cells of one core. Made anywhere, then moved to its core for good.
+/// The cells of one core. Made anywhere, then moved to its core for good; its handles must not leave that core either,
+/// since a cell counts right for a single writer only.
 pub struct CoreRecorder {
+    core: usize,
     announce: Sender<Announcement>,
-    /// Announcements that found the channel full.
-    late: RefCell<Vec<Announcement>>,
+    /// Announcements that found the channel full, oldest first.
+    late: RefCell<VecDeque<Announcement>>,
     series: RefCell<HashMap<Key, Arc<Cell>>>,
     series_max: usize,
-    overflowed: Flag<bool>,
+    /// Lookups that were given an overflow series.
+    overflowed: Arc<Cell>,
 }
 
 impl CoreRecorder {
-    fn new(announce: Sender<Announcement>, series_max: usize) -> Self {
-        Self {
+    fn new(core: usize, announce: Sender<Announcement>, series_max: usize) -> Self {
+        let recorder = Self {
+            core,
             announce,
             late: RefCell::default(),
             series: RefCell::default(),
             series_max,
-            overflowed: Flag::new(false),
+            overflowed: Arc::default(),
+        };
+        let name = "coretunnel_core_series_overflowed";
+        let text = "Times that a connection was counted in an overflow series because the core had no room for its own";
+        recorder.describe_counter(name.into(), None, text.into());
+        let key = recorder.core_key(name);
+        recorder.announce(Announcement::Series { kind: Kind::Counter, key, cell: recorder.overflowed.clone() });
+        recorder
+    }
+
+    /// Which core it counts for.
+    pub fn core(&self) -> usize {
+        self.core
+    }
+
+    /// A counter of this core alone, told from the other cores' by its one label, `core`.
+    pub fn core_counter(&self, name: &'static str, help: &'static str) -> Counter {
+        self.describe_counter(name.into(), None, help.into());
+        self.register_counter(&self.core_key(name), &METADATA)
+    }
+
+    /// A gauge of this core alone, told from the other cores' by its one label, `core`.
+    pub fn core_gauge(&self, name: &'static str, help: &'static str) -> Gauge {
+        self.describe_gauge(name.into(), None, help.into());
+        self.register_gauge(&self.core_key(name), &METADATA)
+    }
+
+    /// Announces what found no room before. Costs nothing when there is nothing; call it now and then.
+    pub fn catch_up(&self) {
+        let mut late = self.late.borrow_mut();
+        while let Some(announcement) = late.pop_front() {
+            if let Err(refused) = self.announce.try_send(announcement) {
+                late.push_front(refused.into_inner());
+                return;
+            }
         }
+    }
+
+    fn core_key(&self, name: &'static str) -> Key {
+        Key::from_parts(name, vec![Label::new("core", self.core.to_string())])
     }
 
     fn cell(&self, kind: Kind, key: &Key) -> Arc<Cell> {
@@ -109,32 +171,34 @@ impl CoreRecorder {
             return cell.clone();
         }
         if self.series.borrow().len() >= self.series_max && !is_overflow(key) {
-            if !self.overflowed.replace(true) {
+            if self.overflowed.read() == 0 {
                 tracing::warn!(
+                    core = self.core,
                     series_max = self.series_max,
-                    "this core has as many metric series as it may; new ones are summed as labels=overflow"
+                    "this core has as many metric series as it may; further ones are summed with all labels overflow"
                 );
             }
+            self.overflowed.step(1);
             return self.cell(kind, &overflow(key));
         }
         let cell = Arc::new(Cell::default());
         self.series.borrow_mut().insert(key.clone(), cell.clone());
-        self.late.borrow_mut().push(Announcement { kind, key: key.clone(), cell: cell.clone() });
-        self.tell();
+        self.announce(Announcement::Series { kind, key: key.clone(), cell: cell.clone() });
         cell
     }
 
-    /// Sends announcements as far as there is room.
-    fn tell(&self) {
-        let mut late = self.late.borrow_mut();
-        while let Some(announcement) = late.pop() {
-            if let Err(refused) = self.announce.try_send(announcement) {
-                late.push(refused.into_inner());
-                return;
-            }
-        }
+    fn announce(&self, announcement: Announcement) {
+        self.late.borrow_mut().push_back(announcement);
+        self.catch_up();
+    }
+
+    fn describe(&self, family: KeyName, text: SharedString) {
+        self.announce(Announcement::Help { family, text });
     }
 }
+
+/// The `metrics` crate wants to know who registers; nothing here does.
+pub(crate) const METADATA: Metadata<'static> = Metadata::new("coretunnel", Level::INFO, None);
 
 /// The series that stands for all that `key`'s family has no room for.
 fn overflow(key: &Key) -> Key {
@@ -142,16 +206,22 @@ fn overflow(key: &Key) -> Key {
     Key::from_parts(key.name().to_owned(), labels)
 }
 
+/// A series without labels stands for itself: there is one per family.
 fn is_overflow(key: &Key) -> bool {
     key.labels().all(|label| label.value() == "overflow")
 }
 
 impl Recorder for CoreRecorder {
-    fn describe_counter(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
+    fn describe_counter(&self, family: KeyName, _unit: Option<Unit>, text: SharedString) {
+        self.describe(family, text);
+    }
 
-    fn describe_gauge(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
+    fn describe_gauge(&self, family: KeyName, _unit: Option<Unit>, text: SharedString) {
+        self.describe(family, text);
+    }
 
-    fn describe_histogram(&self, _key: KeyName, _unit: Option<Unit>, _description: SharedString) {}
+    /// No histogram is exposed: see [`CoreRecorder::register_histogram`].
+    fn describe_histogram(&self, _family: KeyName, _unit: Option<Unit>, _text: SharedString) {}
 
     fn register_counter(&self, key: &Key, _metadata: &Metadata<'_>) -> Counter {
         Counter::from_arc(self.cell(Kind::Counter, key))
@@ -161,7 +231,7 @@ impl Recorder for CoreRecorder {
         Gauge::from_arc(self.cell(Kind::Gauge, key))
     }
 
-    /// No histogram is exposed yet; one that is registered counts nothing.
+    /// The page has counters and gauges only; a histogram counts nothing.
     fn register_histogram(&self, _key: &Key, _metadata: &Metadata<'_>) -> Histogram {
         Histogram::noop()
     }
@@ -169,65 +239,100 @@ impl Recorder for CoreRecorder {
 
 #[cfg(test)]
 mod tests {
-    use metrics::Level;
-
     use super::*;
-
-    const METADATA: Metadata<'static> = Metadata::new("test", Level::INFO, None);
 
     fn key(value: &'static str) -> Key {
         Key::from_parts("things", vec![Label::new("which", value)])
     }
 
-    fn recorder(series_max: usize, announcements_max: usize) -> (CoreRecorder, Announced) {
+    /// One core with room for `series_max` series, and what it announces.
+    fn core(series_max: usize, announcements_max: usize) -> (CoreRecorder, Announced) {
         let (announce, announced) = crossbeam_channel::bounded(announcements_max);
-        (CoreRecorder::new(announce, series_max), announced)
+        (CoreRecorder::new(0, announce, series_max), announced)
+    }
+
+    /// The announced series of the family `things`, by their label, with what they count.
+    fn heard(announced: &Announced) -> Vec<(String, u64)> {
+        let things = announced.try_iter().filter_map(|announcement| match announcement {
+            Announcement::Series { key, cell, .. } if key.name() == "things" => {
+                Some((key.labels().next().expect("one label").value().to_owned(), cell.read()))
+            }
+            Announcement::Series { .. } | Announcement::Help { .. } => None,
+        });
+        things.collect()
     }
 
     #[test]
     fn one_series_has_one_cell_and_is_announced_once() {
-        let (recorder, announced) = recorder(8, 8);
+        let (recorder, announced) = core(8, 8);
         recorder.register_counter(&key("a"), &METADATA).increment(2);
         recorder.register_counter(&key("a"), &METADATA).increment(3);
-        let cells: Vec<u64> = announced.try_iter().map(|announcement| announcement.cell.read()).collect();
-        assert_eq!(cells, [5]);
+        assert_eq!(heard(&announced), [("a".to_owned(), 5)]);
     }
 
     #[test]
-    fn series_beyond_the_limit_are_summed_in_one_that_says_overflow() {
-        let (recorder, announced) = recorder(1, 8);
-        for which in ["a", "b", "c"] {
+    fn series_beyond_the_limit_are_summed_in_one_that_says_overflow_and_counted() {
+        let (recorder, announced) = core(1, 8);
+        for which in ["a", "b", "c", "a", "c"] {
             recorder.register_counter(&key(which), &METADATA).increment(1);
         }
-        let seen: Vec<(String, u64)> = announced
-            .try_iter()
-            .map(|one| (one.key.labels().next().expect("one label").value().to_owned(), one.cell.read()))
-            .collect();
-        assert_eq!(seen, [("a".to_owned(), 1), ("overflow".to_owned(), 2)]);
+        assert_eq!(heard(&announced), [("a".to_owned(), 2), ("overflow".to_owned(), 3)]);
+        assert_eq!(recorder.overflowed.read(), 3);
     }
 
     #[test]
-    fn an_announcement_that_finds_the_channel_full_goes_with_the_next_one() {
-        let (recorder, announced) = recorder(8, 1);
+    fn each_core_has_its_share_of_the_series_and_a_large_machine_some_each() {
+        for (cores, share) in [(1, 32_768), (2, 16_384), (128, 1_024)] {
+            let (recorders, _page) = recorders(cores);
+            assert_eq!(recorders.len(), cores);
+            assert!(recorders.iter().all(|recorder| recorder.series_max == share), "{cores} cores");
+        }
+    }
+
+    #[test]
+    fn an_announcement_that_finds_the_channel_full_goes_when_there_is_room_again() {
+        let (recorder, announced) = core(8, 1);
+        // Its own counter and that counter's help went first and fill the channel.
         for which in ["a", "b"] {
             recorder.register_counter(&key(which), &METADATA).increment(1);
         }
-        assert_eq!(announced.try_iter().count(), 1);
-        recorder.register_counter(&key("c"), &METADATA).increment(1);
-        assert_eq!(announced.try_iter().count(), 1);
-        recorder.register_gauge(&key("d"), &METADATA).increment(1.0);
-        assert_eq!(announced.try_iter().count(), 1);
+        let mut all = Vec::new();
+        for _ in 0..4 {
+            all.extend(heard(&announced));
+            recorder.catch_up();
+        }
+        assert_eq!(all, [("a".to_owned(), 1), ("b".to_owned(), 1)]);
+        assert!(recorder.late.borrow().is_empty());
     }
 
     #[test]
-    fn a_gauge_goes_up_and_down() {
-        let (recorder, announced) = recorder(8, 8);
+    fn a_gauge_goes_up_down_and_below_nothing() {
+        let (recorder, announced) = core(8, 8);
         let gauge = recorder.register_gauge(&key("open"), &METADATA);
         gauge.increment(3.0);
         gauge.decrement(1.0);
-        assert_eq!(announced.try_recv().expect("announced").cell.read(), 2);
+        assert_eq!(heard(&announced), [("open".to_owned(), 2)]);
         gauge.set(7.0);
-        gauge.decrement(7.0);
-        assert!(announced.try_recv().is_err());
+        gauge.decrement(8.0);
+        assert_eq!(recorder.cell(Kind::Gauge, &key("open")).read().cast_signed(), -1);
+    }
+
+    #[test]
+    fn a_cell_has_a_cache_line_of_its_own() {
+        assert_eq!((size_of::<Cell>(), align_of::<Cell>()), (64, 64));
+    }
+
+    #[test]
+    fn counts_of_another_thread_are_all_seen_once_it_has_ended() {
+        let (mut recorders, _page) = recorders(1);
+        let recorder = recorders.remove(0);
+        let cell = recorder.cell(Kind::Counter, &key("a"));
+        std::thread::spawn(move || {
+            let counter = recorder.register_counter(&key("a"), &METADATA);
+            (0..10_000).for_each(|_| counter.increment(1));
+        })
+        .join()
+        .expect("no panic");
+        assert_eq!(cell.read(), 10_000);
     }
 }
