@@ -9,6 +9,9 @@ use mesh_state::identity::Identity;
 /// Commands a core has not taken yet. A command is at most a few hundred bytes: 1 MiB per core.
 pub(crate) const COMMANDS_MAX: usize = 4_096;
 
+/// What there is for an identity: its certificate and key, or why there is none.
+pub type Issued = Result<Arc<Credential>, Arc<str>>;
+
 /// One command for a core; `N` is where the pods' sockets come from.
 #[derive(Debug)]
 pub enum Command<N> {
@@ -17,7 +20,12 @@ pub enum Command<N> {
         /// Whose.
         identity: Identity,
         /// What pods of that identity use from now on.
-        credential: Result<Arc<Credential>, Arc<str>>,
+        credential: Issued,
+    },
+    /// No pod of this node is of that identity any more; the next one waits for a new certificate.
+    CredentialGone {
+        /// Whose.
+        identity: Identity,
     },
     /// Start capturing a pod here. A pod of the same uid in another network namespace replaces the old one.
     PodUp {

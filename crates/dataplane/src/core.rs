@@ -24,7 +24,7 @@ use telemetry::{connection::ConnectionMetrics, recorder::CoreRecorder};
 
 use crate::{
     bell::Bell,
-    command::{CapturedPod, Command, PodError},
+    command::{CapturedPod, Command, Issued, PodError},
     config::Config,
     connections::{Connections, Stop},
     cores::Retired,
@@ -73,7 +73,7 @@ pub struct Core<R: Runtime, N> {
     pub(crate) connections: Connections,
     pub(crate) metrics: Rc<ConnectionMetrics>,
     snapshot: RefCell<Arc<Snapshot>>,
-    credentials: RefCell<HashMap<Identity, Result<Arc<Credential>, Arc<str>>>>,
+    credentials: RefCell<HashMap<Identity, Issued>>,
     pods: Pods<R, N>,
     /// Rings whenever a snapshot or credential was installed: parked connections look again.
     news: Bell,
@@ -135,6 +135,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
                 self.credentials.borrow_mut().insert(identity, credential);
                 self.news.ring();
             }
+            Command::CredentialGone { identity } => drop(self.credentials.borrow_mut().remove(&identity)),
             // A receipt that nobody waits for any more is no concern of ours.
             Command::PodUp { pod, receipt } => drop(receipt.try_send(self.pod_up(pod))),
             Command::PodDown { uid, receipt } => {

@@ -2,7 +2,6 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use hbone::credential::Credential;
 use inpod::{
     Netns,
     pod::{PodInfo, PodUid},
@@ -16,7 +15,7 @@ use reactor::{
 use telemetry::recorder::CoreRecorder;
 
 use crate::{
-    command::{COMMANDS_MAX, CapturedPod, Command, PodError},
+    command::{COMMANDS_MAX, CapturedPod, Command, Issued, PodError},
     config::Config,
     core::{Core, CoreParts},
     network::InPod,
@@ -85,8 +84,8 @@ struct Line {
     snapshots: LatestSender<Arc<Snapshot>>,
     /// The newest snapshot, while the core has not yet taken the one before.
     newest: Option<Arc<Snapshot>>,
-    /// Credentials that found the mailbox full, the newest per identity.
-    owed: HashMap<Identity, Result<Arc<Credential>, Arc<str>>>,
+    /// What was said about credentials and found the mailbox full, the newest per identity; `None` is gone.
+    owed: HashMap<Identity, Option<Issued>>,
     thread: CoreThread,
 }
 
@@ -164,9 +163,18 @@ impl Cores {
     }
 
     /// Hands a credential, or the reason why there is none, to every core.
-    pub fn credential(&mut self, identity: &Identity, credential: &Result<Arc<Credential>, Arc<str>>) {
+    pub fn credential(&mut self, identity: &Identity, credential: &Issued) {
+        self.owe(identity, Some(credential));
+    }
+
+    /// Takes the credential of an identity back: its last pod is gone.
+    pub fn credential_gone(&mut self, identity: &Identity) {
+        self.owe(identity, None);
+    }
+
+    fn owe(&mut self, identity: &Identity, credential: Option<&Issued>) {
         for line in &mut self.lines {
-            line.owed.insert(identity.clone(), credential.clone());
+            line.owed.insert(identity.clone(), credential.cloned());
             line.pay();
         }
     }
@@ -263,7 +271,11 @@ impl Line {
     fn pay(&mut self) {
         let commands = &self.commands;
         self.owed.retain(|identity, credential| {
-            let command = Command::Credential { identity: identity.clone(), credential: credential.clone() };
+            let identity = identity.clone();
+            let command = match credential {
+                Some(credential) => Command::Credential { identity, credential: credential.clone() },
+                None => Command::CredentialGone { identity },
+            };
             commands.try_send(command).is_err()
         });
     }

@@ -26,7 +26,7 @@ mod record;
 mod relay;
 mod tenants;
 
-pub use command::{CapturedPod, Command, PodError};
+pub use command::{CapturedPod, Command, Issued, PodError};
 pub use config::{Config, Ports, TenantBy};
 pub use core::{Core, CoreParts};
 pub use cores::{Cores, CoresConfig, Retired, StartError};
