@@ -4,7 +4,7 @@ use std::fs;
 
 use hyper::StatusCode;
 use rustix::process::{Resource, getrlimit};
-use telemetry::exposition::{self, Exposition, Kind, ProcessGauge};
+use telemetry::exposition::{self, Exposition, Kind, Sample};
 
 use crate::{
     admin::{Answer, Asked},
@@ -26,25 +26,26 @@ pub(crate) fn answer(asked: &Asked, page: &mut Exposition, pods: Pods, generatio
         "/metrics" | "/stats/prometheus" => Answer {
             status: StatusCode::OK,
             content_type: exposition::content_type(asked.accept.as_deref()),
-            body: page.render(&gauges(pods, generation, log_dropped)),
+            body: page.render(&samples(pods, generation, log_dropped)),
         },
         _ => Answer::empty(StatusCode::NOT_FOUND),
     }
 }
 
-fn gauges(pods: Pods, generation: u64, log_dropped: u64) -> Vec<ProcessGauge> {
-    let gauge = |name, kind, value| ProcessGauge { name, labels: Vec::new(), kind, value };
+fn samples(pods: Pods, generation: u64, log_dropped: u64) -> Vec<Sample> {
+    let sample = |family, help, kind, value| Sample { family, help, kind, labels: Vec::new(), value };
     let build = vec![("component", "ztunnel".to_owned()), ("tag", version::istio_version())];
+    let descriptors_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     vec![
-        ProcessGauge { name: "istio_build", labels: build, kind: Kind::Gauge, value: 1 },
-        gauge("workload_manager_active_proxy_count", Kind::Gauge, pods.active),
-        gauge("workload_manager_pending_proxy_count", Kind::Gauge, pods.pending),
-        gauge("workload_manager_proxies_started", Kind::Counter, pods.started),
-        gauge("workload_manager_proxies_stopped", Kind::Counter, pods.stopped),
-        gauge("process_open_fds", Kind::Gauge, open_descriptors()),
-        gauge("process_max_fds", Kind::Gauge, getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)),
-        gauge("coretunnel_snapshot_generation", Kind::Gauge, generation),
-        gauge("coretunnel_log_lines_dropped", Kind::Counter, log_dropped),
+        Sample { labels: build, ..sample("istio_build", "The mesh's version, and which part of it this is", Kind::Gauge, 1) },
+        sample("workload_manager_active_proxy_count", "Pods captured now", Kind::Gauge, pods.active),
+        sample("workload_manager_pending_proxy_count", "Pods waiting to be captured", Kind::Gauge, pods.pending),
+        sample("workload_manager_proxies_started", "Pods ever captured", Kind::Counter, pods.started),
+        sample("workload_manager_proxies_stopped", "Pods ever let go", Kind::Counter, pods.stopped),
+        sample("process_open_fds", "Descriptors open now", Kind::Gauge, open_descriptors()),
+        sample("process_max_fds", "Descriptors that may be open at once", Kind::Gauge, descriptors_max),
+        sample("coretunnel_snapshot_generation", "The newest generation of the mesh", Kind::Gauge, generation),
+        sample("coretunnel_log_lines_dropped", "Log lines that could not be written in time", Kind::Counter, log_dropped),
     ]
 }
 

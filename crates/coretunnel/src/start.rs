@@ -33,7 +33,7 @@ const CORES_END: Duration = Duration::from_secs(2);
 /// # Errors
 /// What kept it from starting, or ended it.
 pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
-    let log = telemetry::log::init(&settings.log_filter, settings.log_format)?;
+    let log = telemetry::log::init(&settings.log)?;
     tracing::info!("version: {}", version::line());
     raise_descriptor_limit();
     let findings = preflight::examine(&settings);
@@ -58,7 +58,7 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the control thread's runtime")?;
-    let dropped = log.dropped_counter();
+    let dropped = log.dropped();
     let ended = LocalSet::new().block_on(&runtime, async {
         let mut signals = Signals::listen().context("cannot listen for signals")?;
         let status = Status::default();

@@ -6,6 +6,7 @@ mod sources;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use dataplane::TenantBy;
+use telemetry::log::{LogConfig, LogError};
 
 pub(crate) use cores::{Cpus, CpuLimits};
 pub(crate) use sources::SettingError;
@@ -44,8 +45,7 @@ pub(crate) struct Settings {
     pub(crate) port_reuse: bool,
     pub(crate) keepalive: Option<Keepalive>,
     pub(crate) user_timeout: bool,
-    pub(crate) log_filter: String,
-    pub(crate) log_format: telemetry::log::Format,
+    pub(crate) log: LogConfig,
 }
 
 /// TCP keepalive of pods' connections.
@@ -221,16 +221,18 @@ pub(crate) fn load(
         port_reuse: read.boolean("INPOD_PORT_REUSE", true),
         keepalive: keepalive_on.then_some(keepalive),
         user_timeout: read.boolean("USER_TIMEOUT_ENABLED", false),
-        log_filter: read
-            .setting(Some(("--log", &flags.log)), &["RUST_LOG"], "LEVEL or TARGET=LEVEL, separated by commas", |text| {
-                telemetry::log::parse_filter(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
-            })
-            .unwrap_or_else(|| "info".to_owned()),
-        log_format: read
-            .setting(Some(("--log-format", &flags.log_format)), &["LOG_FORMAT"], "plain or json", |text| {
-                text.parse().map_err(|error: telemetry::log::LogError| error.to_string())
-            })
-            .unwrap_or_default(),
+        log: LogConfig {
+            filter: read
+                .setting(Some(("--log", &flags.log)), &["RUST_LOG"], "LEVEL or TARGET=LEVEL, separated by commas", |text| {
+                    text.parse().map_err(|error: LogError| error.to_string())
+                })
+                .unwrap_or_default(),
+            format: read
+                .setting(Some(("--log-format", &flags.log_format)), &["LOG_FORMAT"], "plain or json", |text| {
+                    text.parse().map_err(|error: LogError| error.to_string())
+                })
+                .unwrap_or_default(),
+        },
     };
     read.finish(settings)
 }
