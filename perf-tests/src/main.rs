@@ -85,7 +85,7 @@ enum Scenario {
         #[arg(long, default_value_t = 4)]
         flows: usize,
         /// MiB per connection
-        #[arg(long, default_value_t = 256)]
+        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
         mib: u64,
     },
 }
@@ -97,7 +97,7 @@ struct Common {
     #[arg(long)]
     to: SocketAddr,
     /// For how many seconds (bulk: at most)
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
     /// Also the CPU time of these processes meanwhile
     #[arg(long = "pid")]

@@ -17,7 +17,8 @@ pub const REQUESTS_MAX: u64 = 10_000_000;
 /// What is sent.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Connections per path. Their requests are spread evenly over an interval.
+    /// Connections per path. The requests of all paths' connections are spread evenly over an interval, so that none waits for
+    /// another's to be sent.
     pub connections: usize,
     /// Requests per second, over all connections of a path.
     pub rate: f64,
@@ -76,7 +77,7 @@ pub struct Outcome {
 /// When a limit is exceeded or a connection can't be opened; a connection that breaks later leaves its requests unanswered.
 pub fn run(paths: &[Path<'_>], plan: &Plan) -> io::Result<Vec<Outcome>> {
     check_message(plan.message)?;
-    let schedule = Schedule::new(plan)?;
+    let schedule = Schedule::new(plan, paths.len())?;
     let mut streams = Vec::with_capacity(paths.len());
     for path in paths {
         streams.push(connect_all(path.connect, plan.connections, plan.patience)?);
@@ -96,7 +97,7 @@ pub fn run(paths: &[Path<'_>], plan: &Plan) -> io::Result<Vec<Outcome>> {
         let mut running = Vec::new();
         for (path, streams) in streams.iter().enumerate() {
             for (number, stream) in streams.iter().enumerate() {
-                let due = move |request| start + schedule.offset(number, request);
+                let due = move |request| start + schedule.offset(path, number, request);
                 let receiver = spawn(scope, "receiver", move || receive(stream, plan, schedule, &due))?;
                 let sender = spawn(scope, "sender", move || send(stream, plan, schedule, &due))?;
                 running.push((path, sender, receiver));
@@ -120,13 +121,14 @@ struct Schedule {
     /// Between two requests of one connection.
     interval: Duration,
     connections: u32,
+    paths: usize,
     requests: u64,
     /// The first that counts.
     first: u64,
 }
 
 impl Schedule {
-    fn new(plan: &Plan) -> io::Result<Self> {
+    fn new(plan: &Plan, paths: usize) -> io::Result<Self> {
         let connections = u32::try_from(plan.connections).ok().filter(|count| *count > 0);
         let connections = connections.ok_or_else(|| invalid(format!("{} connections", plan.connections)))?;
         let interval = Duration::try_from_secs_f64(f64::from(connections) / plan.rate).ok();
@@ -139,11 +141,12 @@ impl Schedule {
             let count = requests - first.min(requests);
             return Err(invalid(format!("{count} requests per connection: between 1 and {REQUESTS_MAX}")));
         }
-        Ok(Self { interval, connections, requests, first })
+        Ok(Self { interval, connections, paths, requests, first })
     }
 
-    fn offset(self, connection: usize, request: u64) -> Duration {
-        let phase = self.interval.mul_f64(connection as f64 / f64::from(self.connections));
+    fn offset(self, path: usize, connection: usize, request: u64) -> Duration {
+        let place = (connection * self.paths + path) as f64 / (self.paths as f64 * f64::from(self.connections));
+        let phase = self.interval.mul_f64(place);
         Duration::from_nanos((self.interval.as_nanos() as u64).saturating_mul(request)) + phase
     }
 }
