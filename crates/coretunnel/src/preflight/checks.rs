@@ -1,0 +1,721 @@
+//! What the facts mean: one pure decision for each line. Nothing is asked of the host here.
+
+use std::net::SocketAddr;
+
+use rustix::io::Errno;
+
+use super::{
+    Finding, Verdict,
+    facts::{Attempt, Facts, Limit, Mark, Port, Refusal, Root, Zds},
+};
+use crate::config::Settings;
+
+/// The ring's wait with a time limit (`IORING_ENTER_EXT_ARG`), in which every core sleeps.
+const KERNEL_MIN: (u32, u32) = (5, 11);
+/// `IORING_SETUP_SINGLE_ISSUER`; `IORING_SETUP_COOP_TASKRUN` came before it, with 5.19.
+const KERNEL_GOOD: (u32, u32) = (6, 0);
+const KERNEL_COOPERATIVE: (u32, u32) = (5, 19);
+/// glommio refuses to start a core with less.
+const MEMLOCK_MIN: u64 = 512 << 10;
+/// Two descriptors per connection, and one listener per port and pod: a node with 100 pods and hardly any traffic.
+const NOFILE_MIN: u64 = 4_096;
+/// What leaves room for 10,000 connections.
+const NOFILE_GOOD: u64 = 20_000;
+
+const CAP_NET_ADMIN: u32 = 12;
+const CAP_NET_RAW: u32 = 13;
+const CAP_SYS_ADMIN: u32 = 21;
+
+type Check = fn(&Facts, &Settings) -> Finding;
+
+const CHECKS: [Check; 14] = [
+    kernel,
+    uring,
+    locked_memory,
+    descriptors,
+    net_admin,
+    sys_admin,
+    net_raw,
+    namespace,
+    packet_mark,
+    cores,
+    metrics_port,
+    readiness_port,
+    agent_socket,
+    root_file,
+];
+
+/// All findings, in the order in which an operator would mend them.
+pub(super) fn judge(facts: &Facts, settings: &Settings) -> Vec<Finding> {
+    CHECKS.iter().map(|check| check(facts, settings)).collect()
+}
+
+fn kernel(facts: &Facts, _: &Settings) -> Finding {
+    let found = if facts.release.is_empty() { "an unknown release" } else { &facts.release };
+    let need = format!("Linux {} or newer, {} for full speed", dotted(KERNEL_MIN), dotted(KERNEL_GOOD));
+    let line = Line::new("kernel", found, need);
+    match version(&facts.release) {
+        None => line.warning("mount /proc, or see with uname -r that the kernel is new enough."),
+        Some(version) if version < KERNEL_MIN => {
+            line.fatal(format!("run on a kernel of at least {}, better 6.1.", dotted(KERNEL_MIN)))
+        }
+        Some(version) if version < KERNEL_COOPERATIVE => line.warning(
+            "it runs, with an interrupt per completion: Linux 5.19 brings COOP_TASKRUN and 6.0 SINGLE_ISSUER, so upgrade.",
+        ),
+        Some(version) if version < KERNEL_GOOD => {
+            line.warning("it runs, somewhat slower: Linux 6.0 brings SINGLE_ISSUER, so upgrade.")
+        }
+        Some(_) => line.good(),
+    }
+}
+
+fn uring(facts: &Facts, _: &Settings) -> Finding {
+    let line = |found: String| Line::new("io_uring", found, "a core that starts");
+    let short_of_memory = || {
+        line("a ring, but too little locked memory for a core".to_owned())
+            .fatal("raise RLIMIT_MEMLOCK as its own line says.")
+    };
+    match &facts.attempt {
+        Attempt::LockedMemory { .. } => short_of_memory(),
+        // glommio may word its refusal as any I/O error.
+        Attempt::Host(_) if !at_least(facts.memlock.soft, MEMLOCK_MIN) => short_of_memory(),
+        Attempt::Started => line("a core that started".to_owned()).good(),
+        Attempt::NoRing(refusal) => no_ring(facts, refusal, line),
+        Attempt::NoDescriptors(refusal) => {
+            line(format!("no descriptor for a core ({})", refusal.says)).fatal(OUT_OF_DESCRIPTORS)
+        }
+        Attempt::Host(cause) => line(format!("a core that glommio did not start ({cause})"))
+            .fatal("see that threads can be made: raise pids.max or ulimit -u."),
+    }
+}
+
+const OUT_OF_DESCRIPTORS: &str =
+    "raise RLIMIT_NOFILE (ulimit -n, LimitNOFILE=) or, if the whole host is out of them, sysctl -w fs.file-max.";
+const UNCONFINED: &str = "allow io_uring_setup, io_uring_enter and io_uring_register in a Localhost seccomp profile, or set \
+                          seccompProfile: {type: Unconfined} (docker: --security-opt seccomp=unconfined).";
+
+/// EPERM has three causes that look alike, and each has a cure of its own. The sysctl is asked after the system call was
+/// let in, so a filter hides it; both may have to be mended, one after the other.
+fn no_ring(facts: &Facts, refusal: &Refusal, line: impl Fn(String) -> Line) -> Finding {
+    let privileged = has(facts, CAP_SYS_ADMIN) || facts.process.in_uring_group;
+    match (refusal.errno, facts.uring_disabled) {
+        (Some(Errno::PERM), Some(2..)) => {
+            line("it forbidden for everyone by kernel.io_uring_disabled=2".to_owned()).fatal("sysctl -w kernel.io_uring_disabled=0 on the node.")
+        }
+        (Some(Errno::PERM), Some(1)) if !privileged => {
+            line("it forbidden for this process by kernel.io_uring_disabled=1".to_owned()).fatal(
+                "give the container CAP_SYS_ADMIN (securityContext.capabilities.add: [SYS_ADMIN]) or the group of \
+                 kernel.io_uring_group, or sysctl -w kernel.io_uring_disabled=0 on the node.",
+            )
+        }
+        (Some(Errno::PERM), _) if facts.process.filtered => line("it forbidden by seccomp (EPERM)".to_owned()).fatal(UNCONFINED),
+        (Some(Errno::PERM | Errno::ACCESS), _) => line(format!("it forbidden, not by sysctl or seccomp but perhaps by an LSM ({})", refusal.says))
+            .fatal("allow io_uring in the container's SELinux or AppArmor profile; the node's audit log names it."),
+        (Some(Errno::NOSYS), _) if facts.process.filtered => line("no such system call: seccomp hides it (ENOSYS)".to_owned()).fatal(UNCONFINED),
+        // The sysctl is there only if io_uring is built in, so something between us and the kernel says no.
+        (Some(Errno::NOSYS), Some(_)) => line("no such system call, though the kernel has it (ENOSYS)".to_owned()).fatal(UNCONFINED),
+        (Some(Errno::NOSYS), None) => line("no such system call (ENOSYS)".to_owned())
+            .fatal("run on a kernel built with CONFIG_IO_URING=y, and outside of sandboxes without it such as gVisor."),
+        (Some(Errno::NOMEM), _) => line("no memory for a ring (ENOMEM)".to_owned())
+            .fatal("raise RLIMIT_MEMLOCK (ulimit -l, LimitMEMLOCK=infinity) or, from Linux 5.12 on, the container's memory limit."),
+        (Some(Errno::MFILE | Errno::NFILE), _) => line(format!("no descriptor for a ring ({})", refusal.says)).fatal(OUT_OF_DESCRIPTORS),
+        _ => line(format!("no ring ({})", refusal.says)).fatal("look the error up in io_uring_setup(2)."),
+    }
+}
+
+fn locked_memory(facts: &Facts, _: &Settings) -> Finding {
+    let Limit { soft, hard } = facts.memlock;
+    let needed = match facts.attempt {
+        Attempt::LockedMemory { needed, .. } => needed,
+        Attempt::Started | Attempt::NoRing(_) | Attempt::NoDescriptors(_) | Attempt::Host(_) => MEMLOCK_MIN,
+    };
+    let line = Line::new("RLIMIT_MEMLOCK", bytes(soft), bytes(Some(needed)));
+    let kib = needed.div_ceil(1024);
+    if at_least(soft, needed) {
+        line.good()
+    } else if at_least(hard, needed) {
+        line.fatal(format!(
+            "ulimit -l {kib} before the start, which the hard limit allows, or LimitMEMLOCK=infinity in the unit."
+        ))
+    } else {
+        line.fatal(format!(
+            "set LimitMEMLOCK=infinity in the unit (in Kubernetes: in that of the container runtime, as pods inherit its \
+             limits), or as root ulimit -l {kib} before the start."
+        ))
+    }
+}
+
+fn descriptors(facts: &Facts, _: &Settings) -> Finding {
+    // The daemon raises its soft limit itself.
+    let hard = facts.nofile.hard;
+    let found = hard.map_or("no hard limit".to_owned(), |hard| format!("a hard limit of {hard}"));
+    let line = Line::new("RLIMIT_NOFILE", found, format!("{NOFILE_MIN}, {NOFILE_GOOD} for 10000 connections at once"));
+    let cure = "set LimitNOFILE=1048576 in the unit (in Kubernetes: in that of the container runtime), or as root ulimit -Hn 1048576.";
+    if !at_least(hard, NOFILE_MIN) {
+        line.fatal(cure)
+    } else if !at_least(hard, NOFILE_GOOD) {
+        line.warning(cure)
+    } else {
+        line.good()
+    }
+}
+
+fn net_admin(facts: &Facts, _: &Settings) -> Finding {
+    let line =
+        Line::new("CAP_NET_ADMIN", presence(facts, CAP_NET_ADMIN), "it to mark packets and to keep clients' addresses");
+    if has(facts, CAP_NET_ADMIN) { line.good() } else { line.fatal(grant("NET_ADMIN")) }
+}
+
+fn sys_admin(facts: &Facts, _: &Settings) -> Finding {
+    let line = Line::new("CAP_SYS_ADMIN", presence(facts, CAP_SYS_ADMIN), "it to enter pods' network namespaces");
+    if has(facts, CAP_SYS_ADMIN) { line.good() } else { line.fatal(grant("SYS_ADMIN")) }
+}
+
+/// The kernel takes it in the place of CAP_NET_ADMIN where an address is kept or a packet marked, so it alone blocks nothing.
+fn net_raw(facts: &Facts, _: &Settings) -> Finding {
+    let line = Line::new("CAP_NET_RAW", presence(facts, CAP_NET_RAW), "it as ztunnel has it");
+    if has(facts, CAP_NET_RAW) { line.good() } else { line.warning(grant("NET_RAW")) }
+}
+
+fn namespace(facts: &Facts, _: &Settings) -> Finding {
+    let line = |found: String| Line::new("setns", found, "network namespaces that can be entered");
+    match &facts.setns {
+        Ok(()) => line("our own network namespace entered".to_owned()).good(),
+        Err(refusal) => {
+            let line = line(format!("our own network namespace closed ({})", refusal.says));
+            match refusal.errno {
+                Some(Errno::PERM) if !has(facts, CAP_SYS_ADMIN) => line.fatal(grant("SYS_ADMIN")),
+                Some(Errno::PERM) => line.fatal(
+                    "run in the host's user namespace (hostUsers: true), and allow setns in the seccomp profile.",
+                ),
+                Some(Errno::NOENT | Errno::NOTDIR) => line.fatal("mount /proc, with hidepid off."),
+                Some(Errno::MFILE | Errno::NFILE) => line.fatal(OUT_OF_DESCRIPTORS),
+                _ => line.fatal("look the error up in setns(2)."),
+            }
+        }
+    }
+}
+
+fn packet_mark(facts: &Facts, settings: &Settings) -> Finding {
+    let line = |found: String| {
+        Line::new("SO_MARK", found, format!("mark {} on sockets, else the proxy captures itself", settings.packet_mark))
+    };
+    match &facts.mark {
+        Mark::Set => line("that it can be set".to_owned()).good(),
+        Mark::Refused(refusal) if refusal.errno == Some(Errno::PERM) && has(facts, CAP_NET_ADMIN) => {
+            line(format!("it refused ({})", refusal.says))
+                .fatal("run in the user namespace that owns the network namespace (hostUsers: true).")
+        }
+        Mark::Refused(refusal) => line(format!("it refused ({})", refusal.says)).fatal(grant("NET_ADMIN")),
+        Mark::NotTried(refusal) => line(format!("no socket to try it on ({})", refusal.says))
+            .warning("mend what the lines above name, then look again."),
+    }
+}
+
+/// Whether they may be used was decided where the settings were read.
+fn cores(_: &Facts, settings: &Settings) -> Finding {
+    let list: Vec<String> = settings.cores.iter().map(ToString::to_string).collect();
+    Line::new("cores", format!("CPU {}", list.join(", ")), "CPUs this process may use").good()
+}
+
+fn metrics_port(facts: &Facts, settings: &Settings) -> Finding {
+    port("metrics port", "--metrics-addr", settings.metrics_addr, &facts.metrics_port)
+}
+
+fn readiness_port(facts: &Facts, settings: &Settings) -> Finding {
+    let address = settings.readiness_addr;
+    // Both would bind, because listeners share their port with a daemon that is being replaced.
+    if address == settings.metrics_addr && address.port() != 0 {
+        return Line::new("readiness port", format!("{address} for metrics too"), "an address of its own")
+            .fatal("give --readiness-addr and --metrics-addr different ports.");
+    }
+    port("readiness port", "--readiness-addr", address, &facts.readiness_port)
+}
+
+fn port(what: &'static str, flag: &str, address: SocketAddr, port: &Port) -> Finding {
+    let line = |found: String| Line::new(what, found, "an address to listen on");
+    match port {
+        Port::Free => line(format!("{address} free")).good(),
+        Port::Taken { by: Some(by) } => {
+            line(format!("{address} taken by {by}")).fatal(format!("stop {by}, or give another address with {flag}."))
+        }
+        Port::Taken { by: None } => {
+            line(format!("{address} taken by a process that cannot be seen from here")).fatal(format!(
+                "find it with ss -ltnp 'sport = :{}' on the node and stop it, or give another address with {flag}.",
+                address.port()
+            ))
+        }
+        Port::Refused(refusal) => {
+            let line = line(format!("{address} not to be had ({})", refusal.says));
+            match refusal.errno {
+                Some(Errno::ACCESS | Errno::PERM) => {
+                    line.fatal(format!("give a port of 1024 or above with {flag}, or add CAP_NET_BIND_SERVICE."))
+                }
+                Some(Errno::ADDRNOTAVAIL) => line.fatal(format!("give an address that this host has with {flag}.")),
+                Some(Errno::AFNOSUPPORT) => {
+                    line.fatal(format!("set IPV6_ENABLED=false, or give an IPv4 address with {flag}."))
+                }
+                Some(Errno::MFILE | Errno::NFILE) => line.fatal(OUT_OF_DESCRIPTORS),
+                _ => line.fatal(format!("give another address with {flag}.")),
+            }
+        }
+    }
+}
+
+/// Never fatal: the agent may come later, and the daemon tries until it does.
+fn agent_socket(facts: &Facts, settings: &Settings) -> Finding {
+    let socket = settings.zds_socket.display();
+    let line = |found: String| Line::new("CNI agent's socket", found, "the socket, or at least its directory");
+    match facts.zds {
+        Zds::Abstract => line(format!("abstract name {socket}")).good(),
+        Zds::Socket => line(socket.to_string()).good(),
+        Zds::Directory => line(format!("the directory of {socket}, for which the daemon will wait")).good(),
+        Zds::NotASocket => line(format!("{socket} to be no socket"))
+            .warning("point --zds-socket (INPOD_UDS) at the CNI agent's socket."),
+        Zds::Nothing => line(format!("not even the directory of {socket}")).warning(
+            "mount the CNI agent's directory as a hostPath, or give the socket with --zds-socket (INPOD_UDS).",
+        ),
+    }
+}
+
+fn root_file(facts: &Facts, settings: &Settings) -> Finding {
+    let file = settings.ca_root_file.display();
+    let line = |found: String| Line::new("CA root", found, "a private file, or a directory to make it in");
+    match &facts.root {
+        Root::Present { regular: false, .. } => {
+            line(format!("{file} to be no file")).fatal("give the root's PEM file with --ca-root-file.")
+        }
+        Root::Present { readable: false, mode, .. } => {
+            line(format!("{file} unreadable (mode {mode:03o})")).fatal("chown it to the daemon's user, with mode 0600.")
+        }
+        Root::Present { lockable: false, .. } => line(format!("{file} where no lock can be made beside it"))
+            .fatal("copy it into a writable directory, such as an emptyDir, and give it with --ca-root-file."),
+        Root::Present { mode, .. } if mode & 0o044 != 0 => {
+            line(format!("{file}, which holds the CA's key, open to others (mode {mode:03o})"))
+                .warning(format!("chmod 0600 {file}."))
+        }
+        Root::Present { .. } => line(file.to_string()).good(),
+        Root::Missing { writable: true, nearest } => {
+            line(format!("no {file} yet, and {} to make it in", nearest.display())).good()
+        }
+        Root::Missing { writable: false, nearest } => {
+            line(format!("no {file}, and that nothing can be made in {}", nearest.display()))
+                .fatal("mount a writable volume there, or give another file with --ca-root-file.")
+        }
+        Root::Refused(refusal) => line(format!("{file} out of reach ({})", refusal.says))
+            .fatal("make its path one that the daemon's user may search, or give another file with --ca-root-file."),
+    }
+}
+
+/// A finding before its verdict.
+struct Line {
+    what: &'static str,
+    found: String,
+    need: String,
+}
+
+impl Line {
+    fn new(what: &'static str, found: impl Into<String>, need: impl Into<String>) -> Self {
+        Self { what, found: found.into(), need: need.into() }
+    }
+
+    fn good(self) -> Finding {
+        Finding { what: self.what, verdict: Verdict::Good, found: self.found, need: self.need, cure: None }
+    }
+
+    fn warning(self, cure: impl Into<String>) -> Finding {
+        Finding { verdict: Verdict::Warning, cure: Some(cure.into()), ..self.good() }
+    }
+
+    fn fatal(self, cure: impl Into<String>) -> Finding {
+        Finding { verdict: Verdict::Fatal, cure: Some(cure.into()), ..self.good() }
+    }
+}
+
+fn has(facts: &Facts, capability: u32) -> bool {
+    facts.process.capabilities >> capability & 1 == 1
+}
+
+fn presence(facts: &Facts, capability: u32) -> &'static str {
+    if has(facts, capability) { "it" } else { "that it is missing" }
+}
+
+fn grant(capability: &str) -> String {
+    format!(
+        "add {capability} to the container's securityContext.capabilities.add, or run as root (systemd: AmbientCapabilities=CAP_{capability})."
+    )
+}
+
+/// `None` is without limit.
+fn at_least(limit: Option<u64>, needed: u64) -> bool {
+    limit.is_none_or(|limit| limit >= needed)
+}
+
+fn bytes(limit: Option<u64>) -> String {
+    match limit {
+        None => "no limit".to_owned(),
+        Some(bytes) => format!("{} KiB", bytes / 1024),
+    }
+}
+
+/// The first two numbers of a release such as `6.1.0-13-amd64` or `5.15-rc3`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let (major, rest) = release.split_once('.')?;
+    let minor = rest.split(|letter: char| !letter.is_ascii_digit()).next()?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn dotted((major, minor): (u32, u32)) -> String {
+    format!("{major}.{minor}")
+}
+
+#[cfg(test)]
+mod tests {
+    use Verdict::{Fatal, Good, Warning};
+
+    use super::*;
+    use crate::{cli::Flags, config, preflight::facts::Process};
+
+    const ALL: u64 = 1 << CAP_NET_ADMIN | 1 << CAP_NET_RAW | 1 << CAP_SYS_ADMIN;
+
+    fn fine() -> Facts {
+        Facts {
+            release: "6.8.0-45-generic".to_owned(),
+            uring_disabled: Some(0),
+            attempt: Attempt::Started,
+            process: Process { capabilities: ALL, ..Process::default() },
+            memlock: Limit { soft: Some(8 << 20), hard: Some(8 << 20) },
+            nofile: Limit { soft: Some(1_024), hard: Some(1 << 20) },
+            setns: Ok(()),
+            mark: Mark::Set,
+            metrics_port: Port::Free,
+            readiness_port: Port::Free,
+            zds: Zds::Socket,
+            root: Root::Present { regular: true, readable: true, mode: 0o600, lockable: true },
+        }
+    }
+
+    fn settings() -> Settings {
+        config::load(&Flags::default(), &|_| None, &config::Cpus { usable: vec![0, 1] }).expect("defaults are good")
+    }
+
+    fn refusal(errno: Errno) -> Refusal {
+        errno.into()
+    }
+
+    /// What is different from a good host, the verdict, and words of the line in which it shows.
+    type Row<'a> = (&'a dyn Fn(&mut Facts), Verdict, &'a [&'a str]);
+
+    #[track_caller]
+    fn holds(check: Check, rows: &[Row<'_>]) {
+        for (index, (change, verdict, words)) in rows.iter().enumerate() {
+            let mut facts = fine();
+            change(&mut facts);
+            let finding = check(&facts, &settings());
+            let line = super::super::table(std::slice::from_ref(&finding));
+            assert_eq!(finding.verdict, *verdict, "row {index}: {line}");
+            assert_eq!(finding.cure.is_some(), *verdict != Good, "row {index}: {line}");
+            assert!(finding.cure.as_ref().is_none_or(|cure| cure.ends_with('.')), "row {index}: {line}");
+            for word in *words {
+                assert!(line.contains(word), "row {index} lacks {word:?}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_good_host_has_nothing_but_good_lines_of_which_no_two_are_named_alike() {
+        let findings = judge(&fine(), &settings());
+        assert_eq!(findings.len(), CHECKS.len());
+        assert!(findings.iter().all(|finding| finding.verdict == Good), "{findings:#?}");
+        let names: std::collections::BTreeSet<_> = findings.iter().map(|finding| finding.what).collect();
+        assert_eq!(names.len(), findings.len());
+    }
+
+    #[test]
+    fn a_release_is_read_by_its_first_two_numbers() {
+        for (release, expected) in [
+            ("6.18.44", Some((6, 18))),
+            ("5.15-rc3", Some((5, 15))),
+            ("6.1+", Some((6, 1))),
+            ("6.10", Some((6, 10))),
+            ("", None),
+            ("6", None),
+            ("six.1", None),
+            ("6.x", None),
+        ] {
+            assert_eq!(version(release), expected, "{release:?}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_is_too_old_slow_or_good() {
+        holds(
+            kernel,
+            &[
+                (&|facts| facts.release = "4.18.0-553.el8".into(), Fatal, &["4.18.0-553.el8", "at least 5.11"]),
+                (&|facts| facts.release = "5.10.99".into(), Fatal, &["5.10.99"]),
+                (&|facts| facts.release = "5.11.0".into(), Warning, &["COOP_TASKRUN", "SINGLE_ISSUER"]),
+                (&|facts| facts.release = "5.18.9".into(), Warning, &["COOP_TASKRUN"]),
+                (&|facts| facts.release = "5.19.0".into(), Warning, &["SINGLE_ISSUER", "somewhat"]),
+                (&|facts| facts.release = "6.0.0".into(), Good, &["6.0.0"]),
+                (&|facts| facts.release = String::new(), Warning, &["unknown", "/proc"]),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_ring_refused_by_sysctl_seccomp_an_lsm_the_kernel_or_a_limit_is_told_apart() {
+        fn refused(facts: &mut Facts, errno: Errno, sysctl: Option<u32>, capabilities: u64, filtered: bool) {
+            facts.attempt = Attempt::NoRing(refusal(errno));
+            facts.uring_disabled = sysctl;
+            facts.process = Process { capabilities, filtered, ..Process::default() };
+        }
+        holds(
+            uring,
+            &[
+                (&|_| {}, Good, &["a core that started"]),
+                (
+                    &|facts| refused(facts, Errno::PERM, Some(2), ALL, false),
+                    Fatal,
+                    &["io_uring_disabled=2", "io_uring_disabled=0"],
+                ),
+                (&|facts| refused(facts, Errno::PERM, Some(2), ALL, true), Fatal, &["io_uring_disabled=2"]),
+                (
+                    &|facts| refused(facts, Errno::PERM, Some(1), 0, true),
+                    Fatal,
+                    &["io_uring_disabled=1", "SYS_ADMIN", "io_uring_group"],
+                ),
+                (&|facts| refused(facts, Errno::PERM, Some(1), ALL, true), Fatal, &["by seccomp", "Localhost"]),
+                (
+                    &|facts| {
+                        refused(facts, Errno::PERM, Some(1), 0, true);
+                        facts.process.in_uring_group = true;
+                    },
+                    Fatal,
+                    &["by seccomp"],
+                ),
+                (&|facts| refused(facts, Errno::PERM, Some(0), ALL, true), Fatal, &["by seccomp", "io_uring_enter"]),
+                (&|facts| refused(facts, Errno::PERM, None, 0, true), Fatal, &["by seccomp"]),
+                (&|facts| refused(facts, Errno::PERM, Some(0), ALL, false), Fatal, &["LSM", "SELinux"]),
+                (&|facts| refused(facts, Errno::ACCESS, Some(0), ALL, true), Fatal, &["LSM"]),
+                (&|facts| refused(facts, Errno::NOSYS, Some(0), ALL, true), Fatal, &["seccomp hides it", "Unconfined"]),
+                (&|facts| refused(facts, Errno::NOSYS, Some(0), ALL, false), Fatal, &["though the kernel has it"]),
+                (&|facts| refused(facts, Errno::NOSYS, None, ALL, false), Fatal, &["CONFIG_IO_URING", "gVisor"]),
+                (&|facts| refused(facts, Errno::NOMEM, Some(0), ALL, false), Fatal, &["ENOMEM", "LimitMEMLOCK"]),
+                (&|facts| refused(facts, Errno::MFILE, Some(0), ALL, false), Fatal, &["LimitNOFILE"]),
+                (&|facts| refused(facts, Errno::NFILE, Some(0), ALL, false), Fatal, &["fs.file-max"]),
+                (
+                    &|facts| refused(facts, Errno::INVAL, Some(0), ALL, false),
+                    Fatal,
+                    &["Invalid argument", "io_uring_setup(2)"],
+                ),
+                (
+                    &|facts| facts.attempt = Attempt::NoRing(Refusal { errno: None, says: "odd".into() }),
+                    Fatal,
+                    &["odd"],
+                ),
+                (&|facts| facts.attempt = Attempt::LockedMemory { limit: 1, needed: 2 }, Fatal, &["RLIMIT_MEMLOCK"]),
+                (&|facts| facts.attempt = Attempt::NoDescriptors(refusal(Errno::MFILE)), Fatal, &["LimitNOFILE"]),
+                (&|facts| facts.attempt = Attempt::Host("no thread".into()), Fatal, &["no thread", "pids.max"]),
+                (
+                    &|facts| {
+                        facts.attempt = Attempt::Host("MemLockLimit".into());
+                        facts.memlock.soft = Some(MEMLOCK_MIN - 1);
+                    },
+                    Fatal,
+                    &["too little locked memory", "RLIMIT_MEMLOCK"],
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn locked_memory_is_enough_or_can_be_raised_by_us_or_by_root_only() {
+        fn limits(facts: &mut Facts, soft: Option<u64>, hard: Option<u64>) {
+            facts.memlock = Limit { soft, hard };
+        }
+        holds(
+            locked_memory,
+            &[
+                (&|facts| limits(facts, None, None), Good, &["no limit"]),
+                (&|facts| limits(facts, Some(512 << 10), None), Good, &["512 KiB"]),
+                (
+                    &|facts| limits(facts, Some((512 << 10) - 1), None),
+                    Fatal,
+                    &["511 KiB", "ulimit -l 512", "hard limit allows"],
+                ),
+                (&|facts| limits(facts, Some(64 << 10), Some(8 << 20)), Fatal, &["64 KiB", "hard limit allows"]),
+                (&|facts| limits(facts, Some(64 << 10), Some(64 << 10)), Fatal, &["container runtime", "LimitMEMLOCK"]),
+                (
+                    &|facts| facts.attempt = Attempt::LockedMemory { limit: 8 << 20, needed: 16 << 20 },
+                    Fatal,
+                    &["8192 KiB", "16384 KiB", "ulimit -l 16384"],
+                ),
+            ],
+        );
+    }
+
+    #[test]
+    fn descriptors_are_too_few_few_or_enough_by_the_hard_limit() {
+        fn hard(facts: &mut Facts, hard: Option<u64>) {
+            facts.nofile.hard = hard;
+        }
+        holds(
+            descriptors,
+            &[
+                (&|facts| hard(facts, Some(4_095)), Fatal, &["4095", "LimitNOFILE"]),
+                (&|facts| hard(facts, Some(4_096)), Warning, &["LimitNOFILE"]),
+                (&|facts| hard(facts, Some(19_999)), Warning, &["19999"]),
+                (&|facts| hard(facts, Some(20_000)), Good, &["20000"]),
+                (&|facts| hard(facts, None), Good, &["no hard limit"]),
+            ],
+        );
+    }
+
+    #[test]
+    fn capabilities_are_missed_one_by_one() {
+        for (check, bit, verdict, name) in [
+            (net_admin as Check, CAP_NET_ADMIN, Fatal, "NET_ADMIN"),
+            (sys_admin, CAP_SYS_ADMIN, Fatal, "SYS_ADMIN"),
+            (net_raw, CAP_NET_RAW, Warning, "NET_RAW"),
+        ] {
+            holds(
+                check,
+                &[
+                    (&|facts| facts.process.capabilities = 1 << bit, Good, &[name]),
+                    (&|facts| facts.process.capabilities = !(1 << bit), verdict, &["missing", name, "securityContext"]),
+                ],
+            );
+        }
+    }
+
+    #[test]
+    fn a_closed_namespace_is_for_want_of_a_right_a_user_namespace_proc_or_descriptors() {
+        holds(
+            namespace,
+            &[
+                (&|_| {}, Good, &["entered"]),
+                (
+                    &|facts| {
+                        facts.setns = Err(refusal(Errno::PERM));
+                        facts.process.capabilities = 0;
+                    },
+                    Fatal,
+                    &["add SYS_ADMIN"],
+                ),
+                (&|facts| facts.setns = Err(refusal(Errno::PERM)), Fatal, &["hostUsers", "seccomp"]),
+                (&|facts| facts.setns = Err(refusal(Errno::NOENT)), Fatal, &["/proc"]),
+                (&|facts| facts.setns = Err(refusal(Errno::MFILE)), Fatal, &["LimitNOFILE"]),
+                (&|facts| facts.setns = Err(refusal(Errno::NOMEM)), Fatal, &["setns(2)"]),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_mark_can_be_set_is_refused_or_could_not_be_tried() {
+        holds(
+            packet_mark,
+            &[
+                (&|_| {}, Good, &["1337"]),
+                (
+                    &|facts| {
+                        facts.mark = Mark::Refused(refusal(Errno::PERM));
+                        facts.process.capabilities = 0;
+                    },
+                    Fatal,
+                    &["add NET_ADMIN"],
+                ),
+                (&|facts| facts.mark = Mark::Refused(refusal(Errno::PERM)), Fatal, &["hostUsers"]),
+                (&|facts| facts.mark = Mark::NotTried(refusal(Errno::PERM)), Warning, &["lines above"]),
+            ],
+        );
+    }
+
+    #[test]
+    fn cores_are_listed() {
+        holds(cores, &[(&|_| {}, Good, &["CPU 0, 1"])]);
+    }
+
+    #[test]
+    fn a_port_is_free_taken_or_not_to_be_had() {
+        fn both(facts: &mut Facts, port: Port) {
+            (facts.metrics_port, facts.readiness_port) = (port.clone(), port);
+        }
+        for (check, flag, number) in
+            [(metrics_port as Check, "--metrics-addr", "15020"), (readiness_port, "--readiness-addr", "15021")]
+        {
+            holds(
+                check,
+                &[
+                    (&|_| {}, Good, &[number, "free"]),
+                    (
+                        &|facts| both(facts, Port::Taken { by: Some("envoy (pid 7)".into()) }),
+                        Fatal,
+                        &["taken by envoy (pid 7)", "stop envoy", flag],
+                    ),
+                    (&|facts| both(facts, Port::Taken { by: None }), Fatal, &["cannot be seen", "ss -ltnp", number]),
+                    (&|facts| both(facts, Port::Refused(refusal(Errno::ACCESS))), Fatal, &["NET_BIND_SERVICE"]),
+                    (
+                        &|facts| both(facts, Port::Refused(refusal(Errno::ADDRNOTAVAIL))),
+                        Fatal,
+                        &["this host has", flag],
+                    ),
+                    (&|facts| both(facts, Port::Refused(refusal(Errno::AFNOSUPPORT))), Fatal, &["IPV6_ENABLED=false"]),
+                    (&|facts| both(facts, Port::Refused(refusal(Errno::MFILE))), Fatal, &["LimitNOFILE"]),
+                    (&|facts| both(facts, Port::Refused(refusal(Errno::NOBUFS))), Fatal, &[flag]),
+                ],
+            );
+        }
+    }
+
+    #[test]
+    fn metrics_and_readiness_must_not_have_one_address_unless_the_kernel_chooses_the_port() {
+        for (address, verdict) in [("127.0.0.1:9000", Fatal), ("127.0.0.1:0", Good)] {
+            let address: SocketAddr = address.parse().expect("an address");
+            let settings = Settings { metrics_addr: address, readiness_addr: address, ..settings() };
+            assert_eq!(readiness_port(&fine(), &settings).verdict, verdict, "{address}");
+        }
+    }
+
+    #[test]
+    fn the_agent_may_come_later() {
+        holds(
+            agent_socket,
+            &[
+                (&|facts| facts.zds = Zds::Abstract, Good, &["abstract"]),
+                (&|facts| facts.zds = Zds::Socket, Good, &["ztunnel.sock"]),
+                (&|facts| facts.zds = Zds::Directory, Good, &["will wait"]),
+                (&|facts| facts.zds = Zds::NotASocket, Warning, &["no socket", "INPOD_UDS"]),
+                (&|facts| facts.zds = Zds::Nothing, Warning, &["not even", "hostPath"]),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_root_file_is_private_or_can_be_made() {
+        let present = |regular, readable, mode, lockable| {
+            move |facts: &mut Facts| facts.root = Root::Present { regular, readable, mode, lockable }
+        };
+        let missing =
+            |writable| move |facts: &mut Facts| facts.root = Root::Missing { nearest: "/var/run".into(), writable };
+        holds(
+            root_file,
+            &[
+                (&present(true, true, 0o600, true), Good, &["root.pem"]),
+                (&present(true, true, 0o400, true), Good, &["root.pem"]),
+                (&present(true, true, 0o640, true), Warning, &["mode 640", "chmod 0600"]),
+                (&present(true, true, 0o604, true), Warning, &["mode 604"]),
+                (&present(true, true, 0o600, false), Fatal, &["no lock", "emptyDir"]),
+                (&present(true, false, 0o600, true), Fatal, &["unreadable", "chown"]),
+                (&present(false, true, 0o755, true), Fatal, &["no file", "--ca-root-file"]),
+                (&missing(true), Good, &["/var/run to make it in"]),
+                (&missing(false), Fatal, &["nothing can be made in /var/run", "writable volume"]),
+                (
+                    &|facts| facts.root = Root::Refused(refusal(Errno::ACCESS)),
+                    Fatal,
+                    &["out of reach", "Permission denied"],
+                ),
+            ],
+        );
+    }
+}

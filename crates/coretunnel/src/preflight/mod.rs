@@ -1,0 +1,57 @@
+//! What on this host would keep the daemon from running, and the cure. It changes nothing and starts nothing that lasts:
+//! `facts` asks the host, `checks` judges, `report` words it.
+
+mod checks;
+mod facts;
+mod report;
+
+pub(crate) use report::{json, table};
+
+use crate::config::Settings;
+use facts::Facts;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Finding {
+    pub(crate) what: &'static str,
+    pub(crate) verdict: Verdict,
+    /// What is there.
+    pub(crate) found: String,
+    /// What would be good.
+    pub(crate) need: String,
+    /// What to do, as one sentence; `None` where there is nothing to do.
+    pub(crate) cure: Option<String>,
+}
+
+/// What it means for a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Good,
+    /// It runs, but slower, smaller or less safe than it could.
+    Warning,
+    /// It cannot run.
+    Fatal,
+}
+
+/// Looks at the host, in the order in which an operator would mend it.
+pub(crate) fn examine(settings: &Settings) -> Vec<Finding> {
+    checks::judge(&Facts::gather(settings), settings)
+}
+
+/// Whether a start is bound to fail.
+pub(crate) fn blocks_start(findings: &[Finding]) -> bool {
+    findings.iter().any(|finding| finding.verdict == Verdict::Fatal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_fatal_finding_blocks_the_start() {
+        let finding = |verdict| Finding { what: "x", verdict, found: String::new(), need: String::new(), cure: None };
+        assert!(!blocks_start(&[]));
+        assert!(!blocks_start(&[finding(Verdict::Good), finding(Verdict::Warning)]));
+        assert!(blocks_start(&[finding(Verdict::Good), finding(Verdict::Fatal)]));
+    }
+}
