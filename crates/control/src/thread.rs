@@ -36,7 +36,7 @@ pub async fn run<P: Publish>(config: Config, publish: P, wanted: async_channel::
         let sleep_to = [due, session.deadline(), socket.is_none().then_some(connect_at)].into_iter().flatten().min().unwrap_or(Instant::now() + Duration::from_secs(3600));
         let actions = tokio::select! {
             () = &mut shutdown => return Ok(()),
-            w = wanted.recv() => { if let Ok(Wanted::Identity(id)) = w { c.want(&id); } vec![] }
+            w = wanted.recv(), if !wanted.is_closed() => { if let Ok(Wanted::Identity(id)) = w { c.want(&id); } vec![] }
             () = async { match &mut watch { Some(w) => w.changed().await, None => std::future::pending().await } } => {
                 match source.as_mut().expect("s").load() { Ok(ch) => c.apply(ch), Err(e) => tracing::error!(error=%e, "mesh file not in force") } vec![]
             }
