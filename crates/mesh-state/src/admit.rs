@@ -73,9 +73,7 @@ pub enum Refusal {
     #[error("{0}")]
     Unresolvable(Unresolvable),
     /// The target is this proxy itself.
-    #[error(
-        "attempted recursive call to ourselves: {target} is a port of the proxy, not of the application"
-    )]
+    #[error("attempted recursive call to ourselves: {target} is a port of the proxy, not of the application")]
     RecursiveCall {
         /// The target.
         target: SocketAddr,
@@ -92,9 +90,7 @@ pub enum Refusal {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Unresolvable {
     /// No service by this name that the workload may see.
-    #[error(
-        "no service or workload for hostname: {host}; is it defined, and visible to namespace {namespace}?"
-    )]
+    #[error("no service or workload for hostname: {host}; is it defined, and visible to namespace {namespace}?")]
     Host {
         /// The name.
         host: Arc<str>,
@@ -102,9 +98,7 @@ pub enum Unresolvable {
         namespace: Arc<str>,
     },
     /// The service does not say which port of the workload is behind its port.
-    #[error(
-        "requested service {host}:{port} found, but cannot resolve port: see the service's ports and targetPort"
-    )]
+    #[error("requested service {host}:{port} found, but cannot resolve port: see the service's ports and targetPort")]
     Port {
         /// The service's name.
         host: Arc<str>,
@@ -138,12 +132,7 @@ pub fn attribute(
     forwarded_host: Option<&str>,
     port: u16,
 ) -> Option<Arc<Service>> {
-    let services = || {
-        workload
-            .services
-            .iter()
-            .filter_map(|(name, ports)| Some((snapshot.service(name)?, ports)))
-    };
+    let services = || workload.services.iter().filter_map(|(name, ports)| Some((snapshot.service(name)?, ports)));
     let named = services().find(|(service, _)| forwarded_host == Some(&*service.hostname));
     let serves_port = |(service, own): &(&Arc<Service>, &Vec<PortMapping>)| {
         service.ports.iter().any(|mapping| {
@@ -151,27 +140,17 @@ pub fn attribute(
             target.unwrap_or(mapping.target_port) == port
         })
     };
-    named
-        .or_else(|| services().find(serves_port))
-        .map(|(service, _)| service.clone())
+    named.or_else(|| services().find(serves_port)).map(|(service, _)| service.clone())
 }
 
-fn admit_plaintext(
-    snapshot: &Snapshot,
-    query: &Query<'_>,
-    original: SocketAddr,
-) -> Result<Admission, Refusal> {
+fn admit_plaintext(snapshot: &Snapshot, query: &Query<'_>, original: SocketAddr) -> Result<Admission, Refusal> {
     let target = SocketAddr::new(original.ip().to_canonical(), original.port());
     refuse_own_port(query, target)?;
     let service = attribute(snapshot, query.workload, None, target.port());
     authorize(snapshot, query, None, target, service)
 }
 
-fn admit_tunnel(
-    snapshot: &Snapshot,
-    query: &Query<'_>,
-    authority: &Authority,
-) -> Result<Admission, Refusal> {
+fn admit_tunnel(snapshot: &Snapshot, query: &Query<'_>, authority: &Authority) -> Result<Admission, Refusal> {
     let workload = query.workload;
     let local = query.local.to_canonical();
     let (port, named) = match authority {
@@ -181,35 +160,22 @@ fn admit_tunnel(
                 && workload.application_tunnel.is_none()
                 && !is_waypoint_of(snapshot, workload, requested_ip)
             {
-                return Err(Refusal::Address {
-                    requested: requested_ip,
-                    local,
-                    workload: workload.uid.clone(),
-                });
+                return Err(Refusal::Address { requested: requested_ip, local, workload: workload.uid.clone() });
             }
             (requested.port(), None)
         }
         Authority::Host { host, port } => {
-            let (service, port) =
-                resolve_host(snapshot, workload, host, *port).map_err(Refusal::Unresolvable)?;
+            let (service, port) = resolve_host(snapshot, workload, host, *port).map_err(Refusal::Unresolvable)?;
             (port, Some(service.clone()))
         }
     };
     refuse_own_port(query, SocketAddr::new(local, port))?;
     let port = match workload.application_tunnel {
         None => port,
-        Some(ApplicationTunnel {
-            protocol: ApplicationProtocol::None,
-            port: every,
-        }) => every.unwrap_or(port),
-        Some(ApplicationTunnel {
-            protocol: ApplicationProtocol::Proxy,
-            ..
-        }) => {
+        Some(ApplicationTunnel { protocol: ApplicationProtocol::None, port: every }) => every.unwrap_or(port),
+        Some(ApplicationTunnel { protocol: ApplicationProtocol::Proxy, .. }) => {
             let workload = workload.uid.clone();
-            return Err(Refusal::Unresolvable(Unresolvable::ProxyHeader {
-                workload,
-            }));
+            return Err(Refusal::Unresolvable(Unresolvable::ProxyHeader { workload }));
         }
     };
     // Whatever address was asked for, only the pod itself is reached: a sender cannot use it to reach others.
@@ -232,50 +198,29 @@ fn authorize(
     target: SocketAddr,
     service: Option<Arc<Service>>,
 ) -> Result<Admission, Refusal> {
-    let question = rbac::Query {
-        workload: query.workload,
-        identity,
-        peer: query.peer.ip().to_canonical(),
-        target,
-    };
+    let question = rbac::Query { workload: query.workload, identity, peer: query.peer.ip().to_canonical(), target };
     let Verdict { decision, dry_run } = rbac::evaluate(snapshot, &question);
     let decided_by = match decision {
         Ok(Allowance::NoAllowPolicies) => None,
         Ok(Allowance::Matched(deciding)) => Some(deciding.policy),
         Err(denied) => return Err(Refusal::Policy { denied }),
     };
-    Ok(Admission {
-        target,
-        service,
-        decided_by,
-        dry_run,
-    })
+    Ok(Admission { target, service, decided_by, dry_run })
 }
 
 /// Whether traffic for `address` is meant to pass `workload` as its waypoint: a waypoint that is itself captured gets its
 /// tunnels here, with the address of whatever is behind it (§6.3).
 fn is_waypoint_of(snapshot: &Snapshot, workload: &Workload, address: IpAddr) -> bool {
-    let refers_here =
-        |reference: &GatewayAddress| waypoint::refers_to(snapshot, reference, workload);
+    let refers_here = |reference: &GatewayAddress| waypoint::refers_to(snapshot, reference, workload);
     let service_refers_here = |service: &Arc<Service>| {
-        let weighted = service
-            .weighted_waypoints
-            .iter()
-            .map(|weighted| &weighted.destination);
+        let weighted = service.weighted_waypoints.iter().map(|weighted| &weighted.destination);
         service.waypoint.iter().chain(weighted).any(refers_here)
     };
     let network = &workload.network;
     let behind = snapshot.workload_by_address(network, address);
-    behind
-        .and_then(|behind| behind.waypoint.as_ref())
-        .is_some_and(refers_here)
-        || snapshot
-            .services_by_vip(network, address)
-            .iter()
-            .any(service_refers_here)
-        || snapshot
-            .service_by_vip(network, address, &workload.namespace)
-            .is_some_and(service_refers_here)
+    behind.and_then(|behind| behind.waypoint.as_ref()).is_some_and(refers_here)
+        || snapshot.services_by_vip(network, address).iter().any(service_refers_here)
+        || snapshot.service_by_vip(network, address, &workload.namespace).is_some_and(service_refers_here)
 }
 
 /// The service meant by a hostname, and the port of `workload` behind one of its ports (§6.4).
@@ -286,10 +231,7 @@ fn resolve_host<'s>(
     port: u16,
 ) -> Result<(&'s Arc<Service>, u16), Unresolvable> {
     let Some(service) = snapshot.service_by_hostname(host, &workload.namespace) else {
-        return Err(Unresolvable::Host {
-            host: host.clone(),
-            namespace: workload.namespace.clone(),
-        });
+        return Err(Unresolvable::Host { host: host.clone(), namespace: workload.namespace.clone() });
     };
     let own = workload
         .services
@@ -300,9 +242,6 @@ fn resolve_host<'s>(
         .or_else(|| service::target_port(&service.ports, port));
     match target {
         Some(target) => Ok((service, target)),
-        None => Err(Unresolvable::Port {
-            host: host.clone(),
-            port,
-        }),
+        None => Err(Unresolvable::Port { host: host.clone(), port }),
     }
 }

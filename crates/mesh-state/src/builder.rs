@@ -48,12 +48,7 @@ impl SnapshotBuilder {
 
     fn insert_workload(&mut self, workload: Workload) {
         // The control plane resends everything after a reconnect; what did not change must not copy anything.
-        if self
-            .tables
-            .workloads
-            .get(&workload.uid)
-            .is_some_and(|held| **held == workload)
-        {
+        if self.tables.workloads.get(&workload.uid).is_some_and(|held| **held == workload) {
             return;
         }
         self.remove_workload(&workload.uid);
@@ -62,18 +57,9 @@ impl SnapshotBuilder {
         for address in indexed_addresses(&workload) {
             claim_under(&mut tables.addresses, &workload.network, address, &workload);
         }
-        claim_under(
-            &mut tables.names,
-            &workload.namespace,
-            workload.name.clone(),
-            &workload,
-        );
+        claim_under(&mut tables.names, &workload.namespace, workload.name.clone(), &workload);
         if !workload.hostname.is_empty() {
-            claim(
-                &mut tables.workload_hostnames,
-                workload.hostname.clone(),
-                &workload,
-            );
+            claim(&mut tables.workload_hostnames, workload.hostname.clone(), &workload);
         }
         // In reverse, so that of a service named twice the first mention is what stays.
         for (membership, (service, _)) in workload.services.iter().enumerate().rev() {
@@ -97,24 +83,10 @@ impl SnapshotBuilder {
         };
         let tables = &mut self.tables;
         for address in indexed_addresses(&workload) {
-            waive_under(
-                &mut tables.addresses,
-                &workload.network,
-                &address,
-                &workload,
-            );
+            waive_under(&mut tables.addresses, &workload.network, &address, &workload);
         }
-        waive_under(
-            &mut tables.names,
-            &workload.namespace,
-            &workload.name,
-            &workload,
-        );
-        waive(
-            &mut tables.workload_hostnames,
-            &workload.hostname,
-            &workload,
-        );
+        waive_under(&mut tables.names, &workload.namespace, &workload.name, &workload);
+        waive(&mut tables.workload_hostnames, &workload.hostname, &workload);
         for (service, _) in &workload.services {
             let Some(rosters) = tables.rosters.get_mut(&service.hostname) else {
                 continue;
@@ -135,11 +107,7 @@ impl SnapshotBuilder {
 
     fn insert_service(&mut self, service: Service) {
         let name = service.key();
-        let held = self
-            .tables
-            .services
-            .get(&name.hostname)
-            .and_then(|held| find_service(held, &name));
+        let held = self.tables.services.get(&name.hostname).and_then(|held| find_service(held, &name));
         if held.is_some_and(|held| **held == service) {
             return;
         }
@@ -163,11 +131,7 @@ impl SnapshotBuilder {
     }
 
     fn remove_service(&mut self, name: &NamespacedHostname) {
-        let held = self
-            .tables
-            .services
-            .get(&name.hostname)
-            .and_then(|held| find_service(held, name));
+        let held = self.tables.services.get(&name.hostname).and_then(|held| find_service(held, name));
         let Some(service) = held.cloned() else { return };
         let tables = &mut self.tables;
         for vip in &service.vips {
@@ -184,29 +148,20 @@ impl SnapshotBuilder {
     }
 
     fn insert_policy(&mut self, policy: Policy) {
-        if self
-            .tables
-            .policies
-            .get(&policy.key)
-            .is_some_and(|held| **held == policy)
-        {
+        if self.tables.policies.get(&policy.key).is_some_and(|held| **held == policy) {
             return;
         }
         self.remove_policy(&policy.key);
         let policy = Arc::new(policy);
         match policy.scope {
             PolicyScope::Global => insert_sorted(&mut self.tables.global_policies, &policy),
-            PolicyScope::Namespace => {
-                match self.tables.namespace_policies.get_mut(&policy.namespace) {
-                    Some(policies) => insert_sorted(policies, &policy),
-                    None => {
-                        let policies = Arc::new(vec![policy.clone()]);
-                        self.tables
-                            .namespace_policies
-                            .insert_mut(policy.namespace.clone(), policies);
-                    }
+            PolicyScope::Namespace => match self.tables.namespace_policies.get_mut(&policy.namespace) {
+                Some(policies) => insert_sorted(policies, &policy),
+                None => {
+                    let policies = Arc::new(vec![policy.clone()]);
+                    self.tables.namespace_policies.insert_mut(policy.namespace.clone(), policies);
                 }
-            }
+            },
             PolicyScope::WorkloadSelector => {}
         }
         self.tables.policies.insert_mut(policy.key.clone(), policy);
@@ -242,17 +197,11 @@ fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = IpAddr> {
 }
 
 fn single(vip: &Vip) -> Option<IpAddr> {
-    (vip.address.prefix_len() == vip.address.max_prefix_len())
-        .then(|| vip.address.addr().to_canonical())
+    (vip.address.prefix_len() == vip.address.max_prefix_len()).then(|| vip.address.addr().to_canonical())
 }
 
-fn find_service<'a>(
-    held: &'a Claims<Arc<Service>>,
-    name: &NamespacedHostname,
-) -> Option<&'a Arc<Service>> {
-    held.as_slice()
-        .iter()
-        .find(|service| service.namespace == name.namespace)
+fn find_service<'a>(held: &'a Claims<Arc<Service>>, name: &NamespacedHostname) -> Option<&'a Arc<Service>> {
+    held.as_slice().iter().find(|service| service.namespace == name.namespace)
 }
 
 fn inner<'a, K, J, V>(map: &'a mut Nested<K, J, V>, outer: &K) -> &'a mut Map<J, V>
@@ -264,8 +213,7 @@ where
     if !map.contains_key(outer) {
         map.insert_mut(outer.clone(), Map::default());
     }
-    map.get_mut(outer)
-        .expect("inserted above if it was missing")
+    map.get_mut(outer).expect("inserted above if it was missing")
 }
 
 fn claim<K: Eq + Hash + Clone, T: Claimant>(map: &mut Map<K, Claims<T>>, key: K, claimant: &T) {

@@ -32,18 +32,11 @@ impl CidrVips {
     /// canonical one (§8.4).
     pub(crate) fn find(&self, address: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
         let mut longest = None;
-        for level in self
-            .levels
-            .iter()
-            .filter(|level| level.is_v4 == address.is_ipv4())
-        {
+        for level in self.levels.iter().filter(|level| level.is_v4 == address.is_ipv4()) {
             let Ok(block) = IpNet::new(address, level.prefix_len) else {
                 continue;
             };
-            let Some(service) = level
-                .blocks
-                .get(&block.trunc())
-                .and_then(|held| visible(held.as_slice(), namespace))
+            let Some(service) = level.blocks.get(&block.trunc()).and_then(|held| visible(held.as_slice(), namespace))
             else {
                 continue;
             };
@@ -63,11 +56,7 @@ impl CidrVips {
             Err(at) => {
                 levels.insert(
                     at,
-                    Level {
-                        prefix_len: block.prefix_len(),
-                        is_v4: block.addr().is_ipv4(),
-                        blocks: Map::default(),
-                    },
+                    Level { prefix_len: block.prefix_len(), is_v4: block.addr().is_ipv4(), blocks: Map::default() },
                 );
                 at
             }

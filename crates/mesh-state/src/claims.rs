@@ -35,23 +35,14 @@ impl<T: Claimant> Claims<T> {
             Ok(at) => (&held[..at], &held[at + 1..]),
             Err(at) => held.split_at(at),
         };
-        let claimants: Vec<T> = before
-            .iter()
-            .cloned()
-            .chain([claimant])
-            .chain(after.iter().cloned())
-            .collect();
+        let claimants: Vec<T> = before.iter().cloned().chain([claimant]).chain(after.iter().cloned()).collect();
         Self::of(claimants).expect("has at least the new claimant")
     }
 
     /// Without `claimant`; `None` when nobody is left.
     pub(crate) fn without(&self, claimant: &T) -> Option<Self> {
-        let rest: Vec<T> = self
-            .as_slice()
-            .iter()
-            .filter(|other| other.precedence(claimant) != Ordering::Equal)
-            .cloned()
-            .collect();
+        let rest: Vec<T> =
+            self.as_slice().iter().filter(|other| other.precedence(claimant) != Ordering::Equal).cloned().collect();
         Self::of(rest)
     }
 
@@ -80,9 +71,7 @@ impl Claimant for Arc<Workload> {
             (false, TunnelProtocol::Hbone) => 2,
             (false, TunnelProtocol::None) => 3,
         };
-        rank(self)
-            .cmp(&rank(other))
-            .then_with(|| self.uid.cmp(&other.uid))
+        rank(self).cmp(&rank(other)).then_with(|| self.uid.cmp(&other.uid))
     }
 }
 
@@ -99,15 +88,9 @@ impl Claimant for Arc<Service> {
 
 /// Of services that share a key, the one a client in `namespace` means: among those it may see, its own namespace's before a
 /// canonical one before the first (§8.4).
-pub(crate) fn visible<'a>(
-    services: &'a [Arc<Service>],
-    namespace: &str,
-) -> Option<&'a Arc<Service>> {
+pub(crate) fn visible<'a>(services: &'a [Arc<Service>], namespace: &str) -> Option<&'a Arc<Service>> {
     let mut chosen: Option<&Arc<Service>> = None;
-    for service in services
-        .iter()
-        .filter(|service| service.is_visible_to(namespace))
-    {
+    for service in services.iter().filter(|service| service.is_visible_to(namespace)) {
         if &*service.namespace == namespace {
             return Some(service);
         }

@@ -34,41 +34,22 @@ impl Identity {
         };
         let mut parts = path.split('/');
         let parts: [Option<&str>; 6] = core::array::from_fn(|_| parts.next());
-        let [
-            Some(trust_domain),
-            Some("ns"),
-            Some(namespace),
-            Some("sa"),
-            Some(service_account),
-            None,
-        ] = parts
-        else {
+        let [Some(trust_domain), Some("ns"), Some(namespace), Some("sa"), Some(service_account), None] = parts else {
             return Err(IdentityError::Shape { text: text.into() });
         };
         Self::new(trust_domain, namespace, service_account)
     }
 
     /// The identity of a service account of a namespace in a trust domain.
-    pub fn new(
-        trust_domain: &str,
-        namespace: &str,
-        service_account: &str,
-    ) -> Result<Self, IdentityError> {
-        for (part, value) in [
-            (Part::TrustDomain, trust_domain),
-            (Part::Namespace, namespace),
-            (Part::ServiceAccount, service_account),
-        ] {
+    pub fn new(trust_domain: &str, namespace: &str, service_account: &str) -> Result<Self, IdentityError> {
+        for (part, value) in
+            [(Part::TrustDomain, trust_domain), (Part::Namespace, namespace), (Part::ServiceAccount, service_account)]
+        {
             if !is_segment(value) {
-                return Err(IdentityError::Part {
-                    part,
-                    value: value.into(),
-                });
+                return Err(IdentityError::Part { part, value: value.into() });
             }
         }
-        let text = format!(
-            "{SCHEME}{trust_domain}{NAMESPACE_MARK}{namespace}{SERVICE_ACCOUNT_MARK}{service_account}"
-        );
+        let text = format!("{SCHEME}{trust_domain}{NAMESPACE_MARK}{namespace}{SERVICE_ACCOUNT_MARK}{service_account}");
         if text.len() > TEXT_BYTES_MAX {
             return Err(IdentityError::Length { bytes: text.len() });
         }
@@ -89,8 +70,7 @@ impl Identity {
 
     /// `NS` of `spiffe://TD/ns/NS/sa/SA`.
     pub fn namespace(&self) -> &str {
-        &self.text[usize::from(self.namespace_at)
-            ..usize::from(self.service_account_at) - SERVICE_ACCOUNT_MARK.len()]
+        &self.text[usize::from(self.namespace_at)..usize::from(self.service_account_at) - SERVICE_ACCOUNT_MARK.len()]
     }
 
     /// `SA` of `spiffe://TD/ns/NS/sa/SA`.
@@ -131,17 +111,13 @@ pub enum IdentityError {
         text: String,
     },
     /// Not the five parts.
-    #[error(
-        "identity {text:?} is not of the form spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT"
-    )]
+    #[error("identity {text:?} is not of the form spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT")]
     Shape {
         /// What was given.
         text: String,
     },
     /// A part is empty or has characters SPIFFE does not allow.
-    #[error(
-        "{part} {value:?} of an identity must be one or more of the characters a-z A-Z 0-9 . - _, and not . or .."
-    )]
+    #[error("{part} {value:?} of an identity must be one or more of the characters a-z A-Z 0-9 . - _, and not . or ..")]
     Part {
         /// Which part.
         part: Part,
@@ -183,9 +159,7 @@ fn is_segment(value: &str) -> bool {
     !value.is_empty()
         && value != "."
         && value != ".."
-        && value
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
+        && value.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_'))
 }
 
 #[cfg(test)]
@@ -200,78 +174,33 @@ mod tests {
     fn an_identity_has_exactly_the_five_parts() {
         let rows: &[(&str, &str)] = &[
             ("", "does not start with spiffe://"),
-            (
-                "https://cluster.local/ns/retail/sa/shop",
-                "does not start with spiffe://",
-            ),
-            (
-                "SPIFFE://cluster.local/ns/retail/sa/shop",
-                "does not start with spiffe://",
-            ),
+            ("https://cluster.local/ns/retail/sa/shop", "does not start with spiffe://"),
+            ("SPIFFE://cluster.local/ns/retail/sa/shop", "does not start with spiffe://"),
             ("spiffe://", "is not of the form"),
             ("spiffe://cluster.local", "is not of the form"),
             ("spiffe://cluster.local/ns/retail", "is not of the form"),
             ("spiffe://cluster.local/ns/retail/sa", "is not of the form"),
-            (
-                "spiffe://cluster.local/ns/retail/sa/shop/",
-                "is not of the form",
-            ),
-            (
-                "spiffe://cluster.local/ns/retail/sa/shop/more",
-                "is not of the form",
-            ),
-            (
-                "spiffe://cluster.local/sa/retail/ns/shop",
-                "is not of the form",
-            ),
-            (
-                "spiffe://cluster.local/NS/retail/sa/shop",
-                "is not of the form",
-            ),
+            ("spiffe://cluster.local/ns/retail/sa/shop/", "is not of the form"),
+            ("spiffe://cluster.local/ns/retail/sa/shop/more", "is not of the form"),
+            ("spiffe://cluster.local/sa/retail/ns/shop", "is not of the form"),
+            ("spiffe://cluster.local/NS/retail/sa/shop", "is not of the form"),
             ("spiffe:///ns/retail/sa/shop", "trust domain \"\""),
             ("spiffe://cluster.local/ns//sa/shop", "namespace \"\""),
-            (
-                "spiffe://cluster.local/ns/retail/sa/",
-                "service account \"\"",
-            ),
+            ("spiffe://cluster.local/ns/retail/sa/", "service account \"\""),
             ("spiffe://cluster.local/ns/../sa/shop", "namespace \"..\""),
-            (
-                "spiffe://cluster.local/ns/retail/sa/a b",
-                "service account \"a b\"",
-            ),
-            (
-                "spiffe://cluster.local/ns/retail/sa/\u{e9}",
-                "service account",
-            ),
-            (
-                "spiffe://user@cluster.local/ns/retail/sa/shop",
-                "trust domain",
-            ),
-            (
-                "spiffe://cluster.local:443/ns/retail/sa/shop",
-                "trust domain",
-            ),
-            (
-                "spiffe://cluster.local/ns/retail/sa/shop?x=1",
-                "service account",
-            ),
+            ("spiffe://cluster.local/ns/retail/sa/a b", "service account \"a b\""),
+            ("spiffe://cluster.local/ns/retail/sa/\u{e9}", "service account"),
+            ("spiffe://user@cluster.local/ns/retail/sa/shop", "trust domain"),
+            ("spiffe://cluster.local:443/ns/retail/sa/shop", "trust domain"),
+            ("spiffe://cluster.local/ns/retail/sa/shop?x=1", "service account"),
         ];
         for (text, complaint) in rows {
             let error = Identity::parse(text).expect_err(text).to_string();
             assert!(error.contains(complaint), "{text:?}: {error}");
         }
-        let long = format!(
-            "spiffe://cluster.local/ns/retail/sa/{}",
-            "a".repeat(TEXT_BYTES_MAX)
-        );
-        assert_eq!(
-            Identity::parse(&long),
-            Err(IdentityError::Length { bytes: long.len() })
-        );
-        assert!(matches!(
-            Identity::new("td", "ns", &long[36..]),
-            Err(IdentityError::Length { .. })
-        ));
+        let long = format!("spiffe://cluster.local/ns/retail/sa/{}", "a".repeat(TEXT_BYTES_MAX));
+        assert_eq!(Identity::parse(&long), Err(IdentityError::Length { bytes: long.len() }));
+        assert!(matches!(Identity::new("td", "ns", &long[36..]), Err(IdentityError::Length { .. })));
     }
 
     #[test]
@@ -281,27 +210,14 @@ mod tests {
         assert_eq!(identity.namespace(), "retail");
         assert_eq!(identity.service_account(), "shop");
         assert_eq!(identity.principal(), "cluster.local/ns/retail/sa/shop");
-        assert_eq!(
-            identity.as_str(),
-            "spiffe://cluster.local/ns/retail/sa/shop"
-        );
-        assert_eq!(
-            identity,
-            Identity::new("cluster.local", "retail", "shop").unwrap()
-        );
+        assert_eq!(identity.as_str(), "spiffe://cluster.local/ns/retail/sa/shop");
+        assert_eq!(identity, Identity::new("cluster.local", "retail", "shop").unwrap());
     }
 
     #[test]
     fn parts_named_like_the_marks_do_not_confuse_the_parser() {
         let identity = Identity::parse("spiffe://ns/ns/sa/sa/ns").unwrap();
-        assert_eq!(
-            (
-                identity.trust_domain(),
-                identity.namespace(),
-                identity.service_account()
-            ),
-            ("ns", "sa", "ns")
-        );
+        assert_eq!((identity.trust_domain(), identity.namespace(), identity.service_account()), ("ns", "sa", "ns"));
     }
 
     proptest! {

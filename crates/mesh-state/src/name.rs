@@ -77,18 +77,13 @@ pub struct NamespacedHostname {
 impl NamespacedHostname {
     /// The key of `hostname` as `namespace` defines it.
     pub fn new(namespace: &str, hostname: &str) -> Self {
-        Self {
-            namespace: namespace.into(),
-            hostname: hostname.into(),
-        }
+        Self { namespace: namespace.into(), hostname: hostname.into() }
     }
 
     /// Reads `NAMESPACE/HOSTNAME`.
     pub fn parse(text: &str) -> Result<Self, NamespacedHostnameError> {
         match text.split_once('/') {
-            Some((namespace, hostname))
-                if !namespace.is_empty() && !hostname.is_empty() && !hostname.contains('/') =>
-            {
+            Some((namespace, hostname)) if !namespace.is_empty() && !hostname.is_empty() && !hostname.contains('/') => {
                 Ok(Self::new(namespace, hostname))
             }
             _ => Err(NamespacedHostnameError { text: text.into() }),
@@ -141,10 +136,7 @@ impl Authority {
     /// Reads `IPV4:PORT`, `[IPV6]:PORT` or `HOST:PORT`. The port is required and is not 0; an IPv6 zone is refused,
     /// since an interface of the sender means nothing here.
     pub fn parse(text: &str) -> Result<Self, AuthorityError> {
-        let fail = |reason| AuthorityError {
-            text: text.chars().take(HOST_BYTES_MAX).collect(),
-            reason,
-        };
+        let fail = |reason| AuthorityError { text: text.chars().take(HOST_BYTES_MAX).collect(), reason };
         if let Ok(address) = text.parse::<SocketAddr>() {
             if matches!(address, SocketAddr::V6(v6) if v6.scope_id() != 0 || text.contains('%')) {
                 return Err(fail(AuthorityFault::Zone));
@@ -152,10 +144,7 @@ impl Authority {
             if address.port() == 0 {
                 return Err(fail(AuthorityFault::Port));
             }
-            return Ok(Authority::Address(SocketAddr::new(
-                address.ip().to_canonical(),
-                address.port(),
-            )));
+            return Ok(Authority::Address(SocketAddr::new(address.ip().to_canonical(), address.port())));
         }
         let Some((host, port)) = text.rsplit_once(':') else {
             return Err(fail(AuthorityFault::NoPort));
@@ -166,15 +155,11 @@ impl Authority {
             Ok(port) if digits && port != 0 => port,
             _ => return Err(fail(AuthorityFault::Port)),
         };
-        let name =
-            |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'*');
+        let name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'*');
         if host.is_empty() || host.len() > HOST_BYTES_MAX || !host.bytes().all(name) {
             return Err(fail(AuthorityFault::Host));
         }
-        Ok(Authority::Host {
-            host: host.into(),
-            port,
-        })
+        Ok(Authority::Host { host: host.into(), port })
     }
 
     /// The port asked for.
@@ -238,10 +223,7 @@ mod tests {
             ("[fd00::9]:8080", "[fd00::9]:8080"),
             // An IPv4-mapped address is the IPv4 it means (§3.4).
             ("[::ffff:10.40.0.9]:8080", "10.40.0.9:8080"),
-            (
-                "shop.retail.svc.cluster.local:80",
-                "shop.retail.svc.cluster.local:80",
-            ),
+            ("shop.retail.svc.cluster.local:80", "shop.retail.svc.cluster.local:80"),
             ("*.example.com:443", "*.example.com:443"),
             ("shop:080", "shop:80"),
             // No address, hence a name; whether it exists is another question.
@@ -250,11 +232,7 @@ mod tests {
         for (text, display) in rows {
             let authority = Authority::parse(text).expect(text);
             assert_eq!(authority.to_string(), *display, "{text}");
-            assert_eq!(
-                matches!(authority, Authority::Host { .. }),
-                text.parse::<SocketAddr>().is_err(),
-                "{text}"
-            );
+            assert_eq!(matches!(authority, Authority::Host { .. }), text.parse::<SocketAddr>().is_err(), "{text}");
         }
     }
 
@@ -286,27 +264,17 @@ mod tests {
             ("[fe80::1%0]:80", Zone),
         ];
         for (text, fault) in rows {
-            assert_eq!(
-                Authority::parse(text).expect_err(text).reason,
-                *fault,
-                "{text:?}"
-            );
+            assert_eq!(Authority::parse(text).expect_err(text).reason, *fault, "{text:?}");
         }
     }
 
     #[test]
     fn a_service_key_has_a_namespace_and_a_hostname() {
         let name = NamespacedHostname::parse("retail/shop.retail.svc.cluster.local").unwrap();
-        assert_eq!(
-            name,
-            NamespacedHostname::new("retail", "shop.retail.svc.cluster.local")
-        );
+        assert_eq!(name, NamespacedHostname::new("retail", "shop.retail.svc.cluster.local"));
         assert_eq!(name.to_string(), "retail/shop.retail.svc.cluster.local");
         for text in ["", "/", "retail", "retail/", "/shop", "a/b/c"] {
-            assert_eq!(
-                NamespacedHostname::parse(text),
-                Err(NamespacedHostnameError { text: text.into() })
-            );
+            assert_eq!(NamespacedHostname::parse(text), Err(NamespacedHostnameError { text: text.into() }));
         }
     }
 

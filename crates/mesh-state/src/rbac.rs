@@ -102,10 +102,7 @@ pub fn evaluate(snapshot: &Snapshot, query: &Query<'_>) -> Verdict {
     }
     let denied = denied.or_else(|| unknown(snapshot, query.workload).map(Denial::UnknownPolicy));
     if let Some(denial) = denied {
-        return Verdict {
-            decision: Err(denial),
-            dry_run,
-        };
+        return Verdict { decision: Err(denial), dry_run };
     }
 
     let mut matched = None;
@@ -120,9 +117,7 @@ pub fn evaluate(snapshot: &Snapshot, query: &Query<'_>) -> Verdict {
             matched = matching(policy, query);
         }
     }
-    let allowed_dry = dry_run
-        .iter()
-        .any(|report| matches!(report, DryRun::Allowed(_)));
+    let allowed_dry = dry_run.iter().any(|report| matches!(report, DryRun::Allowed(_)));
     if refuses_others_dry && !allowed_dry && !refuses_others {
         dry_run.push(DryRun::NoneAllowed);
     }
@@ -141,49 +136,27 @@ fn selecting<'a>(
     workload: &'a Workload,
     action: Action,
 ) -> impl Iterator<Item = &'a Arc<Policy>> {
-    let attached = workload
-        .authorization_policies
-        .iter()
-        .filter_map(|key| snapshot.policy(key));
+    let attached = workload.authorization_policies.iter().filter_map(|key| snapshot.policy(key));
     let attached = attached.filter(|policy| match policy.scope {
         PolicyScope::Global => false,
         PolicyScope::Namespace => policy.namespace != workload.namespace,
         PolicyScope::WorkloadSelector => true,
     });
-    let in_scope = snapshot
-        .global_policies()
-        .iter()
-        .chain(snapshot.namespace_policies(&workload.namespace));
-    in_scope
-        .chain(attached)
-        .filter(move |policy| policy.action == action)
+    let in_scope = snapshot.global_policies().iter().chain(snapshot.namespace_policies(&workload.namespace));
+    in_scope.chain(attached).filter(move |policy| policy.action == action)
 }
 
 fn unknown(snapshot: &Snapshot, workload: &Workload) -> Option<PolicyKey> {
-    workload
-        .authorization_policies
-        .iter()
-        .find(|key| snapshot.policy(key).is_none())
-        .cloned()
+    workload.authorization_policies.iter().find(|key| snapshot.policy(key).is_none()).cloned()
 }
 
 /// The first rule of a policy that matches: all its clauses must, and in each clause one match.
 fn matching(policy: &Policy, query: &Query<'_>) -> Option<Deciding> {
     let holds = |clause: &Clause| {
-        clause.matches.is_empty()
-            || clause
-                .matches
-                .iter()
-                .any(|condition| satisfied(condition, query, policy.action))
+        clause.matches.is_empty() || clause.matches.iter().any(|condition| satisfied(condition, query, policy.action))
     };
-    let rule = policy
-        .rules
-        .iter()
-        .position(|rule| rule.clauses.iter().all(holds))?;
-    Some(Deciding {
-        policy: policy.key.clone(),
-        rule,
-    })
+    let rule = policy.rules.iter().position(|rule| rule.clauses.iter().all(holds))?;
+    Some(Deciding { policy: policy.key.clone(), rule })
 }
 
 /// Whether every populated field of a match holds, and there is one.
@@ -205,20 +178,15 @@ fn satisfied(condition: &Match, query: &Query<'_>, action: Action) -> bool {
         unreadable,
     } = condition;
 
-    let namespace =
-        |value: &StringMatch| text_matches(value, query.identity.map_or("", Identity::namespace));
-    let principal = |value: &StringMatch| {
-        query
-            .identity
-            .is_some_and(|identity| text_matches(value, identity.principal()))
-    };
+    let namespace = |value: &StringMatch| text_matches(value, query.identity.map_or("", Identity::namespace));
+    let principal =
+        |value: &StringMatch| query.identity.is_some_and(|identity| text_matches(value, identity.principal()));
     let source = |value: &IpNet| covers(value, query.peer);
     let destination = |value: &IpNet| covers(value, query.target.ip());
     let port = |value: &u16| *value == query.target.port();
     let account = |value: &ServiceAccountMatch| {
         query.identity.is_some_and(|identity| {
-            identity.namespace() == &*value.namespace
-                && identity.service_account() == &*value.service_account
+            identity.namespace() == &*value.namespace && identity.service_account() == &*value.service_account
         })
     };
 
@@ -228,35 +196,17 @@ fn satisfied(condition: &Match, query: &Query<'_>, action: Action) -> bool {
         is_empty || holds()
     };
     field(namespaces.is_empty(), &|| namespaces.iter().any(namespace))
-        && field(not_namespaces.is_empty(), &|| {
-            !not_namespaces.iter().any(namespace)
-        })
+        && field(not_namespaces.is_empty(), &|| !not_namespaces.iter().any(namespace))
         && field(principals.is_empty(), &|| principals.iter().any(principal))
-        && field(not_principals.is_empty(), &|| {
-            !not_principals.iter().any(principal)
-        })
+        && field(not_principals.is_empty(), &|| !not_principals.iter().any(principal))
         && field(source_ips.is_empty(), &|| source_ips.iter().any(source))
-        && field(not_source_ips.is_empty(), &|| {
-            !not_source_ips.iter().any(source)
-        })
-        && field(destination_ips.is_empty(), &|| {
-            destination_ips.iter().any(destination)
-        })
-        && field(not_destination_ips.is_empty(), &|| {
-            !not_destination_ips.iter().any(destination)
-        })
-        && field(destination_ports.is_empty(), &|| {
-            destination_ports.iter().any(port)
-        })
-        && field(not_destination_ports.is_empty(), &|| {
-            !not_destination_ports.iter().any(port)
-        })
-        && field(service_accounts.is_empty(), &|| {
-            service_accounts.iter().any(account)
-        })
-        && field(not_service_accounts.is_empty(), &|| {
-            !not_service_accounts.iter().any(account)
-        })
+        && field(not_source_ips.is_empty(), &|| !not_source_ips.iter().any(source))
+        && field(destination_ips.is_empty(), &|| destination_ips.iter().any(destination))
+        && field(not_destination_ips.is_empty(), &|| !not_destination_ips.iter().any(destination))
+        && field(destination_ports.is_empty(), &|| destination_ports.iter().any(port))
+        && field(not_destination_ports.is_empty(), &|| !not_destination_ports.iter().any(port))
+        && field(service_accounts.is_empty(), &|| service_accounts.iter().any(account))
+        && field(not_service_accounts.is_empty(), &|| !not_service_accounts.iter().any(account))
         && field(unreadable.is_empty(), &|| action == Action::Deny)
         && populated
 }

@@ -21,10 +21,7 @@ pub struct Endpoint {
 impl Endpoint {
     /// `membership` is the position of the service in `workload.services`.
     pub(crate) fn new(workload: Arc<Workload>, membership: usize) -> Self {
-        Self {
-            workload,
-            membership,
-        }
+        Self { workload, membership }
     }
 
     /// Its own port behind a port of the service; `None` when it has none of its own and the service's target port holds.
@@ -93,10 +90,7 @@ impl Roster {
         // Without this a service that shrank would stay a long list of tiny chunks. Both neighbours are tried: when
         // endpoints go in the order of their keys, the next one is always still full.
         for first in [index.saturating_sub(1), index] {
-            let Some([one, other]) = chunks
-                .get(first..first + 2)
-                .and_then(|pair| pair.first_chunk())
-            else {
+            let Some([one, other]) = chunks.get(first..first + 2).and_then(|pair| pair.first_chunk()) else {
                 continue;
             };
             if one.len() + other.len() <= CHUNK_LEN_MAX / 2 {
@@ -109,9 +103,7 @@ impl Roster {
 
     /// The chunk that holds `uid`, or into which it would go; 0 when there is none.
     fn chunk_of(&self, uid: &Uid) -> usize {
-        self.chunks
-            .partition_point(|chunk| chunk[0].workload.uid <= *uid)
-            .saturating_sub(1)
+        self.chunks.partition_point(|chunk| chunk[0].workload.uid <= *uid).saturating_sub(1)
     }
 }
 
@@ -130,8 +122,7 @@ mod tests {
 
     fn endpoint(number: usize) -> Endpoint {
         let identity = Identity::new("td", "a", "s").expect("valid parts");
-        let mut workload =
-            Workload::new(format!("{number:05}").as_str().into(), "a", "x", identity);
+        let mut workload = Workload::new(format!("{number:05}").as_str().into(), "a", "x", identity);
         workload.services = vec![(NamespacedHostname::new("a", "one.example.com"), Vec::new())];
         Endpoint::new(Arc::new(workload), 0)
     }
@@ -150,22 +141,12 @@ mod tests {
             for number in order.iter().filter(|number| !held(number)) {
                 roster.remove(&endpoint(*number).workload.uid);
             }
-            let left: Vec<&str> = roster
-                .iter()
-                .map(|endpoint| endpoint.workload.uid.as_str())
-                .collect();
-            let expected: Vec<_> = (0..1000)
-                .filter(|number| held(&number))
-                .map(|number| format!("{number:05}"))
-                .collect();
+            let left: Vec<&str> = roster.iter().map(|endpoint| endpoint.workload.uid.as_str()).collect();
+            let expected: Vec<_> =
+                (0..1000).filter(|number| held(&number)).map(|number| format!("{number:05}")).collect();
             assert_eq!(left, expected);
             // 20 are left; two neighbours hold more than half a chunk together, so at most one chunk stands alone.
-            assert!(
-                roster.chunks.len() <= 2,
-                "{} chunks, first gone {:?}",
-                roster.chunks.len(),
-                order.first()
-            );
+            assert!(roster.chunks.len() <= 2, "{} chunks, first gone {:?}", roster.chunks.len(), order.first());
         }
     }
 }

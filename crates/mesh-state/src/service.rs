@@ -59,10 +59,7 @@ impl Service {
 
     /// Its key.
     pub fn key(&self) -> NamespacedHostname {
-        NamespacedHostname {
-            namespace: self.namespace.clone(),
-            hostname: self.hostname.clone(),
-        }
+        NamespacedHostname { namespace: self.namespace.clone(), hostname: self.hostname.clone() }
     }
 
     /// Whether a workload of `namespace` may see it.
@@ -94,9 +91,7 @@ pub struct PortMapping {
 
 /// The target port behind a service port, if `ports` say. A target port of 0 says nothing.
 pub(crate) fn target_port(ports: &[PortMapping], service_port: u16) -> Option<u16> {
-    let mapping = ports
-        .iter()
-        .find(|mapping| mapping.service_port == service_port)?;
+    let mapping = ports.iter().find(|mapping| mapping.service_port == service_port)?;
     (mapping.target_port != 0).then_some(mapping.target_port)
 }
 

@@ -49,9 +49,7 @@ impl Snapshot {
     }
 
     pub(crate) fn of(tables: Tables) -> Self {
-        Self {
-            tables: Arc::new(tables),
-        }
+        Self { tables: Arc::new(tables) }
     }
 
     /// How many times its builder had frozen when this was made; grows with each.
@@ -66,27 +64,14 @@ impl Snapshot {
 
     /// The workload at an address. Of several it is a captured pod before any pod before anything captured (§8.4);
     /// workloads on their node's network are never found here.
-    pub fn workload_by_address(
-        &self,
-        network: &NetworkId,
-        address: IpAddr,
-    ) -> Option<&Arc<Workload>> {
-        Some(
-            self.tables
-                .addresses
-                .get(network)?
-                .get(&address.to_canonical())?
-                .best(),
-        )
+    pub fn workload_by_address(&self, network: &NetworkId, address: IpAddr) -> Option<&Arc<Workload>> {
+        Some(self.tables.addresses.get(network)?.get(&address.to_canonical())?.best())
     }
 
     /// The workload whose `hostname` and namespace these are.
     pub fn workload_by_hostname(&self, name: &NamespacedHostname) -> Option<&Arc<Workload>> {
         let claims = self.tables.workload_hostnames.get(&name.hostname)?;
-        claims
-            .as_slice()
-            .iter()
-            .find(|workload| workload.namespace == name.namespace)
+        claims.as_slice().iter().find(|workload| workload.namespace == name.namespace)
     }
 
     /// The workload that a pod of this node is, by what the CNI agent knows of it: on `node`, or anywhere when that is not known.
@@ -99,24 +84,18 @@ impl Snapshot {
     ) -> Option<&Arc<Workload>> {
         let claims = self.tables.names.get(namespace)?.get(name)?;
         claims.as_slice().iter().find(|workload| {
-            workload.identity.service_account() == service_account
-                && node.is_none_or(|node| &*workload.node == node)
+            workload.identity.service_account() == service_account && node.is_none_or(|node| &*workload.node == node)
         })
     }
 
     /// The service with a key.
     pub fn service(&self, name: &NamespacedHostname) -> Option<&Arc<Service>> {
-        self.services_by_hostname(&name.hostname)
-            .iter()
-            .find(|service| service.namespace == name.namespace)
+        self.services_by_hostname(&name.hostname).iter().find(|service| service.namespace == name.namespace)
     }
 
     /// Every service with a hostname, one for each namespace that defines it.
     pub fn services_by_hostname(&self, hostname: &str) -> &[Arc<Service>] {
-        self.tables
-            .services
-            .get(hostname)
-            .map_or(&[], Claims::as_slice)
+        self.tables.services.get(hostname).map_or(&[], Claims::as_slice)
     }
 
     /// The service a client in `namespace` means by a hostname.
@@ -126,40 +105,24 @@ impl Snapshot {
 
     /// Every service with exactly this virtual address.
     pub fn services_by_vip(&self, network: &NetworkId, address: IpAddr) -> &[Arc<Service>] {
-        let claims = self
-            .tables
-            .vips
-            .get(network)
-            .and_then(|vips| vips.get(&address.to_canonical()));
+        let claims = self.tables.vips.get(network).and_then(|vips| vips.get(&address.to_canonical()));
         claims.map_or(&[], Claims::as_slice)
     }
 
     /// The service a client in `namespace` means by an address: by its virtual address, else by a block that has it.
-    pub fn service_by_vip(
-        &self,
-        network: &NetworkId,
-        address: IpAddr,
-        namespace: &str,
-    ) -> Option<&Arc<Service>> {
-        visible(self.services_by_vip(network, address), namespace).or_else(|| {
-            self.tables
-                .cidr_vips
-                .get(network)?
-                .find(address.to_canonical(), namespace)
-        })
+    pub fn service_by_vip(&self, network: &NetworkId, address: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
+        visible(self.services_by_vip(network, address), namespace)
+            .or_else(|| self.tables.cidr_vips.get(network)?.find(address.to_canonical(), namespace))
     }
 
     /// The endpoints of a service, in the order of their keys, whatever their health.
     pub fn endpoints(&self, service: &Service) -> impl Iterator<Item = &Endpoint> {
-        self.roster(&service.namespace, &service.hostname)
-            .into_iter()
-            .flat_map(Roster::iter)
+        self.roster(&service.namespace, &service.hostname).into_iter().flat_map(Roster::iter)
     }
 
     /// A workload as an endpoint of a service.
     pub fn endpoint(&self, service: &Service, uid: &Uid) -> Option<&Endpoint> {
-        self.roster(&service.namespace, &service.hostname)?
-            .find(uid)
+        self.roster(&service.namespace, &service.hostname)?.find(uid)
     }
 
     /// The policy with a key.
@@ -174,10 +137,7 @@ impl Snapshot {
 
     /// The policies for all workloads of a namespace, in the order of their keys.
     pub fn namespace_policies(&self, namespace: &str) -> &[Arc<Policy>] {
-        self.tables
-            .namespace_policies
-            .get(namespace)
-            .map_or(&[], |policies| policies)
+        self.tables.namespace_policies.get(namespace).map_or(&[], |policies| policies)
     }
 
     /// All workloads, in no order.

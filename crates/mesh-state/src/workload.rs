@@ -86,11 +86,7 @@ impl Workload {
             workload_name: empty.clone(),
             native_tunnel: false,
             cluster_id: "Kubernetes".into(),
-            locality: Locality {
-                region: empty.clone(),
-                zone: empty.clone(),
-                subzone: empty.clone(),
-            },
+            locality: Locality { region: empty.clone(), zone: empty.clone(), subzone: empty.clone() },
             hostname: empty,
             application_tunnel: None,
             authorization_policies: Vec::new(),

@@ -16,10 +16,7 @@ fn what_parses_of_the_identity_corpus_prints_and_reads_as_it_was() {
         assert_eq!(Identity::parse(&identity.to_string()), Ok(identity));
         true
     });
-    assert!(
-        parsed >= 3,
-        "the corpus should hold identities, not only what is none: {parsed} parsed"
-    );
+    assert!(parsed >= 3, "the corpus should hold identities, not only what is none: {parsed} parsed");
 }
 
 #[test]
@@ -28,26 +25,16 @@ fn what_parses_of_the_authority_corpus_reads_again_as_what_it_prints() {
         let Ok(authority) = Authority::parse(text) else {
             return false;
         };
-        assert_eq!(
-            Authority::parse(&authority.to_string()),
-            Ok(authority),
-            "{text:?}"
-        );
+        assert_eq!(Authority::parse(&authority.to_string()), Ok(authority), "{text:?}");
         true
     });
-    assert!(
-        parsed >= 3,
-        "the corpus should hold authorities, not only what is none: {parsed} parsed"
-    );
+    assert!(parsed >= 3, "the corpus should hold authorities, not only what is none: {parsed} parsed");
 }
 
 /// How many files of a corpus `parse` says it parsed. Bytes that are no text are skipped as the fuzzer skips them.
 fn replay(corpus: &str, parse: impl Fn(&str) -> bool) -> usize {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fuzz/corpus")
-        .join(corpus);
-    let files =
-        fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(corpus);
+    let files = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
     let mut parsed = 0;
     for file in files {
         let path = file.expect("listed").path();

@@ -83,19 +83,13 @@ mod tests {
     #[test]
     fn both_origins_split_and_advance_alike() {
         let pool = LeasePool::new(LeaseLimits::default());
-        for mut chunk in [
-            Chunk::from(Lease::copy_from(&pool, b"one two")),
-            Chunk::from(Bytes::from_static(b"one two")),
-        ] {
+        for mut chunk in [Chunk::from(Lease::copy_from(&pool, b"one two")), Chunk::from(Bytes::from_static(b"one two"))]
+        {
             let row = format!("{chunk:?}");
             let front = chunk.split_to(3);
             assert_eq!(front.as_ref(), b"one", "{row}");
             chunk.advance(1);
-            assert_eq!(
-                (chunk.chunk(), chunk.remaining()),
-                (b"two".as_slice(), 3),
-                "{row}"
-            );
+            assert_eq!((chunk.chunk(), chunk.remaining()), (b"two".as_slice(), 3), "{row}");
         }
     }
 }

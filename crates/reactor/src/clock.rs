@@ -24,18 +24,12 @@ pub(crate) struct Timers {
 impl Timers {
     /// No timers, at most `timers_max`.
     pub(crate) fn new(timers_max: usize) -> Self {
-        Self {
-            origin: Instant::now(),
-            wheel: RefCell::new(Wheel::new(timers_max)),
-            over_limit: Cell::new(0),
-        }
+        Self { origin: Instant::now(), wheel: RefCell::new(Wheel::new(timers_max)), over_limit: Cell::new(0) }
     }
 
     /// Puts the wakers of all timers that are due at `now` into `due`.
     pub(crate) fn expire(&self, now: Instant, due: &mut Vec<Waker>) {
-        self.wheel
-            .borrow_mut()
-            .advance(self.passed(now), |waker| due.push(waker));
+        self.wheel.borrow_mut().advance(self.passed(now), |waker| due.push(waker));
     }
 
     /// When [`Timers::expire`] should be called next.
@@ -62,10 +56,7 @@ impl Timers {
 
     /// The first tick not before `deadline`, so that nobody is woken early.
     fn covering(&self, deadline: Instant) -> u64 {
-        let ticks = deadline
-            .saturating_duration_since(self.origin)
-            .as_nanos()
-            .div_ceil(TICK.as_nanos());
+        let ticks = deadline.saturating_duration_since(self.origin).as_nanos().div_ceil(TICK.as_nanos());
         u64::try_from(ticks).unwrap_or(u64::MAX)
     }
 }
@@ -80,11 +71,7 @@ pub(crate) struct Sleep {
 
 impl Sleep {
     pub(crate) fn new(timers: Rc<Timers>, deadline: Instant) -> Self {
-        Self {
-            timers,
-            deadline,
-            armed: None,
-        }
+        Self { timers, deadline, armed: None }
     }
 }
 
@@ -134,19 +121,9 @@ mod tests {
     #[test]
     fn a_deadline_is_covered_by_the_first_tick_that_is_not_before_it() {
         let timers = Timers::new(1);
-        for (after_us, covering, passed) in [
-            (0, 0, 0),
-            (1, 1, 0),
-            (999, 1, 0),
-            (1_000, 1, 1),
-            (1_001, 2, 1),
-        ] {
+        for (after_us, covering, passed) in [(0, 0, 0), (1, 1, 0), (999, 1, 0), (1_000, 1, 1), (1_001, 2, 1)] {
             let instant = timers.origin + Duration::from_micros(after_us);
-            assert_eq!(
-                (timers.covering(instant), timers.passed(instant)),
-                (covering, passed),
-                "{after_us} us"
-            );
+            assert_eq!((timers.covering(instant), timers.passed(instant)), (covering, passed), "{after_us} us");
         }
     }
 

@@ -11,9 +11,7 @@ use std::{
 };
 
 use crossbeam_channel as channel;
-use glommio::{
-    ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind,
-};
+use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
 
 use crate::{LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, engine::uring};
 
@@ -115,9 +113,7 @@ pub enum StartError {
         source: io::Error,
     },
     /// glommio refused for another reason.
-    #[error(
-        "core {core}: glommio did not start it: {cause}; does CPU {cpu:?} exist, and may this process use it?"
-    )]
+    #[error("core {core}: glommio did not start it: {cause}; does CPU {cpu:?} exist, and may this process use it?")]
     Host {
         /// Which.
         core: String,
@@ -158,10 +154,7 @@ where
     Fut: Future<Output = ()> + 'static,
 {
     // glommio panics somewhere inside when it is refused a ring, so ask first.
-    drop(uring::build(2).map_err(|source| StartError::Ring {
-        core: config.name.clone(),
-        source,
-    })?);
+    drop(uring::build(2).map_err(|source| StartError::Ring { core: config.name.clone(), source })?);
     let (name, cpu) = (config.name.clone(), config.cpu);
     let finished = Arc::new(AtomicBool::new(false));
     let raised_at_the_end = Raised(finished.clone());
@@ -183,20 +176,12 @@ where
     });
     let thread = spawned.map_err(|error| host_error(name.clone(), cpu, &error))?;
     match outcome.recv() {
-        Ok(Ok(())) => Ok(CoreThread {
-            name,
-            thread,
-            finished,
-        }),
+        Ok(Ok(())) => Ok(CoreThread { name, thread, finished }),
         Ok(Err(error)) => Err(error),
         // It did not get as far as calling us, and its thread's result says why.
         Err(channel::RecvError) => Err(match thread.join() {
             Err(error) => host_error(name, cpu, &error),
-            Ok(()) => StartError::Host {
-                core: name,
-                cpu,
-                cause: "it ended at once".to_owned(),
-            },
+            Ok(()) => StartError::Host { core: name, cpu, cause: "it ended at once".to_owned() },
         }),
     }
 }
@@ -215,17 +200,9 @@ where
 fn host_error<T>(core: String, cpu: Option<usize>, error: &GlommioError<T>) -> StartError {
     match error {
         GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit, needed)) => {
-            StartError::LockedMemory {
-                core,
-                limit: *limit,
-                needed: *needed,
-            }
+            StartError::LockedMemory { core, limit: *limit, needed: *needed }
         }
-        other => StartError::Host {
-            core,
-            cpu,
-            cause: other.to_string(),
-        },
+        other => StartError::Host { core, cpu, cause: other.to_string() },
     }
 }
 

@@ -20,8 +20,7 @@ use std::{
 use async_task::Runnable;
 
 use crate::{
-    CoreConfig, Reactor, Task, TaskEnded, engine::Aftermath, gate::Inside, heartbeat::Heartbeat,
-    reactor::Core,
+    CoreConfig, Reactor, Task, TaskEnded, engine::Aftermath, gate::Inside, heartbeat::Heartbeat, reactor::Core,
 };
 
 /// Runs a core until its root task ends.
@@ -47,11 +46,7 @@ impl Driver {
         Self {
             reactor,
             root,
-            pace: Pace {
-                slice: config.slice,
-                park_max: config.park_max,
-                host_turn: config.host_turn,
-            },
+            pace: Pace { slice: config.slice, park_max: config.park_max, host_turn: config.host_turn },
             heartbeat: config.heartbeat.map(Heartbeat::new),
             last_host_turn: Instant::now(),
             aftermath: Aftermath::default(),
@@ -60,14 +55,7 @@ impl Driver {
 
     fn rounds(&mut self, host: &Waker) -> Poll<()> {
         loop {
-            let Self {
-                reactor,
-                root,
-                pace,
-                heartbeat,
-                last_host_turn,
-                aftermath,
-            } = self;
+            let Self { reactor, root, pace, heartbeat, last_host_turn, aftermath } = self;
             round(&reactor.0, pace, aftermath);
             if root.is_finished() {
                 self.end();
@@ -91,12 +79,7 @@ impl Driver {
             !matches!(outcome, Poll::Ready(Err(TaskEnded::Panicked))),
             "the core's root task panicked, and nothing runs without it"
         );
-        let Core {
-            tasks,
-            engine,
-            inside,
-            ..
-        } = &*self.reactor.0;
+        let Core { tasks, engine, inside, .. } = &*self.reactor.0;
         tasks.end();
         engine.close(|| inside.gate.ring_always());
         Inside::leave();
@@ -107,22 +90,15 @@ impl Future for Driver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        catch_unwind(AssertUnwindSafe(|| self.rounds(context.waker())))
-            .unwrap_or_else(|_panic| die())
+        catch_unwind(AssertUnwindSafe(|| self.rounds(context.waker()))).unwrap_or_else(|_panic| die())
     }
 }
 
 /// A core whose loop is broken serves nobody, and its connections would hang: better the process is started again.
 fn die() -> ! {
-    #[expect(
-        clippy::print_stderr,
-        reason = "the logger may need a thread that does not get to run any more"
-    )]
+    #[expect(clippy::print_stderr, reason = "the logger may need a thread that does not get to run any more")]
     {
-        eprintln!(
-            "the loop of core {:?} panicked (see above): ending the process",
-            std::thread::current().name()
-        );
+        eprintln!("the loop of core {:?} panicked (see above): ending the process", std::thread::current().name());
     }
     process::abort()
 }
@@ -141,10 +117,7 @@ fn exchange(core: &Core, pace: &Pace, aftermath: &mut Aftermath) {
     if !core.inside.queue.borrow().is_empty() || !core.inside.park() {
         return core.engine.enter(None, aftermath);
     }
-    let due = core
-        .timers
-        .next()
-        .map(|due| due.saturating_duration_since(Instant::now()));
+    let due = core.timers.next().map(|due| due.saturating_duration_since(Instant::now()));
     let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
     core.engine.enter(Some(at_most), aftermath);
     core.inside.unpark();

@@ -77,10 +77,7 @@ impl Engine {
             self.count(|counts| counts.refused += 1);
             return Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
-                format!(
-                    "{} socket operations are under way on this core, which is its limit",
-                    table.live_max()
-                ),
+                format!("{} socket operations are under way on this core, which is its limit", table.live_max()),
             ));
         };
         #[expect(unsafe_code, reason = "the kernel is handed addresses")]
@@ -89,10 +86,7 @@ impl Engine {
         unsafe {
             self.ring.borrow_mut().push(key, entry);
         };
-        Ok(Op {
-            engine: self.clone(),
-            key: Some(key),
-        })
+        Ok(Op { engine: self.clone(), key: Some(key) })
     }
 
     /// Exchanges requests for completions with the kernel; with `park`, waits up to that long for a completion.
@@ -100,11 +94,7 @@ impl Engine {
     /// # Panics
     /// When the kernel refuses the ring as such: the core cannot go on.
     pub(crate) fn enter(&self, park: Option<Duration>, aftermath: &mut Aftermath) {
-        let Aftermath {
-            reaped,
-            woken,
-            unwanted,
-        } = aftermath;
+        let Aftermath { reaped, woken, unwanted } = aftermath;
         if let Err(error) = self.ring.borrow_mut().enter(park, reaped) {
             panic!("the core's io_uring failed: {error}");
         }
@@ -115,11 +105,7 @@ impl Engine {
         });
         let mut table = self.table.borrow_mut();
         for Reaped { key, result } in reaped.drain(..) {
-            let settled = table.complete(
-                key,
-                |operation| operation.complete(result),
-                |waiter| woken.push(waiter),
-            );
+            let settled = table.complete(key, |operation| operation.complete(result), |waiter| woken.push(waiter));
             match settled {
                 Settled::Unwanted(completion) => unwanted.push(completion),
                 Settled::Delivered => {}
@@ -159,9 +145,7 @@ impl Engine {
             self.enter(Some(CLOSE_POLL), &mut aftermath);
         }
         if busy || self.ring.borrow().bell_under_way() {
-            tracing::error!(
-                "the kernel does not let go of operations of a core that ends: leaking their memory"
-            );
+            tracing::error!("the kernel does not let go of operations of a core that ends: leaking their memory");
             std::mem::forget(self.clone());
         }
     }
@@ -193,9 +177,7 @@ impl Future for Op {
     type Output = Completion;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Completion> {
-        let key = self
-            .key
-            .expect("an operation is not polled again after its completion");
+        let key = self.key.expect("an operation is not polled again after its completion");
         let taken = self.engine.table.borrow_mut().take(key, context.waker());
         match taken {
             Some(completion) => {

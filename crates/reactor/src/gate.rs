@@ -58,16 +58,8 @@ pub(crate) fn open(tenants_max: usize) -> std::io::Result<Rc<Inside>> {
     // 2^64 unread ones.
     let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
     let (sender, foreign) = channel::unbounded();
-    let gate = Arc::new(Gate {
-        foreign: sender,
-        parked: AtomicBool::new(false),
-        bell,
-    });
-    Ok(Rc::new(Inside {
-        gate,
-        queue: RefCell::new(RunQueue::new(tenants_max)),
-        foreign,
-    }))
+    let gate = Arc::new(Gate { foreign: sender, parked: AtomicBool::new(false), bell });
+    Ok(Rc::new(Inside { gate, queue: RefCell::new(RunQueue::new(tenants_max)), foreign }))
 }
 
 impl Gate {
@@ -75,9 +67,7 @@ impl Gate {
     pub(crate) fn schedule(&self, woken: Woken) {
         let here = HERE.try_with(|here| {
             let here = here.borrow();
-            here.as_ref()
-                .filter(|inside| ptr::eq(Arc::as_ptr(&inside.gate), self))
-                .cloned()
+            here.as_ref().filter(|inside| ptr::eq(Arc::as_ptr(&inside.gate), self)).cloned()
         });
         if let Ok(Some(inside)) = here {
             inside.queue.borrow_mut().push(woken.row, woken.runnable);
@@ -197,9 +187,6 @@ mod tests {
         Inside::leave();
         waker.wake();
         inside.admit();
-        assert!(
-            !inside.queue.borrow().is_empty(),
-            "a thread that is no core goes through the gate, whichever it is"
-        );
+        assert!(!inside.queue.borrow().is_empty(), "a thread that is no core goes through the gate, whichever it is");
     }
 }

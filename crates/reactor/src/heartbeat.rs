@@ -38,10 +38,7 @@ struct Rung {
 impl Heartbeat {
     /// A ladder with a rung for every `every`, yet to be armed.
     pub(crate) fn new(every: Duration) -> Self {
-        Self {
-            every: every.max(EVERY_MIN),
-            rungs: VecDeque::new(),
-        }
+        Self { every: every.max(EVERY_MIN), rungs: VecDeque::new() }
     }
 
     /// Replaces what has passed by new rungs at the far end. On a glommio thread; the timers wake `host`.

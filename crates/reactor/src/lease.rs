@@ -4,10 +4,7 @@
 //! (`Rc`, no atomics), so a lease never leaves its thread; a block keeps its `Rc` while it is free, so that lending it
 //! again allocates nothing.
 
-#![expect(
-    unsafe_code,
-    reason = "a buffer that the kernel fills without being cleared first is uninitialised memory"
-)]
+#![expect(unsafe_code, reason = "a buffer that the kernel fills without being cleared first is uninitialised memory")]
 
 use std::{
     cell::{Cell, RefCell},
@@ -37,10 +34,7 @@ pub struct LeaseLimits {
 
 impl Default for LeaseLimits {
     fn default() -> Self {
-        Self {
-            free_bytes_max: 16 << 20,
-            lent_bytes_max: 1 << 30,
-        }
+        Self { free_bytes_max: 16 << 20, lent_bytes_max: 1 << 30 }
     }
 }
 
@@ -58,12 +52,7 @@ struct Shelves {
 impl LeasePool {
     /// A pool that holds nothing yet.
     pub fn new(limits: LeaseLimits) -> Self {
-        Self(Rc::new(Shelves {
-            limits,
-            free: Default::default(),
-            free_bytes: Cell::new(0),
-            lent_bytes: Cell::new(0),
-        }))
+        Self(Rc::new(Shelves { limits, free: Default::default(), free_bytes: Cell::new(0), lent_bytes: Cell::new(0) }))
     }
 
     /// An empty lease with room for at least `len` bytes.
@@ -78,11 +67,7 @@ impl LeasePool {
             None => Rc::new(Block::new(class.map_or(len, |class| CLASSES[class]))),
         };
         self.0.lent_bytes.set(self.0.lent_bytes.get() + block.size);
-        Lease {
-            owner: Some((block, self.clone())),
-            start: 0,
-            end: 0,
-        }
+        Lease { owner: Some((block, self.clone())), start: 0, end: 0 }
     }
 
     /// As [`LeasePool::lease`], for bytes that come from outside and therefore have to respect the limit.
@@ -94,9 +79,7 @@ impl LeasePool {
         if lent + len > max {
             return Err(io::Error::new(
                 io::ErrorKind::OutOfMemory,
-                format!(
-                    "{lent} bytes of receive buffers are in use and the limit is {max}: slow readers hold them"
-                ),
+                format!("{lent} bytes of receive buffers are in use and the limit is {max}: slow readers hold them"),
             ));
         }
         Ok(self.lease(len))
@@ -147,11 +130,7 @@ pub struct Lease {
 impl Lease {
     /// No bytes and no block: the end of a stream.
     pub const fn empty() -> Self {
-        Self {
-            owner: None,
-            start: 0,
-            end: 0,
-        }
+        Self { owner: None, start: 0, end: 0 }
     }
 
     /// A lease of `pool` with a copy of `bytes`.
@@ -177,16 +156,8 @@ impl Lease {
     /// If there are fewer than `n`.
     #[must_use]
     pub fn split_to(&mut self, n: usize) -> Self {
-        assert!(
-            n <= self.len(),
-            "split_to({n}) of a lease of {} bytes",
-            self.len()
-        );
-        let front = Self {
-            owner: self.owner.clone(),
-            start: self.start,
-            end: self.start + n,
-        };
+        assert!(n <= self.len(), "split_to({n}) of a lease of {} bytes", self.len());
+        let front = Self { owner: self.owner.clone(), start: self.start, end: self.start + n };
         self.start += n;
         front
     }
@@ -202,12 +173,7 @@ impl Lease {
     /// If there is less [`Lease::room`] than that.
     pub fn put_slice(&mut self, bytes: &[u8]) {
         let spare = self.spare();
-        assert!(
-            bytes.len() <= spare.len(),
-            "no room for {} bytes: {} left",
-            bytes.len(),
-            spare.len()
-        );
+        assert!(bytes.len() <= spare.len(), "no room for {} bytes: {} left", bytes.len(), spare.len());
         spare[..bytes.len()].write_copy_of_slice(bytes);
         // SAFETY: the line above has initialised as many bytes of the spare room, from its beginning.
         unsafe { self.assume_filled(bytes.len()) };
@@ -216,11 +182,7 @@ impl Lease {
     /// What can be written to: nothing while another lease shares the block.
     pub(crate) fn spare(&mut self) -> &mut [MaybeUninit<u8>] {
         let end = self.end;
-        match self
-            .owner
-            .as_mut()
-            .and_then(|(block, _)| Rc::get_mut(block))
-        {
+        match self.owner.as_mut().and_then(|(block, _)| Rc::get_mut(block)) {
             Some(block) => &mut block.memory_mut()[end..],
             None => &mut [],
         }
@@ -232,11 +194,7 @@ impl Lease {
     /// The first `n` bytes of [`Lease::spare`] have been initialised.
     pub(crate) unsafe fn assume_filled(&mut self, n: usize) {
         let size = self.owner.as_ref().map_or(0, |(block, _)| block.size);
-        assert!(
-            n <= size - self.end,
-            "{n} bytes were written into room for {}",
-            size - self.end
-        );
+        assert!(n <= size - self.end, "{n} bytes were written into room for {}", size - self.end);
         self.end += n;
     }
 }
@@ -271,11 +229,7 @@ impl Buf for Lease {
     }
 
     fn advance(&mut self, n: usize) {
-        assert!(
-            n <= self.len(),
-            "advance({n}) of a lease of {} bytes",
-            self.len()
-        );
+        assert!(n <= self.len(), "advance({n}) of a lease of {} bytes", self.len());
         self.start += n;
     }
 }
@@ -305,10 +259,7 @@ struct Block {
 impl Block {
     fn new(size: usize) -> Self {
         let memory = Box::leak(Box::<[u8]>::new_uninit_slice(size));
-        Self {
-            memory: NonNull::from(memory).cast(),
-            size,
-        }
+        Self { memory: NonNull::from(memory).cast(), size }
     }
 
     fn memory(&self) -> &[MaybeUninit<u8>] {
@@ -336,10 +287,7 @@ mod tests {
     use super::*;
 
     fn pool(free_bytes_max: usize, lent_bytes_max: usize) -> LeasePool {
-        LeasePool::new(LeaseLimits {
-            free_bytes_max,
-            lent_bytes_max,
-        })
+        LeasePool::new(LeaseLimits { free_bytes_max, lent_bytes_max })
     }
 
     #[test]
@@ -348,15 +296,8 @@ mod tests {
         let mut whole = Lease::copy_from(&pool, b"hello world");
         let address = whole.as_ptr();
         let mut front = whole.split_to(5);
-        assert_eq!(
-            (front.as_ref(), whole.as_ref()),
-            (b"hello".as_slice(), b" world".as_slice())
-        );
-        assert_eq!(
-            front.room(),
-            0,
-            "the rest of the block belongs to the other part"
-        );
+        assert_eq!((front.as_ref(), whole.as_ref()), (b"hello".as_slice(), b" world".as_slice()));
+        assert_eq!(front.room(), 0, "the rest of the block belongs to the other part");
         drop(whole);
         assert_eq!((pool.lent_bytes(), pool.free_bytes()), (4096, 0));
         drop(front);
@@ -366,27 +307,14 @@ mod tests {
 
     #[test]
     fn a_lease_has_the_smallest_class_that_fits_and_beyond_the_last_its_own_size() {
-        for (len, size) in [
-            (0, 4096),
-            (4096, 4096),
-            (4097, 16384),
-            (65_000, 65_536),
-            (65_537, 262_144),
-            (262_145, 262_145),
-        ] {
+        for (len, size) in
+            [(0, 4096), (4096, 4096), (4097, 16384), (65_000, 65_536), (65_537, 262_144), (262_145, 262_145)]
+        {
             let pool = pool(usize::MAX, usize::MAX);
             let mut lease = pool.lease(len);
-            assert_eq!(
-                (lease.room(), lease.len(), pool.lent_bytes()),
-                (size, 0, size),
-                "lease({len})"
-            );
+            assert_eq!((lease.room(), lease.len(), pool.lent_bytes()), (size, 0, size), "lease({len})");
             drop(lease);
-            assert_eq!(
-                pool.free_bytes(),
-                if len > 262_144 { 0 } else { size },
-                "free after lease({len})"
-            );
+            assert_eq!(pool.free_bytes(), if len > 262_144 { 0 } else { size }, "free after lease({len})");
         }
     }
 
@@ -403,15 +331,8 @@ mod tests {
         let pool = pool(0, 8192);
         let held = pool.lease_within_limit(4096).unwrap();
         let more = pool.lease_within_limit(4096).unwrap();
-        assert_eq!(
-            pool.lease_within_limit(1).unwrap_err().kind(),
-            io::ErrorKind::OutOfMemory
-        );
-        assert_eq!(
-            pool.lease(1).len(),
-            0,
-            "what the core itself makes is always lent"
-        );
+        assert_eq!(pool.lease_within_limit(1).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        assert_eq!(pool.lease(1).len(), 0, "what the core itself makes is always lent");
         drop((held, more));
         assert!(pool.lease_within_limit(1).is_ok());
     }

@@ -18,16 +18,7 @@ use futures_util::task::AtomicWaker;
 pub fn ordered<T: Send>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let (messages, waiting) = channel::bounded(capacity);
     let bell = Arc::new(AtomicWaker::new());
-    (
-        Sender {
-            messages,
-            bell: Bell(bell.clone()),
-        },
-        Receiver {
-            messages: waiting,
-            bell,
-        },
-    )
+    (Sender { messages, bell: Bell(bell.clone()) }, Receiver { messages: waiting, bell })
 }
 
 /// A mailbox with room for one message, for a sender that only cares about the newest.
@@ -72,12 +63,10 @@ impl<T: Send> Sender<T> {
     /// # Errors
     /// [`TrySendError`], with the message, when there is no room or nobody to receive it.
     pub fn try_send(&self, message: T) -> Result<(), TrySendError<T>> {
-        self.messages
-            .try_send(message)
-            .map_err(|refused| match refused {
-                channel::TrySendError::Full(message) => TrySendError::Full(message),
-                channel::TrySendError::Disconnected(message) => TrySendError::Closed(message),
-            })?;
+        self.messages.try_send(message).map_err(|refused| match refused {
+            channel::TrySendError::Full(message) => TrySendError::Full(message),
+            channel::TrySendError::Disconnected(message) => TrySendError::Closed(message),
+        })?;
         self.bell.0.wake();
         Ok(())
     }
@@ -85,10 +74,7 @@ impl<T: Send> Sender<T> {
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Self {
-            messages: self.messages.clone(),
-            bell: Bell(self.bell.0.clone()),
-        }
+        Self { messages: self.messages.clone(), bell: Bell(self.bell.0.clone()) }
     }
 }
 

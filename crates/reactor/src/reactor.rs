@@ -12,8 +12,7 @@ use std::{
 };
 
 use crate::{
-    Account, CoreConfig, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream,
-    TenantKey,
+    Account, CoreConfig, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream, TenantKey,
     clock::{Sleep, Timers},
     engine::Engine,
     gate::{self, Inside},
@@ -71,17 +70,10 @@ pub struct Counts {
 impl Reactor {
     /// A core with nothing to do, for the calling thread.
     pub(crate) fn new(config: &CoreConfig) -> Result<Self, StartError> {
-        let no_descriptor = |source| StartError::Descriptors {
-            core: config.name.clone(),
-            source,
-        };
-        let no_ring = |source| StartError::Ring {
-            core: config.name.clone(),
-            source,
-        };
+        let no_descriptor = |source| StartError::Descriptors { core: config.name.clone(), source };
+        let no_ring = |source| StartError::Ring { core: config.name.clone(), source };
         let inside = gate::open(config.tenants_max).map_err(no_descriptor)?;
-        let engine = Engine::new(config.ring_entries, config.ops_max, inside.gate.bell())
-            .map_err(no_ring)?;
+        let engine = Engine::new(config.ring_entries, config.ops_max, inside.gate.bell()).map_err(no_ring)?;
         Ok(Self(Rc::new(Core {
             tasks: Tasks::new(inside.clone(), config.tasks_max),
             inside,
@@ -100,13 +92,7 @@ impl Reactor {
 
     /// What this core holds and has done so far.
     pub fn counts(&self) -> Counts {
-        let Core {
-            tasks,
-            timers,
-            engine,
-            leases,
-            ..
-        } = &*self.0;
+        let Core { tasks, timers, engine, leases, .. } = &*self.0;
         let engine_counts = engine.counts();
         Counts {
             tasks: tasks.live(),
@@ -126,17 +112,8 @@ impl Reactor {
     }
 
     fn stream_parts(&self) -> StreamParts {
-        let Core {
-            engine,
-            leases,
-            io_room,
-            ..
-        } = &*self.0;
-        StreamParts {
-            engine: engine.clone(),
-            leases: leases.clone(),
-            io_room: *io_room,
-        }
+        let Core { engine, leases, io_room, .. } = &*self.0;
+        StreamParts { engine: engine.clone(), leases: leases.clone(), io_room: *io_room }
     }
 }
 
@@ -157,11 +134,7 @@ impl Runtime for Reactor {
         Sleep::new(self.0.timers.clone(), deadline)
     }
 
-    fn spawn<T: 'static>(
-        &self,
-        tenant: TenantKey,
-        future: impl Future<Output = T> + 'static,
-    ) -> Task<T> {
+    fn spawn<T: 'static>(&self, tenant: TenantKey, future: impl Future<Output = T> + 'static) -> Task<T> {
         self.0.tasks.spawn(tenant, future)
     }
 
@@ -175,13 +148,7 @@ impl Runtime for Reactor {
         target: SocketAddr,
         timeout: Duration,
     ) -> impl Future<Output = io::Result<TcpStream>> + 'static {
-        connect::connect(
-            self.stream_parts(),
-            socket,
-            target,
-            timeout,
-            self.sleep(timeout),
-        )
+        connect::connect(self.stream_parts(), socket, target, timeout, self.sleep(timeout))
     }
 
     fn lease(&self, len: usize) -> Lease {

@@ -38,11 +38,7 @@ pub trait Runtime: Clone + 'static {
     }
 
     /// Starts a task on this core whose CPU time is charged to `tenant`. Dropping the [`Task`] cancels it.
-    fn spawn<T: 'static>(
-        &self,
-        tenant: TenantKey,
-        future: impl Future<Output = T> + 'static,
-    ) -> Task<T>;
+    fn spawn<T: 'static>(&self, tenant: TenantKey, future: impl Future<Output = T> + 'static) -> Task<T>;
 
     /// Adopts a socket that is already bound and listening.
     ///

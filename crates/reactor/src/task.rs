@@ -3,10 +3,7 @@
 //! The pieces are public so that the simulation schedules by other means what it spawns in the same way. Queues and
 //! turns are not here but in `tenant`.
 
-#![expect(
-    unsafe_code,
-    reason = "a pinned future has to be dropped in place under catch_unwind"
-)]
+#![expect(unsafe_code, reason = "a pinned future has to be dropped in place under catch_unwind")]
 
 use std::{
     any::Any,
@@ -59,17 +56,9 @@ pub fn prepare<T: 'static>(
     schedule: impl Fn(Runnable) + Send + Sync + 'static,
     done: impl FnOnce(Done) + 'static,
 ) -> (Runnable, Task<T>) {
-    let shielded = Shielded {
-        future: Some(ManuallyDrop::new(future)),
-        done: Some(done),
-    };
+    let shielded = Shielded { future: Some(ManuallyDrop::new(future)), done: Some(done) };
     let (runnable, task) = Builder::new().spawn_local(move |()| shielded, schedule);
-    (
-        runnable,
-        Task {
-            inner: Ok(task.fallible()),
-        },
-    )
+    (runnable, Task { inner: Ok(task.fallible()) })
 }
 
 impl<T> Task<T> {
@@ -115,10 +104,7 @@ impl<T> Future for Task<T> {
 
 impl<T> std::fmt::Debug for Task<T> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter
-            .debug_struct("Task")
-            .field("finished", &self.is_finished())
-            .finish()
+        formatter.debug_struct("Task").field("finished", &self.is_finished()).finish()
     }
 }
 
@@ -138,10 +124,7 @@ impl<F: Future, D: FnOnce(Done)> Future for Shielded<F, D> {
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         // SAFETY: nothing below moves `future`: it is polled in place and dropped in place.
         let this = unsafe { self.get_unchecked_mut() };
-        let future = this
-            .future
-            .as_mut()
-            .expect("a finished task is not polled again");
+        let future = this.future.as_mut().expect("a finished task is not polled again");
         // SAFETY: `future` is pinned because it is part of `self`, which is, and `end` drops it where it is.
         let future = unsafe { Pin::new_unchecked(&mut **future) };
         let polled = catch_unwind(AssertUnwindSafe(|| future.poll(context)));
@@ -191,10 +174,7 @@ fn log(panic: &(dyn Any + Send)) {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message");
-    tracing::error!(
-        panic = message,
-        "a task panicked and was ended; its core goes on"
-    );
+    tracing::error!(panic = message, "a task panicked and was ended; its core goes on");
 }
 
 #[cfg(test)]
@@ -203,9 +183,7 @@ mod tests {
 
     use super::*;
 
-    fn spawn<T: 'static>(
-        future: impl Future<Output = T> + 'static,
-    ) -> (Runnable, Task<T>, Rc<Cell<Option<Done>>>) {
+    fn spawn<T: 'static>(future: impl Future<Output = T> + 'static) -> (Runnable, Task<T>, Rc<Cell<Option<Done>>>) {
         let done = Rc::new(Cell::new(None));
         let seen = done.clone();
         let (runnable, task) = prepare(future, |_| {}, move |how| seen.set(Some(how)));
@@ -275,9 +253,6 @@ mod tests {
 
     #[test]
     fn a_refused_task_says_so() {
-        assert_eq!(
-            now(Task::<()>::never(TaskEnded::Refused)),
-            Poll::Ready(Err(TaskEnded::Refused))
-        );
+        assert_eq!(now(Task::<()>::never(TaskEnded::Refused)), Poll::Ready(Err(TaskEnded::Refused)));
     }
 }

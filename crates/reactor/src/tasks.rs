@@ -48,10 +48,7 @@ impl Tasks {
         }
         if self.live() >= self.live_max {
             self.refused.set(self.refused.get() + 1);
-            tracing::warn!(
-                tasks_max = self.live_max,
-                "a task was refused: the core runs as many as it may"
-            );
+            tracing::warn!(tasks_max = self.live_max, "a task was refused: the core runs as many as it may");
             return Task::never(TaskEnded::Refused);
         }
         let slot = self.live.borrow().vacant_key();
@@ -88,12 +85,7 @@ impl Tasks {
     pub(crate) fn end(&self) {
         self.ending.set(true);
         while self.live() > 0 {
-            let wakers: Vec<_> = self
-                .live
-                .borrow()
-                .iter()
-                .map(|(_, waker)| waker.clone())
-                .collect();
+            let wakers: Vec<_> = self.live.borrow().iter().map(|(_, waker)| waker.clone()).collect();
             wakers.into_iter().for_each(Waker::wake);
             self.inside.admit();
             while let Some(runnable) = self.inside.next() {

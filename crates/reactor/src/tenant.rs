@@ -81,13 +81,7 @@ impl<T> RunQueue<T> {
             return self.by_key[&TenantKey::OVERFLOW];
         }
         let row = Row(u32::try_from(self.rows.len()).expect("rows_max fits"));
-        self.rows.push(Tenant {
-            key,
-            runnable: VecDeque::new(),
-            state: State::Idle,
-            cpu_ns: 0,
-            polls: 0,
-        });
+        self.rows.push(Tenant { key, runnable: VecDeque::new(), state: State::Idle, cpu_ns: 0, polls: 0 });
         self.by_key.insert(key, row);
         row
     }
@@ -170,20 +164,8 @@ mod tests {
         assert_eq!(turn(&mut queue, 2), ["q1"]);
         assert_eq!(turn(&mut queue, 2), ["n5"]);
         assert!(queue.is_empty());
-        let noisy = queue
-            .accounts()
-            .into_iter()
-            .find(|account| account.tenant == TenantKey(1))
-            .unwrap();
-        assert_eq!(
-            noisy,
-            Account {
-                tenant: TenantKey(1),
-                cpu_ns: 30,
-                polls: 5,
-                runnable: 0
-            }
-        );
+        let noisy = queue.accounts().into_iter().find(|account| account.tenant == TenantKey(1)).unwrap();
+        assert_eq!(noisy, Account { tenant: TenantKey(1), cpu_ns: 30, polls: 5, runnable: 0 });
     }
 
     #[test]
@@ -194,10 +176,7 @@ mod tests {
         assert_eq!(queue.begin_turn(), Some(row));
         assert_eq!(queue.pop(row), Some("first"));
         queue.push(row, "second");
-        assert!(
-            queue.is_empty(),
-            "it is on turn and must not wait for another one"
-        );
+        assert!(queue.is_empty(), "it is on turn and must not wait for another one");
         assert_eq!(queue.pop(row), Some("second"));
         queue.push(row, "third");
         queue.end_turn(row, 0, 2);

@@ -52,10 +52,7 @@ impl<T> Wheel<T> {
     pub(crate) fn new(armed_max: usize) -> Self {
         Self {
             now: 0,
-            levels: std::array::from_fn(|_| Level {
-                occupied: 0,
-                slots: [NONE; SLOTS],
-            }),
+            levels: std::array::from_fn(|_| Level { occupied: 0, slots: [NONE; SLOTS] }),
             entries: Vec::new(),
             vacant: NONE,
             armed: 0,
@@ -98,11 +95,7 @@ impl<T> Wheel<T> {
 
     /// What an armed timer will hand out.
     pub(crate) fn payload_mut(&mut self, key: TimerKey) -> Option<&mut T> {
-        self.entries
-            .get_mut(key.index as usize)
-            .filter(|entry| entry.generation == key.generation)?
-            .payload
-            .as_mut()
+        self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)?.payload.as_mut()
     }
 
     /// Disarms a timer; `None` if it has fired or was cancelled.
@@ -152,19 +145,13 @@ impl<T> Wheel<T> {
         let here = self.now >> shift;
         let current = (here % SLOTS as u64) as u32;
         // Strictly after the current slot, which is always empty; around the end only on the highest level.
-        let ahead = self.levels[level]
-            .occupied
-            .rotate_right((current + 1) % SLOTS as u32)
-            .trailing_zeros()
-            + 1;
+        let ahead = self.levels[level].occupied.rotate_right((current + 1) % SLOTS as u32).trailing_zeros() + 1;
         let slot = (current + ahead) as usize % SLOTS;
         Some((level, slot, (here + u64::from(ahead)) << shift))
     }
 
     fn file(&mut self, index: u32) {
-        let filed_for = self.entries[index as usize]
-            .deadline
-            .min(self.now + HORIZON);
+        let filed_for = self.entries[index as usize].deadline.min(self.now + HORIZON);
         let highest_difference = u64::BITS - 1 - (self.now ^ filed_for).leading_zeros();
         let level = ((highest_difference / SLOT_BITS) as usize).min(LEVELS - 1);
         let slot = (filed_for >> (SLOT_BITS * level as u32)) as usize % SLOTS;
@@ -179,13 +166,7 @@ impl<T> Wheel<T> {
     }
 
     fn unfile(&mut self, index: u32) {
-        let Entry {
-            level,
-            slot,
-            next,
-            previous,
-            ..
-        } = self.entries[index as usize];
+        let Entry { level, slot, next, previous, .. } = self.entries[index as usize];
         if next != NONE {
             self.entries[next as usize].previous = previous;
         }
@@ -233,16 +214,7 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let ticks = || {
-            prop_oneof![
-                0..3u64,
-                0..70u64,
-                0..5_000u64,
-                0..20_000_000u64,
-                Just(1 << 36),
-                0..(1u64 << 40)
-            ]
-        };
+        let ticks = || prop_oneof![0..3u64, 0..70u64, 0..5_000u64, 0..20_000_000u64, Just(1 << 36), 0..(1u64 << 40)];
         let step = prop_oneof![
             4 => ticks().prop_map(|after| Step::Insert { after }),
             2 => any::<usize>().prop_map(|which| Step::Cancel { which }),

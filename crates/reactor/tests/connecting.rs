@@ -18,9 +18,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// open for that comes with it.
 fn silent() -> (SocketAddr, impl Sized) {
     let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-    listener
-        .bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into())
-        .unwrap();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     listener.listen(0).unwrap();
     let address = listener.local_addr().unwrap().as_socket().unwrap();
     let mut queued = Vec::new();
@@ -35,19 +33,11 @@ fn a_connection_comes_about_from_a_bound_source_with_its_options() {
     on_core(CoreConfig::default(), |reactor| async move {
         let (listener, address) = listen(&reactor);
         let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-        socket
-            .bind(&SocketAddr::from(([127, 0, 0, 5], 0)).into())
-            .unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 5], 0)).into()).unwrap();
         socket.set_keepalive(true).unwrap();
-        let stream = reactor
-            .connect(OwnedFd::from(socket), address, PATIENCE)
-            .await
-            .unwrap();
+        let stream = reactor.connect(OwnedFd::from(socket), address, PATIENCE).await.unwrap();
         let accepted = listener.accept().await.unwrap();
-        assert_eq!(
-            accepted.peer_addr().unwrap().ip(),
-            std::net::IpAddr::from([127, 0, 0, 5])
-        );
+        assert_eq!(accepted.peer_addr().unwrap().ip(), std::net::IpAddr::from([127, 0, 0, 5]));
         assert!(socket2::SockRef::from(&stream).keepalive().unwrap());
     });
 }
@@ -57,11 +47,7 @@ fn a_refusal_is_told_as_one() {
     on_core(CoreConfig::default(), |reactor| async move {
         let (closed, address) = listening();
         drop(closed);
-        let error = reactor
-            .connect(unconnected(), address, PATIENCE)
-            .await
-            .err()
-            .unwrap();
+        let error = reactor.connect(unconnected(), address, PATIENCE).await.err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     });
 }
@@ -72,21 +58,11 @@ fn silence_ends_with_the_timeout() {
     on_core(CoreConfig::default(), move |reactor| async move {
         let timeout = Duration::from_millis(50);
         let began = Instant::now();
-        let error = reactor
-            .connect(unconnected(), address, timeout)
-            .await
-            .err()
-            .unwrap();
+        let error = reactor.connect(unconnected(), address, timeout).await.err().unwrap();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
         assert!(began.elapsed() >= timeout, "not early");
-        assert_eq!(
-            error.to_string(),
-            format!("no answer from {address} within 50ms")
-        );
-        until(&reactor, "the attempt is over", || {
-            reactor.counts().ops == 0
-        })
-        .await;
+        assert_eq!(error.to_string(), format!("no answer from {address} within 50ms"));
+        until(&reactor, "the attempt is over", || reactor.counts().ops == 0).await;
         assert_eq!(reactor.counts().timers, 0);
     });
 }
@@ -100,10 +76,7 @@ fn an_abandoned_attempt_leaves_nothing_behind() {
             assert!(connecting.as_mut().now_or_never().is_none());
             assert_eq!((reactor.counts().ops, reactor.counts().timers), (1, 1));
             drop(connecting);
-            until(&reactor, "the attempt is over", || {
-                reactor.counts().ops == 0
-            })
-            .await;
+            until(&reactor, "the attempt is over", || reactor.counts().ops == 0).await;
             assert_eq!(reactor.counts().timers, 0);
         }
     });
@@ -113,16 +86,8 @@ fn an_abandoned_attempt_leaves_nothing_behind() {
 fn a_socket_that_cannot_connect_says_why() {
     on_core(CoreConfig::default(), |reactor| async move {
         let target = SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], 9));
-        let error = reactor
-            .connect(unconnected(), target, PATIENCE)
-            .await
-            .err()
-            .unwrap();
-        assert_eq!(
-            error.raw_os_error(),
-            Some(libc::EAFNOSUPPORT),
-            "an IPv4 socket and an IPv6 address: {error}"
-        );
+        let error = reactor.connect(unconnected(), target, PATIENCE).await.err().unwrap();
+        assert_eq!(error.raw_os_error(), Some(libc::EAFNOSUPPORT), "an IPv4 socket and an IPv6 address: {error}");
         let file = OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let error = reactor.connect(file, target, PATIENCE).await.err().unwrap();
         assert_eq!(error.raw_os_error(), Some(libc::ENOTSOCK), "{error}");

@@ -47,10 +47,7 @@ async fn play(reactor: &Reactor, scenario: Scenario) {
             assert!(listener.accept().now_or_never().is_none());
             let before = reactor.counts().ops_completed;
             let client = StdStream::connect(address).unwrap();
-            until(reactor, "the accept completes", || {
-                reactor.counts().ops_completed > before
-            })
-            .await;
+            until(reactor, "the accept completes", || reactor.counts().ops_completed > before).await;
             drop((listener, client));
         }
         Scenario::ReceiveDropped => {
@@ -66,27 +63,15 @@ async fn play(reactor: &Reactor, scenario: Scenario) {
             assert!(server.receive(64 << 10).now_or_never().is_none());
             let before = reactor.counts().ops_completed;
             client.write_all(b"hello").unwrap();
-            until(reactor, "the receive completes", || {
-                reactor.counts().ops_completed > before
-            })
-            .await;
+            until(reactor, "the receive completes", || reactor.counts().ops_completed > before).await;
         }
         Scenario::SendDropped => {
             let (_client, server) = pair(reactor).await;
-            select(
-                pin!(server.send(flood())),
-                pin!(reactor.sleep(Duration::from_millis(1))),
-            )
-            .await;
+            select(pin!(server.send(flood())), pin!(reactor.sleep(Duration::from_millis(1)))).await;
         }
         Scenario::ConnectDropped => {
             let (_listener, address) = listen(reactor);
-            assert!(
-                reactor
-                    .connect(unconnected(), address, PATIENCE)
-                    .now_or_never()
-                    .is_none()
-            );
+            assert!(reactor.connect(unconnected(), address, PATIENCE).now_or_never().is_none());
         }
         Scenario::AdapterDroppedReading => {
             let (_client, server) = pair(reactor).await;
@@ -115,9 +100,7 @@ async fn play(reactor: &Reactor, scenario: Scenario) {
 fn what_is_dropped_in_the_middle_leaves_nothing_behind() {
     // glommio 0.9 leaks an eventfd per executor, however empty; a process starts its cores once.
     let before_the_host = descriptors();
-    let host = LocalExecutorBuilder::new(Placement::Unbound)
-        .io_memory(1 << 16)
-        .spawn(|| async {});
+    let host = LocalExecutorBuilder::new(Placement::Unbound).io_memory(1 << 16).spawn(|| async {});
     host.unwrap().join().unwrap();
     let leaked_by_the_host = descriptors() - before_the_host;
     let before_the_core = descriptors();
@@ -138,16 +121,9 @@ fn what_is_dropped_in_the_middle_leaves_nothing_behind() {
             for _ in 0..20 {
                 play(&reactor, scenario).await;
             }
-            until(&reactor, "no operation is under way", || {
-                reactor.counts().ops == 0
-            })
-            .await;
+            until(&reactor, "no operation is under way", || reactor.counts().ops == 0).await;
             let counts = reactor.counts();
-            assert_eq!(
-                (counts.lent_bytes, counts.timers, counts.tasks),
-                (0, 0, 2),
-                "{scenario:?}: {counts:?}"
-            );
+            assert_eq!((counts.lent_bytes, counts.timers, counts.tasks), (0, 0, 2), "{scenario:?}: {counts:?}");
             assert_eq!(descriptors(), before, "{scenario:?}");
         }
         // The counting itself sees a leak.
@@ -155,8 +131,5 @@ fn what_is_dropped_in_the_middle_leaves_nothing_behind() {
         assert_eq!(descriptors(), before + 1);
     });
     let left = descriptors() - before_the_core;
-    assert_eq!(
-        left, leaked_by_the_host,
-        "the core's own are closed with it"
-    );
+    assert_eq!(left, leaked_by_the_host, "the core's own are closed with it");
 }

@@ -22,11 +22,7 @@ fn a_connection_that_finds_no_descriptor_waits_for_one() {
         let completed = reactor.counts().ops_completed;
         let refused = listener.accept().await.err().unwrap();
         assert_eq!(refused.raw_os_error(), Some(libc::EMFILE), "{refused}");
-        assert_eq!(
-            reactor.counts().ops_completed,
-            completed + 1,
-            "one try, one error"
-        );
+        assert_eq!(reactor.counts().ops_completed, completed + 1, "one try, one error");
         setrlimit(Resource::Nofile, before).unwrap();
         let accepted = listener.accept().await.unwrap();
         assert_eq!(accepted.peer_addr().unwrap(), client.local_addr().unwrap());

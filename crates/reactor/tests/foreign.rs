@@ -34,10 +34,7 @@ fn every_message_wakes_a_parked_core() {
         assert_eq!(answered, number);
         parks = parked;
     }
-    assert!(
-        parks > u64::from(ROUNDS / 10),
-        "the core was hardly ever parked: {parks} times"
-    );
+    assert!(parks > u64::from(ROUNDS / 10), "the core was hardly ever parked: {parks} times");
     drop(sender);
     core.join();
 }
@@ -80,9 +77,7 @@ fn messages_from_several_threads_keep_each_senders_order_under_a_busy_core() {
         next
     });
     assert_eq!(seen, [MESSAGES; 3]);
-    senders
-        .into_iter()
-        .for_each(|sender| sender.join().unwrap());
+    senders.into_iter().for_each(|sender| sender.join().unwrap());
 }
 
 #[test]
@@ -114,11 +109,7 @@ fn the_newest_arrives_although_the_core_is_slow() {
 #[test]
 fn a_core_that_has_ended_takes_no_message() {
     let (sender, receiver) = mailbox::ordered::<u32>(1);
-    let core = reactor::start(
-        CoreConfig::default(),
-        move |_| async move { drop(receiver) },
-    )
-    .unwrap();
+    let core = reactor::start(CoreConfig::default(), move |_| async move { drop(receiver) }).unwrap();
     core.join();
     assert!(matches!(sender.try_send(1), Err(TrySendError::Closed(1))));
 }
@@ -150,8 +141,7 @@ fn every_operation_that_a_woken_task_starts_reaches_the_kernel() {
         let byte = round.to_le_bytes()[0];
         sender.try_send(byte).unwrap();
         let mut got = [0];
-        peer.read_exact(&mut got)
-            .expect("the operation never happened");
+        peer.read_exact(&mut got).expect("the operation never happened");
         assert_eq!(got, [byte]);
     }
     drop(sender);

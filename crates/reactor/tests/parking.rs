@@ -36,12 +36,7 @@ fn play(test: &str, scene: &str) -> (ExitStatus, String) {
         .spawn()
         .unwrap();
     let mut said = String::new();
-    child
-        .stderr
-        .take()
-        .unwrap()
-        .read_to_string(&mut said)
-        .unwrap();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
     (child.wait().unwrap(), said)
 }
 
@@ -89,24 +84,15 @@ fn without_the_heartbeat_glommio_parks_for_ever_and_with_it_never() {
     const TEST: &str = "without_the_heartbeat_glommio_parks_for_ever_and_with_it_never";
     match scene().as_deref() {
         None => {}
-        Some("without") => watch(
-            provoking(None),
-            Duration::from_secs(10),
-            Duration::from_secs(2),
-        ),
-        Some("with") => watch(
-            provoking(Some(Duration::from_millis(5))),
-            Duration::from_secs(10),
-            Duration::from_secs(5),
-        ),
+        Some("without") => watch(provoking(None), Duration::from_secs(10), Duration::from_secs(2)),
+        Some("with") => {
+            watch(provoking(Some(Duration::from_millis(5))), Duration::from_secs(10), Duration::from_secs(5))
+        }
         Some(other) => panic!("no scene {other}"),
     }
     // The defect is a race inside glommio; most rounds show it within a second.
     let stood_still = (0..10).any(|_| play(TEST, "without").0.code() == Some(STOOD_STILL));
-    assert!(
-        stood_still,
-        "the defect was not provoked: is glommio fixed? Then the heartbeat can go"
-    );
+    assert!(stood_still, "the defect was not provoked: is glommio fixed? Then the heartbeat can go");
     let (status, said) = play(TEST, "with");
     assert!(status.success(), "{status}: {said}");
 }
@@ -132,12 +118,7 @@ fn a_panicking_root_or_loop_ends_the_process_with_a_message() {
             let root = |reactor: Reactor| async move {
                 let mut sleep = Box::pin(reactor.sleep(Duration::from_millis(1)));
                 let waker = Arc::new(Bomb).into();
-                assert!(
-                    sleep
-                        .as_mut()
-                        .poll(&mut std::task::Context::from_waker(&waker))
-                        .is_pending()
-                );
+                assert!(sleep.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
                 std::future::pending::<()>().await;
             };
             return until_it_ends(reactor::start(CoreConfig::default(), root).unwrap());
@@ -146,52 +127,27 @@ fn a_panicking_root_or_loop_ends_the_process_with_a_message() {
     }
     for scene in ["root", "loop"] {
         let (status, said) = play(TEST, scene);
-        assert_eq!(
-            status.signal(),
-            Some(libc::SIGABRT),
-            "{scene}: {status}: {said}"
-        );
-        assert!(
-            said.contains(&format!("a bomb in the {scene}")),
-            "{scene}: {said}"
-        );
+        assert_eq!(status.signal(), Some(libc::SIGABRT), "{scene}: {status}: {said}");
+        assert!(said.contains(&format!("a bomb in the {scene}")), "{scene}: {said}");
         assert!(said.contains("ending the process"), "{scene}: {said}");
     }
 }
 
 #[test]
 fn a_core_that_cannot_start_says_why() {
-    let nowhere = CoreConfig {
-        name: "nowhere".to_owned(),
-        cpu: Some(100_000),
-        ..CoreConfig::default()
-    };
-    let error = reactor::start(nowhere, |_| async {})
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("nowhere") && error.contains("100000"),
-        "{error}"
-    );
+    let nowhere = CoreConfig { name: "nowhere".to_owned(), cpu: Some(100_000), ..CoreConfig::default() };
+    let error = reactor::start(nowhere, |_| async {}).unwrap_err().to_string();
+    assert!(error.contains("nowhere") && error.contains("100000"), "{error}");
 }
 
 #[test]
 fn a_pinned_core_runs_on_its_cpu_and_an_idle_one_hardly_at_all() {
     let (tell, told) = mpsc::channel();
     let (sender, receiver) = mailbox::ordered::<()>(1);
-    let config = CoreConfig {
-        cpu: Some(0),
-        name: "pinned".to_owned(),
-        ..CoreConfig::default()
-    };
+    let config = CoreConfig { cpu: Some(0), name: "pinned".to_owned(), ..CoreConfig::default() };
     let core = reactor::start(config, move |reactor| async move {
         let allowed = std::fs::read_to_string("/proc/thread-self/status").unwrap();
-        let cpus = allowed
-            .lines()
-            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))
-            .unwrap()
-            .trim()
-            .to_owned();
+        let cpus = allowed.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned();
         let before = reactor.counts().enters;
         reactor.sleep(Duration::from_millis(300)).await;
         tell.send((cpus, reactor.counts().enters - before)).unwrap();
@@ -202,10 +158,7 @@ fn a_pinned_core_runs_on_its_cpu_and_an_idle_one_hardly_at_all() {
     .unwrap();
     let (cpus, enters) = told.recv_timeout(Duration::from_secs(60)).unwrap();
     assert_eq!(cpus, "0");
-    assert!(
-        enters <= 12,
-        "a core that waits for one timer entered the kernel {enters} times"
-    );
+    assert!(enters <= 12, "a core that waits for one timer entered the kernel {enters} times");
     assert!(!core.is_finished());
     drop(sender);
     core.join();

@@ -18,12 +18,8 @@ use futures_util::{
     FutureExt,
     future::{Either, join, select},
 };
-use on_core::{
-    BODY, PATIENCE, listen, listening, on_core, pair, pattern, spin, unconnected, until,
-};
-use reactor::{
-    Chunk, CoreConfig, LeaseLimits, Listener, Reactor, Runtime, Stream, TcpStream, TenantKey,
-};
+use on_core::{BODY, PATIENCE, listen, listening, on_core, pair, pattern, spin, unconnected, until};
+use reactor::{Chunk, CoreConfig, LeaseLimits, Listener, Reactor, Runtime, Stream, TcpStream, TenantKey};
 use rustix::{
     fs::{OFlags, fcntl_getfl},
     io::{FdFlags, fcntl_getfd},
@@ -91,10 +87,7 @@ fn sixty_four_mebibytes_come_back_whole_through_receive_and_send() {
         }
         stream.shutdown_write().unwrap();
         drop(stream);
-        until(&reactor, "every lease is back", || {
-            reactor.counts().lent_bytes == 0
-        })
-        .await;
+        until(&reactor, "every lease is back", || reactor.counts().lent_bytes == 0).await;
         peer
     });
     assert_eq!(got.join().unwrap(), expected);
@@ -126,10 +119,7 @@ fn sixty_four_mebibytes_come_back_whole_through_the_adapter() {
         }
         writing.shutdown().await.unwrap();
         drop((reading, writing));
-        until(&reactor, "every lease is back", || {
-            reactor.counts().lent_bytes == 0
-        })
-        .await;
+        until(&reactor, "every lease is back", || reactor.counts().lent_bytes == 0).await;
         peer
     });
     assert_eq!(got.join().unwrap(), expected);
@@ -161,18 +151,10 @@ fn a_direction_that_has_ended_leaves_the_other_open() {
     on_core(CoreConfig::default(), |reactor| async move {
         for ends_first in ["client", "server"] {
             let (client, server) = pair(&reactor).await;
-            let (first, second) = if ends_first == "client" {
-                (client, server)
-            } else {
-                (server, client)
-            };
+            let (first, second) = if ends_first == "client" { (client, server) } else { (server, client) };
             first.send(chunk(&reactor, b"question")).await.unwrap();
             first.shutdown_write().unwrap();
-            assert_eq!(
-                read_all(&second, 100).await,
-                b"question",
-                "{ends_first} first"
-            );
+            assert_eq!(read_all(&second, 100).await, b"question", "{ends_first} first");
             second.send(chunk(&reactor, b"answer")).await.unwrap();
             second.shutdown_write().unwrap();
             assert_eq!(read_all(&first, 100).await, b"answer", "{ends_first} first");
@@ -198,15 +180,7 @@ fn the_adapter_goes_on_where_the_stream_was() {
             client.shutdown_write().unwrap();
             let mut rest = Vec::new();
             io.read_to_end(&mut rest).await.unwrap();
-            assert_eq!(
-                rest,
-                if left_over {
-                    b"st?".as_slice()
-                } else {
-                    b"lost?"
-                },
-                "left over: {left_over}"
-            );
+            assert_eq!(rest, if left_over { b"st?".as_slice() } else { b"lost?" }, "left over: {left_over}");
             io.shutdown().await.unwrap();
             assert!(read_all(&client, 10).await.is_empty());
         }
@@ -227,11 +201,7 @@ fn an_idle_adapter_holds_no_buffer() {
         assert_eq!(reactor.counts().lent_bytes, 0);
         client.send(chunk(&reactor, b"word")).await.unwrap();
         assert_eq!(reading.await.unwrap().1, *b"word");
-        assert_eq!(
-            reactor.counts().lent_bytes,
-            0,
-            "and none after all was read"
-        );
+        assert_eq!(reactor.counts().lent_bytes, 0, "and none after all was read");
     });
 }
 
@@ -270,11 +240,8 @@ fn a_dropped_accept_loses_no_connection() {
     const CONNECTIONS: usize = 500;
     on_core(CoreConfig::default(), |reactor| async move {
         let (listener, address) = listen(&reactor);
-        let connecting = thread::spawn(move || {
-            (0..CONNECTIONS)
-                .map(|_| StdStream::connect(address).unwrap())
-                .collect::<Vec<_>>()
-        });
+        let connecting =
+            thread::spawn(move || (0..CONNECTIONS).map(|_| StdStream::connect(address).unwrap()).collect::<Vec<_>>());
         let (mut accepted, mut dropped) = (Vec::new(), 0);
         while accepted.len() < CONNECTIONS {
             match select(pin!(listener.accept()), pin!(reactor.yield_now())).await {
@@ -296,14 +263,7 @@ fn end_of(mut peer: StdStream) -> io::Result<usize> {
 #[test]
 fn a_drop_is_seen_as_what_it_was_meant() {
     on_core(CoreConfig::default(), |reactor| async move {
-        for case in [
-            "dropped",
-            "dropped while receiving",
-            "reset",
-            "reset while receiving",
-            "torn",
-            "adapter",
-        ] {
+        for case in ["dropped", "dropped while receiving", "reset", "reset while receiving", "torn", "adapter"] {
             let (listener, address) = listen(&reactor);
             let peer = thread::spawn(move || StdStream::connect(address).unwrap());
             let stream = listener.accept().await.unwrap();
@@ -319,15 +279,11 @@ fn a_drop_is_seen_as_what_it_was_meant() {
                 "torn" => {
                     let flood = stream.send(chunk(&reactor, &pattern(64 * MIB)));
                     let pause = reactor.sleep(Duration::from_millis(20));
-                    let abandoned =
-                        matches!(select(pin!(flood), pin!(pause)).await, Either::Right(_));
+                    let abandoned = matches!(select(pin!(flood), pin!(pause)).await, Either::Right(_));
                     assert!(abandoned, "the peer does not read");
                     let next = stream.send(chunk(&reactor, b"more")).await;
                     assert_eq!(next.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-                    assert_eq!(
-                        stream.shutdown_write().unwrap_err().kind(),
-                        io::ErrorKind::BrokenPipe
-                    );
+                    assert_eq!(stream.shutdown_write().unwrap_err().kind(), io::ErrorKind::BrokenPipe);
                 }
                 _ => {}
             }
@@ -369,15 +325,8 @@ fn a_busy_core_closes_promptly() {
         drop(stream);
         // Two turns of the busy tenant bring the core to the kernel at least once, which is where the drop takes effect.
         let before = reactor.counts();
-        until(&reactor, "the cancelled receive is over", || {
-            reactor.counts().ops < before.ops
-        })
-        .await;
-        assert!(
-            reactor.counts().enters - before.enters <= 3,
-            "{before:?} {:?}",
-            reactor.counts()
-        );
+        until(&reactor, "the cancelled receive is over", || reactor.counts().ops < before.ops).await;
+        assert!(reactor.counts().enters - before.enters <= 3, "{before:?} {:?}", reactor.counts());
         until(&reactor, "the peer sees the end", || peer.is_finished()).await;
         assert_eq!(peer.join().unwrap().unwrap(), 0);
     });
@@ -393,8 +342,7 @@ fn a_reused_descriptor_never_takes_a_stale_completion() {
             reused += usize::from(closed.contains(&server.as_fd().as_raw_fd()));
             // An operation of the new stream, on a number that just had one in flight for the old stream.
             let expected = round.to_le_bytes();
-            let (sent, got) =
-                join(client.send(chunk(&reactor, &expected)), server.receive(100)).await;
+            let (sent, got) = join(client.send(chunk(&reactor, &expected)), server.receive(100)).await;
             sent.unwrap();
             assert_eq!(&*got.unwrap(), expected, "round {round}");
             // Left in flight: one that will never complete by itself, and one whose bytes are on their way.
@@ -405,10 +353,7 @@ fn a_reused_descriptor_never_takes_a_stale_completion() {
             drop((server, client));
         }
         assert!(reused > 50, "only {reused} of 500 descriptors were reused");
-        until(&reactor, "nothing is under way", || {
-            reactor.counts().ops == 0
-        })
-        .await;
+        until(&reactor, "nothing is under way", || reactor.counts().ops == 0).await;
         assert_eq!(reactor.counts().ops_stale, 0);
     });
 }
@@ -419,19 +364,12 @@ fn sockets_are_as_the_data_plane_needs_them() {
         let (client, server) = pair(&reactor).await;
         for (name, stream) in [("connected", &client), ("accepted", &server)] {
             assert!(SockRef::from(stream).tcp_nodelay().unwrap(), "{name}");
-            assert!(
-                fcntl_getfd(stream).unwrap().contains(FdFlags::CLOEXEC),
-                "{name}"
-            );
+            assert!(fcntl_getfd(stream).unwrap().contains(FdFlags::CLOEXEC), "{name}");
         }
         assert!(fcntl_getfl(&server).unwrap().contains(OFlags::NONBLOCK));
         assert_eq!(server.peer_addr().unwrap(), client.local_addr().unwrap());
         assert_eq!(server.local_addr().unwrap(), client.peer_addr().unwrap());
-        assert_eq!(
-            server.original_dst().unwrap(),
-            server.local_addr().unwrap(),
-            "nothing redirected it"
-        );
+        assert_eq!(server.original_dst().unwrap(), server.local_addr().unwrap(), "nothing redirected it");
     });
 }
 
@@ -442,10 +380,7 @@ fn an_ipv4_client_of_a_dual_stack_listener_has_ipv4_addresses() {
         let port = dual.local_addr().unwrap().port();
         let listener = reactor.listen(dual.into()).unwrap();
         let target = SocketAddr::from(([127, 0, 0, 1], port));
-        let client = reactor
-            .connect(unconnected(), target, PATIENCE)
-            .await
-            .unwrap();
+        let client = reactor.connect(unconnected(), target, PATIENCE).await.unwrap();
         let server = listener.accept().await.unwrap();
         assert_eq!(server.local_addr().unwrap(), target);
         assert_eq!(server.original_dst().unwrap(), target);
@@ -455,10 +390,7 @@ fn an_ipv4_client_of_a_dual_stack_listener_has_ipv4_addresses() {
 
 #[test]
 fn limits_are_errors_of_the_operation_that_meets_them() {
-    let few_ops = CoreConfig {
-        ops_max: 2,
-        ..CoreConfig::default()
-    };
+    let few_ops = CoreConfig { ops_max: 2, ..CoreConfig::default() };
     on_core(few_ops, |reactor| async move {
         let (client, server) = pair(&reactor).await;
         assert!(client.receive(1).now_or_never().is_none());
@@ -467,35 +399,17 @@ fn limits_are_errors_of_the_operation_that_meets_them() {
         assert_eq!(refused.kind(), io::ErrorKind::ResourceBusy);
         assert_eq!(reactor.counts().ops_refused, 1);
         let (other, _address) = listen(&reactor);
-        assert_eq!(
-            other.accept().await.err().unwrap().kind(),
-            io::ErrorKind::ResourceBusy
-        );
+        assert_eq!(other.accept().await.err().unwrap().kind(), io::ErrorKind::ResourceBusy);
     });
-    let leases = LeaseLimits {
-        lent_bytes_max: 16 << 10,
-        ..LeaseLimits::default()
-    };
-    on_core(
-        CoreConfig {
-            leases,
-            ..CoreConfig::default()
-        },
-        |reactor| async move {
-            let (client, server) = pair(&reactor).await;
-            let held = reactor.lease(16 << 10);
-            assert_eq!(
-                client.receive(1).await.unwrap_err().kind(),
-                io::ErrorKind::OutOfMemory
-            );
-            drop(held);
-            server.shutdown_write().unwrap();
-            assert!(
-                client.receive(1).await.unwrap().is_empty(),
-                "and it goes on when there is room again"
-            );
-        },
-    );
+    let leases = LeaseLimits { lent_bytes_max: 16 << 10, ..LeaseLimits::default() };
+    on_core(CoreConfig { leases, ..CoreConfig::default() }, |reactor| async move {
+        let (client, server) = pair(&reactor).await;
+        let held = reactor.lease(16 << 10);
+        assert_eq!(client.receive(1).await.unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        drop(held);
+        server.shutdown_write().unwrap();
+        assert!(client.receive(1).await.unwrap().is_empty(), "and it goes on when there is room again");
+    });
 }
 
 #[test]
@@ -506,10 +420,7 @@ fn a_core_ends_with_everything_under_way() {
         end_of(stream)
     });
     on_core(CoreConfig::default(), move |reactor| async move {
-        let stream = reactor
-            .connect(unconnected(), address, PATIENCE)
-            .await
-            .unwrap();
+        let stream = reactor.connect(unconnected(), address, PATIENCE).await.unwrap();
         let (listener, _address) = listen(&reactor);
         let inner = reactor.clone();
         reactor

@@ -52,10 +52,7 @@ fn a_dropped_or_cancelled_task_is_gone_and_a_detached_one_goes_on() {
         });
         reactor.yield_now().await;
         drop(task);
-        until(&reactor, "the dropped task's future is dropped", || {
-            dropped.get()
-        })
-        .await;
+        until(&reactor, "the dropped task's future is dropped", || dropped.get()).await;
 
         let held = Raised(cancelled.clone());
         let task = reactor.spawn(BODY, async move {
@@ -64,11 +61,7 @@ fn a_dropped_or_cancelled_task_is_gone_and_a_detached_one_goes_on() {
         });
         assert_eq!(task.cancel().await, None);
         assert!(cancelled.get(), "cancel() waits until the future is gone");
-        assert_eq!(
-            reactor.spawn(BODY, async { 5 }).cancel().await,
-            None,
-            "it never ran"
-        );
+        assert_eq!(reactor.spawn(BODY, async { 5 }).cancel().await, None, "it never ran");
 
         let held = Raised(detached.clone());
         reactor.spawn(BODY, async move { drop(held) }).detach();
@@ -97,16 +90,9 @@ fn a_panic_ends_its_task_alone() {
         });
         assert_eq!(panicking.await, Err::<(), _>(TaskEnded::Panicked));
         assert!(dropped.get());
-        reactor
-            .spawn(TenantKey(2), async {
-                panic!("on purpose, and nobody waits")
-            })
-            .detach();
+        reactor.spawn(TenantKey(2), async { panic!("on purpose, and nobody waits") }).detach();
         assert_eq!(other.await, Ok("well"));
-        until(&reactor, "the detached task's panic is counted", || {
-            reactor.counts().tasks_panicked == 2
-        })
-        .await;
+        until(&reactor, "the detached task's panic is counted", || reactor.counts().tasks_panicked == 2).await;
         assert_eq!(reactor.counts().tasks, 2, "this body and the root");
     });
 }
@@ -146,21 +132,11 @@ async fn longest_wait(reactor: &Reactor, quiet: TenantKey) -> u32 {
 #[test]
 fn a_busy_tenant_delays_another_by_one_slice() {
     // A slice of 50 us holds five polls of at least 10 us; time that the machine takes away makes it hold fewer.
-    let slice = CoreConfig {
-        slice: Duration::from_micros(50),
-        ..CoreConfig::default()
-    };
-    let other = on_core(slice.clone(), |reactor| async move {
-        longest_wait(&reactor, TenantKey(11)).await
-    });
+    let slice = CoreConfig { slice: Duration::from_micros(50), ..CoreConfig::default() };
+    let other = on_core(slice.clone(), |reactor| async move { longest_wait(&reactor, TenantKey(11)).await });
     assert!(other <= 5, "{other} busy polls in one turn");
-    let same = on_core(slice, |reactor| async move {
-        longest_wait(&reactor, TenantKey(10)).await
-    });
-    assert!(
-        same >= 19,
-        "a tenant queues behind its own backlog, or this test shows nothing: {same}"
-    );
+    let same = on_core(slice, |reactor| async move { longest_wait(&reactor, TenantKey(10)).await });
+    assert!(same >= 19, "a tenant queues behind its own backlog, or this test shows nothing: {same}");
 }
 
 #[test]
@@ -171,15 +147,13 @@ fn a_tenant_that_slept_is_served_within_a_slice_of_each_runnable_tenant() {
         let busy: Vec<_> = (0..60)
             .map(|task| {
                 let (reactor, began) = (reactor.clone(), began.clone());
-                reactor
-                    .clone()
-                    .spawn(TenantKey(10 + task % BUSY_TENANTS), async move {
-                        loop {
-                            began.borrow_mut().push(Instant::now());
-                            spin(Duration::from_micros(10));
-                            reactor.yield_now().await;
-                        }
-                    })
+                reactor.clone().spawn(TenantKey(10 + task % BUSY_TENANTS), async move {
+                    loop {
+                        began.borrow_mut().push(Instant::now());
+                        spin(Duration::from_micros(10));
+                        reactor.yield_now().await;
+                    }
+                })
             })
             .collect();
         let inner = reactor.clone();
@@ -190,14 +164,7 @@ fn a_tenant_that_slept_is_served_within_a_slice_of_each_runnable_tenant() {
                 inner.sleep_until(deadline).await;
                 assert!(inner.now() >= deadline, "never early");
                 let due = deadline + Duration::from_millis(1);
-                longest = longest.max(
-                    began
-                        .borrow()
-                        .iter()
-                        .rev()
-                        .take_while(|began| **began > due)
-                        .count(),
-                );
+                longest = longest.max(began.borrow().iter().rev().take_while(|began| **began > due).count());
                 began.borrow_mut().clear();
             }
             longest
@@ -205,10 +172,7 @@ fn a_tenant_that_slept_is_served_within_a_slice_of_each_runnable_tenant() {
         let longest = quiet.await.unwrap();
         drop(busy);
         // The round under way ends first (a slice and the poll that overruns it), then a turn for each of the others.
-        assert!(
-            longest <= 6 + 5 * BUSY_TENANTS as usize,
-            "{longest} polls of others came first"
-        );
+        assert!(longest <= 6 + 5 * BUSY_TENANTS as usize, "{longest} polls of others came first");
     });
 }
 
@@ -216,23 +180,11 @@ fn a_tenant_that_slept_is_served_within_a_slice_of_each_runnable_tenant() {
 fn work_is_charged_to_its_tenant() {
     on_core(CoreConfig::default(), |reactor| async move {
         let worked = Duration::from_millis(5);
-        reactor
-            .spawn(TenantKey(7), async move { spin(worked) })
-            .await
-            .unwrap();
+        reactor.spawn(TenantKey(7), async move { spin(worked) }).await.unwrap();
         reactor.yield_now().await;
-        let account = |tenant| {
-            reactor
-                .accounts()
-                .into_iter()
-                .find(|account| account.tenant == tenant)
-                .unwrap()
-        };
+        let account = |tenant| reactor.accounts().into_iter().find(|account| account.tenant == tenant).unwrap();
         let charged = account(TenantKey(7));
-        assert!(
-            charged.cpu_ns >= 5_000_000 && charged.polls == 1,
-            "{charged:?}"
-        );
+        assert!(charged.cpu_ns >= 5_000_000 && charged.polls == 1, "{charged:?}");
         let core = account(TenantKey::CORE);
         assert!(core.cpu_ns < charged.cpu_ns, "{core:?} {charged:?}");
     });
@@ -240,42 +192,27 @@ fn work_is_charged_to_its_tenant() {
 
 #[test]
 fn a_task_beyond_the_limit_is_refused_until_one_ends() {
-    on_core(
-        CoreConfig {
-            tasks_max: 3,
-            ..CoreConfig::default()
-        },
-        |reactor| async move {
-            let third = reactor.spawn(BODY, pending::<()>());
-            assert_eq!(reactor.spawn(BODY, async {}).await, Err(TaskEnded::Refused));
-            assert_eq!(reactor.counts().tasks_refused, 1);
-            third.cancel().await;
-            assert_eq!(reactor.spawn(BODY, async {}).await, Ok(()));
-        },
-    );
+    on_core(CoreConfig { tasks_max: 3, ..CoreConfig::default() }, |reactor| async move {
+        let third = reactor.spawn(BODY, pending::<()>());
+        assert_eq!(reactor.spawn(BODY, async {}).await, Err(TaskEnded::Refused));
+        assert_eq!(reactor.counts().tasks_refused, 1);
+        third.cancel().await;
+        assert_eq!(reactor.spawn(BODY, async {}).await, Ok(()));
+    });
 }
 
 #[test]
 fn a_sleep_beyond_the_limit_ends_in_time_all_the_same() {
-    on_core(
-        CoreConfig {
-            timers_max: 1,
-            ..CoreConfig::default()
-        },
-        |reactor| async move {
-            let held = reactor.spawn(BODY, reactor.sleep(Duration::from_secs(600)));
-            until(&reactor, "the only timer is taken", || {
-                reactor.counts().timers == 1
-            })
-            .await;
-            let deadline = reactor.now() + Duration::from_millis(5);
-            reactor.sleep_until(deadline).await;
-            assert!(reactor.now() >= deadline);
-            assert!(reactor.counts().timers_over_limit > 0);
-            held.cancel().await;
-            assert_eq!(reactor.counts().timers, 0, "a dropped sleep is disarmed");
-        },
-    );
+    on_core(CoreConfig { timers_max: 1, ..CoreConfig::default() }, |reactor| async move {
+        let held = reactor.spawn(BODY, reactor.sleep(Duration::from_secs(600)));
+        until(&reactor, "the only timer is taken", || reactor.counts().timers == 1).await;
+        let deadline = reactor.now() + Duration::from_millis(5);
+        reactor.sleep_until(deadline).await;
+        assert!(reactor.now() >= deadline);
+        assert!(reactor.counts().timers_over_limit > 0);
+        held.cancel().await;
+        assert_eq!(reactor.counts().timers, 0, "a dropped sleep is disarmed");
+    });
 }
 
 #[test]
@@ -286,9 +223,7 @@ fn sleeps_end_in_the_order_of_their_deadlines() {
         let tasks = [30, 10, 80, 20, 0].map(|after| {
             let (reactor, order) = (reactor.clone(), order.clone());
             reactor.clone().spawn(BODY, async move {
-                reactor
-                    .sleep_until(now + Duration::from_millis(after))
-                    .await;
+                reactor.sleep_until(now + Duration::from_millis(after)).await;
                 order.borrow_mut().push(after);
             })
         });
@@ -340,13 +275,8 @@ fn the_end_of_the_root_drops_every_task_on_its_core() {
 
 #[test]
 fn draws_differ() {
-    let draws = on_core(CoreConfig::default(), |reactor| async move {
-        [(); 4].map(|()| reactor.draw())
-    });
-    let other = on_core(
-        CoreConfig::default(),
-        |reactor| async move { reactor.draw() },
-    );
+    let draws = on_core(CoreConfig::default(), |reactor| async move { [(); 4].map(|()| reactor.draw()) });
+    let other = on_core(CoreConfig::default(), |reactor| async move { reactor.draw() });
     let mut all = [draws.as_slice(), &[other]].concat();
     all.sort_unstable();
     all.dedup();

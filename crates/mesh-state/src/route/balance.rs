@@ -36,14 +36,10 @@ pub enum Unavailable {
     #[error("has no endpoint with an address: do their pods have an IP yet?")]
     NoneAddressable,
     /// None of its endpoints has a port behind this one.
-    #[error(
-        "has no endpoint with a target port for port {0}: does its targetPort name a port that the pods declare?"
-    )]
+    #[error("has no endpoint with a target port for port {0}: does its targetPort name a port that the pods declare?")]
     NoTargetPort(u16),
     /// None of its endpoints shares all that its strict policy asks for.
-    #[error(
-        "has no endpoint within its strict scope: see internalTrafficPolicy, or the traffic distribution it sets"
-    )]
+    #[error("has no endpoint within its strict scope: see internalTrafficPolicy, or the traffic distribution it sets")]
     OutOfScope,
     /// All of its endpoints have weight 0.
     #[error("has only endpoints of weight 0: see the weights of its workload entries")]
@@ -59,12 +55,7 @@ pub(super) fn choose<'s>(
     purpose: Purpose,
     draw: u64,
 ) -> Result<Upstream<'s>, Unavailable> {
-    if purpose == Purpose::Destination
-        && service
-            .ports
-            .iter()
-            .all(|mapping| mapping.service_port != port)
-    {
+    if purpose == Purpose::Destination && service.ports.iter().all(|mapping| mapping.service_port != port) {
         return Err(Unavailable::NoSuchPort(port));
     }
     let mut why = Unavailable::NoEndpoints;
@@ -97,11 +88,7 @@ pub(super) fn choose<'s>(
         }
         let weight = u64::from(endpoint.workload.capacity);
         if left < weight {
-            return Ok(Upstream {
-                workload: &endpoint.workload,
-                service: Some(service),
-                port: candidate.port,
-            });
+            return Ok(Upstream { workload: &endpoint.workload, service: Some(service), port: candidate.port });
         }
         left -= weight;
     }
@@ -137,19 +124,15 @@ fn judge(
 ) -> Result<Candidate, Unavailable> {
     let workload = &endpoint.workload;
     // Asked of the present workload and service, so a changed health policy holds at once and in both directions.
-    if workload.status == Status::Unhealthy
-        && service.load_balancing.health == HealthPolicy::OnlyHealthy
-    {
+    if workload.status == Status::Unhealthy && service.load_balancing.health == HealthPolicy::OnlyHealthy {
         return Err(Unavailable::NoneHealthy);
     }
     let behind_gateway = workload.network != source.network && workload.network_gateway.is_some();
     if workload.addresses.is_empty() && workload.hostname.is_empty() && !behind_gateway {
         return Err(Unavailable::NoneAddressable);
     }
-    let takes_any_port = purpose == Purpose::Waypoint
-        && workload
-            .application_tunnel
-            .is_some_and(|tunnel| tunnel.port.is_some());
+    let takes_any_port =
+        purpose == Purpose::Waypoint && workload.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some());
     let target = endpoint
         .target_port(port)
         .or_else(|| service::target_port(&service.ports, port))
@@ -169,17 +152,11 @@ fn judge(
 /// sharing it does not end the count: an endpoint in the same zone of another network is still the nearer one.
 fn rank(scopes: &[Scope], source: &Workload, endpoint: &Workload) -> usize {
     let (first, rest) = match scopes {
-        [Scope::Network, rest @ ..] if shared(Scope::Network, source, endpoint) => {
-            (1 + rest.len(), rest)
-        }
+        [Scope::Network, rest @ ..] if shared(Scope::Network, source, endpoint) => (1 + rest.len(), rest),
         [Scope::Network, rest @ ..] => (0, rest),
         _ => (0, scopes),
     };
-    first
-        + rest
-            .iter()
-            .take_while(|scope| shared(**scope, source, endpoint))
-            .count()
+    first + rest.iter().take_while(|scope| shared(**scope, source, endpoint)).count()
 }
 
 fn shared(scope: Scope, source: &Workload, endpoint: &Workload) -> bool {

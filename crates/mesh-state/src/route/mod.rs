@@ -106,9 +106,7 @@ pub enum RouteError {
         of: String,
     },
     /// A workload that has no address.
-    #[error(
-        "no valid destination: workload {workload} has no address that can be used for {target}"
-    )]
+    #[error("no valid destination: workload {workload} has no address that can be used for {target}")]
     NoValidDestination {
         /// The workload.
         workload: Uid,
@@ -164,19 +162,11 @@ pub fn outbound(snapshot: &Snapshot, query: &Query<'_>, draw: u64) -> Result<Rou
         && let Some(reference) = waypoint::of_service(service, draw)
     {
         let of = format_args!("service {}/{}", service.namespace, service.hostname);
-        let waypoint = waypoint::resolve(
-            snapshot,
-            reference,
-            &of,
-            source,
-            target,
-            balance::redraw(draw),
-        )?;
+        let waypoint = waypoint::resolve(snapshot, reference, &of, source, target, balance::redraw(draw))?;
         return Ok(to_waypoint(waypoint, target, Some(service)));
     }
 
-    let Some(upstream) = resolve_upstream(snapshot, source, target, workload, service, draw)?
-    else {
+    let Some(upstream) = resolve_upstream(snapshot, source, target, workload, service, draw)? else {
         return Ok(Route::Passthrough { target });
     };
     let receiver = upstream.workload;
@@ -188,14 +178,7 @@ pub fn outbound(snapshot: &Snapshot, query: &Query<'_>, draw: u64) -> Result<Rou
         && !is_from_waypoint(snapshot, reference, source, peer)
     {
         let of = format_args!("workload {}", receiver.uid);
-        let waypoint = waypoint::resolve(
-            snapshot,
-            reference,
-            &of,
-            source,
-            target,
-            balance::redraw(draw),
-        )?;
+        let waypoint = waypoint::resolve(snapshot, reference, &of, source, target, balance::redraw(draw))?;
         return Ok(to_waypoint(waypoint, target, None));
     }
     to_receiver(upstream, target)
@@ -221,60 +204,33 @@ fn resolve_upstream<'s>(
 ) -> Result<Option<Upstream<'s>>, RouteError> {
     // Also what is left when a service at a workload's own address has nobody to offer. The reference then sends plain
     // TCP to an address that it knows to be in the mesh; here it gets the tunnel it would have had without the service.
-    let at_address = workload.map(|workload| Upstream {
-        workload,
-        service: None,
-        port: target.port(),
-    });
+    let at_address = workload.map(|workload| Upstream { workload, service: None, port: target.port() });
     let Some(service) = service else {
         return Ok(at_address);
     };
     if service.load_balancing.mode == Mode::Passthrough {
         return Ok(at_address);
     }
-    match balance::choose(
-        snapshot,
-        service,
-        source,
-        target.port(),
-        Purpose::Destination,
-        draw,
-    ) {
+    match balance::choose(snapshot, service, source, target.port(), Purpose::Destination, draw) {
         Ok(upstream) => Ok(Some(upstream)),
         Err(_) if at_address.is_some() => Ok(at_address),
-        Err(why) => Err(RouteError::NoHealthyUpstream {
-            target,
-            service: service.key(),
-            why,
-        }),
+        Err(why) => Err(RouteError::NoHealthyUpstream { target, service: service.key(), why }),
     }
 }
 
 /// Whether a connection comes out of the waypoint it would otherwise be sent to.
-fn is_from_waypoint(
-    snapshot: &Snapshot,
-    reference: &GatewayAddress,
-    source: &Workload,
-    peer: IpAddr,
-) -> bool {
+fn is_from_waypoint(snapshot: &Snapshot, reference: &GatewayAddress, source: &Workload, peer: IpAddr) -> bool {
     waypoint::has_address(source, peer) && waypoint::refers_to(snapshot, reference, source)
 }
 
 /// A waypoint gets the address as the application gave it, VIP or not, and always through a tunnel (§4.2).
-fn to_waypoint(
-    waypoint: Waypoint<'_>,
-    target: SocketAddr,
-    service: Option<&Arc<Service>>,
-) -> Route {
+fn to_waypoint(waypoint: Waypoint<'_>, target: SocketAddr, service: Option<&Arc<Service>>) -> Route {
     let Waypoint { upstream, address } = waypoint;
     Route::Hbone {
         hop: Hop(address),
         authority: Authority::Address(target),
         expected: expected(&upstream),
-        destination: Destination {
-            workload: Some(upstream.workload.clone()),
-            service: service.cloned(),
-        },
+        destination: Destination { workload: Some(upstream.workload.clone()), service: service.cloned() },
     }
 }
 
@@ -282,32 +238,15 @@ fn to_receiver(upstream: Upstream<'_>, target: SocketAddr) -> Result<Route, Rout
     let workload = upstream.workload;
     let Some(ip) = choose_address(workload, upstream.service, target.ip()) else {
         if workload.hostname.is_empty() {
-            return Err(RouteError::NoValidDestination {
-                workload: workload.uid.clone(),
-                target,
-            });
+            return Err(RouteError::NoValidDestination { workload: workload.uid.clone(), target });
         }
-        let because = alloc::format!(
-            "workload {} has only hostname {}",
-            workload.uid,
-            workload.hostname
-        );
-        return Err(RouteError::Unsupported {
-            target,
-            feature: Feature::HostnameWorkload,
-            because,
-        });
+        let because = alloc::format!("workload {} has only hostname {}", workload.uid, workload.hostname);
+        return Err(RouteError::Unsupported { target, feature: Feature::HostnameWorkload, because });
     };
     let address = SocketAddr::new(ip, upstream.port);
-    let destination = Destination {
-        workload: Some(workload.clone()),
-        service: upstream.service.cloned(),
-    };
+    let destination = Destination { workload: Some(workload.clone()), service: upstream.service.cloned() };
     Ok(match workload.protocol {
-        TunnelProtocol::None => Route::Direct {
-            target: address,
-            destination,
-        },
+        TunnelProtocol::None => Route::Direct { target: address, destination },
         TunnelProtocol::Hbone => Route::Hbone {
             hop: Hop(SocketAddr::new(ip, HBONE_PORT)),
             authority: Authority::Address(address),
@@ -319,37 +258,27 @@ fn to_receiver(upstream: Upstream<'_>, target: SocketAddr) -> Result<Route, Rout
 
 /// Which address of a workload is used (§4.6): the one asked for if it has it; else, of those its service allows, the first
 /// of the same family, else the first.
-fn choose_address(
-    workload: &Workload,
-    service: Option<&Arc<Service>>,
-    wanted: IpAddr,
-) -> Option<IpAddr> {
+fn choose_address(workload: &Workload, service: Option<&Arc<Service>>, wanted: IpAddr) -> Option<IpAddr> {
     let wanted = wanted.to_canonical();
     if waypoint::has_address(workload, wanted) {
         return Some(wanted);
     }
     let families = service.map_or(IpFamilies::Automatic, |service| service.ip_families);
-    let allowed =
-        || {
-            workload.addresses.iter().map(IpAddr::to_canonical).filter(
-                move |address| match families {
-                    IpFamilies::Automatic | IpFamilies::Dual => true,
-                    IpFamilies::Ipv4Only => address.is_ipv4(),
-                    IpFamilies::Ipv6Only => address.is_ipv6(),
-                },
-            )
-        };
-    allowed()
-        .find(|address| address.is_ipv4() == wanted.is_ipv4())
-        .or_else(|| allowed().next())
+    let allowed = || {
+        workload.addresses.iter().map(IpAddr::to_canonical).filter(move |address| match families {
+            IpFamilies::Automatic | IpFamilies::Dual => true,
+            IpFamilies::Ipv4Only => address.is_ipv4(),
+            IpFamilies::Ipv6Only => address.is_ipv6(),
+        })
+    };
+    allowed().find(|address| address.is_ipv4() == wanted.is_ipv4()).or_else(|| allowed().next())
 }
 
 /// Whoever is chosen may be itself, or what its service says it may be (§4.2).
 fn expected(upstream: &Upstream<'_>) -> Vec<Identity> {
     let own = &upstream.workload.identity;
-    let mut expected: Vec<Identity> = upstream
-        .service
-        .map_or_else(Vec::new, |service| service.subject_alt_names.clone());
+    let mut expected: Vec<Identity> =
+        upstream.service.map_or_else(Vec::new, |service| service.subject_alt_names.clone());
     // Once: the list is part of what tunnels are pooled by.
     if !expected.contains(own) {
         expected.push(own.clone());
@@ -357,29 +286,14 @@ fn expected(upstream: &Upstream<'_>) -> Vec<Identity> {
     expected
 }
 
-fn unreachable_network(
-    addressed: Option<&Arc<Service>>,
-    receiver: &Workload,
-    target: SocketAddr,
-) -> RouteError {
+fn unreachable_network(addressed: Option<&Arc<Service>>, receiver: &Workload, target: SocketAddr) -> RouteError {
     let workload = receiver.uid.clone();
     if addressed.is_none() {
-        return RouteError::NoService {
-            workload,
-            network: receiver.network.clone(),
-            target,
-        };
+        return RouteError::NoService { workload, network: receiver.network.clone(), target };
     }
     if receiver.network_gateway.is_none() {
         return RouteError::NoValidDestination { workload, target };
     }
-    let because = alloc::format!(
-        "workload {workload} is on network {:?}",
-        receiver.network.as_str()
-    );
-    RouteError::Unsupported {
-        target,
-        feature: Feature::NetworkGateway,
-        because,
-    }
+    let because = alloc::format!("workload {workload} is on network {:?}", receiver.network.as_str());
+    RouteError::Unsupported { target, feature: Feature::NetworkGateway, because }
 }

@@ -10,8 +10,8 @@ use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, Workload};
 
 use crate::fixture::{
-    Mesh, any_of, at, authority, endpoint_of, hostname, id, ip, mappings, plain_pod, pod, policy,
-    principal, service, waypoint,
+    Mesh, any_of, at, authority, endpoint_of, hostname, id, ip, mappings, plain_pod, pod, policy, principal, service,
+    waypoint,
 };
 
 const LOCAL: &str = "10.40.0.9";
@@ -27,24 +27,13 @@ fn ask(
     identity: Option<&Identity>,
     request: Request<'_>,
 ) -> Result<Admission, Refusal> {
-    let query = Query {
-        workload,
-        peer: at("10.40.0.2:40000"),
-        identity,
-        local: ip(LOCAL),
-        request,
-        proxy_ports: PROXY_PORTS,
-    };
+    let query =
+        Query { workload, peer: at("10.40.0.2:40000"), identity, local: ip(LOCAL), request, proxy_ports: PROXY_PORTS };
     inbound(snapshot, &query)
 }
 
 fn tunnel(snapshot: &Snapshot, workload: &Workload, text: &str) -> Result<Admission, Refusal> {
-    ask(
-        snapshot,
-        workload,
-        Some(&id("web/client")),
-        Request::Tunnel(&authority(text)),
-    )
+    ask(snapshot, workload, Some(&id("web/client")), Request::Tunnel(&authority(text)))
 }
 
 /// The target, or the kind of refusal.
@@ -70,65 +59,25 @@ fn a_tunnel_reaches_its_own_pod_and_nothing_else() {
     let snapshot = Mesh::new()
         .workload(shop())
         .workload(pod("retail/cart-0", "10.40.0.10"))
-        .service(service(
-            "retail/shop",
-            "10.96.0.7",
-            &[(80, 8080), (81, 8081), (82, 0), (83, 15008)],
-        ))
+        .service(service("retail/shop", "10.96.0.7", &[(80, 8080), (81, 8081), (82, 0), (83, 15008)]))
         .service(hidden)
         .freeze();
     let rows: &[(&str, &str, &str)] = &[
         ("its own address", "10.40.0.9:8080", "10.40.0.9:8080"),
-        (
-            "its own address, written as IPv6",
-            "[::ffff:10.40.0.9]:8080",
-            "10.40.0.9:8080",
-        ),
+        ("its own address, written as IPv6", "[::ffff:10.40.0.9]:8080", "10.40.0.9:8080"),
         ("another workload's address", "10.40.0.10:8080", "address"),
         ("an address nobody has", "8.8.8.8:53", "address"),
         ("loopback", "127.0.0.1:8080", "address"),
-        (
-            "its service's VIP, which no sender should ask it for",
-            "10.96.0.7:80",
-            "address",
-        ),
+        ("its service's VIP, which no sender should ask it for", "10.96.0.7:80", "address"),
         ("a port of the proxy", "10.40.0.9:15008", "recursive"),
         ("another port of the proxy", "10.40.0.9:15001", "recursive"),
-        (
-            "a hostname: the service's target port",
-            "shop.retail.svc.cluster.local:80",
-            "10.40.0.9:8080",
-        ),
-        (
-            "a hostname: its own target port first",
-            "shop.retail.svc.cluster.local:81",
-            "10.40.0.9:9090",
-        ),
-        (
-            "a hostname: a target port of 0",
-            "shop.retail.svc.cluster.local:82",
-            "no such port",
-        ),
-        (
-            "a hostname: a port behind which is the proxy",
-            "shop.retail.svc.cluster.local:83",
-            "recursive",
-        ),
-        (
-            "a hostname: a port the service has not",
-            "shop.retail.svc.cluster.local:99",
-            "no such port",
-        ),
-        (
-            "a hostname nobody has",
-            "nobody.retail.svc.cluster.local:80",
-            "no such host",
-        ),
-        (
-            "a hostname it may not see",
-            "hidden.other.svc.cluster.local:80",
-            "no such host",
-        ),
+        ("a hostname: the service's target port", "shop.retail.svc.cluster.local:80", "10.40.0.9:8080"),
+        ("a hostname: its own target port first", "shop.retail.svc.cluster.local:81", "10.40.0.9:9090"),
+        ("a hostname: a target port of 0", "shop.retail.svc.cluster.local:82", "no such port"),
+        ("a hostname: a port behind which is the proxy", "shop.retail.svc.cluster.local:83", "recursive"),
+        ("a hostname: a port the service has not", "shop.retail.svc.cluster.local:99", "no such port"),
+        ("a hostname nobody has", "nobody.retail.svc.cluster.local:80", "no such host"),
+        ("a hostname it may not see", "hidden.other.svc.cluster.local:80", "no such host"),
     ];
     for (fact, text, expected) in rows {
         assert_eq!(line(tunnel(&snapshot, &shop(), text)), *expected, "{fact}");
@@ -138,10 +87,8 @@ fn a_tunnel_reaches_its_own_pod_and_nothing_else() {
 #[test]
 fn a_captured_waypoint_takes_what_is_behind_it() {
     let way = endpoint_of(pod("retail/way-0", LOCAL), "retail/way", &[]);
-    let behind = |reference: &str, address: &str| Workload {
-        waypoint: waypoint(reference),
-        ..plain_pod("retail/x-0", address)
-    };
+    let behind =
+        |reference: &str, address: &str| Workload { waypoint: waypoint(reference), ..plain_pod("retail/x-0", address) };
     let service_behind = |reference: &str| {
         let mut service = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
         service.waypoint = waypoint(reference);
@@ -149,19 +96,11 @@ fn a_captured_waypoint_takes_what_is_behind_it() {
     };
     let block_behind = |reference: &str| {
         let mut service = service("retail/block", "10.97.0.0/16", &[(80, 8080)]);
-        service.weighted_waypoints = vec![mesh_state::service::WeightedWaypoint {
-            destination: waypoint(reference).unwrap(),
-            weight: 1,
-        }];
+        service.weighted_waypoints =
+            vec![mesh_state::service::WeightedWaypoint { destination: waypoint(reference).unwrap(), weight: 1 }];
         service
     };
-    let mesh = || {
-        Mesh::new().workload(way.clone()).service(service(
-            "retail/way",
-            "10.96.1.1",
-            &[(15008, 15008)],
-        ))
-    };
+    let mesh = || Mesh::new().workload(way.clone()).service(service("retail/way", "10.96.1.1", &[(15008, 15008)]));
     let rows = [
         (
             "a workload's address, by the waypoint's service",
@@ -181,30 +120,10 @@ fn a_captured_waypoint_takes_what_is_behind_it() {
             "10.40.0.20:8080",
             "10.40.0.9:8080",
         ),
-        (
-            "a service's VIP",
-            mesh().service(service_behind("retail/way")),
-            "10.96.0.7:80",
-            "10.40.0.9:80",
-        ),
-        (
-            "a block, by a weighted waypoint",
-            mesh().service(block_behind("retail/way")),
-            "10.97.3.4:80",
-            "10.40.0.9:80",
-        ),
-        (
-            "behind another waypoint",
-            mesh().workload(behind("10.40.0.77", "10.40.0.20")),
-            "10.40.0.20:8080",
-            "address",
-        ),
-        (
-            "behind no waypoint",
-            mesh().workload(plain_pod("retail/x-0", "10.40.0.20")),
-            "10.40.0.20:8080",
-            "address",
-        ),
+        ("a service's VIP", mesh().service(service_behind("retail/way")), "10.96.0.7:80", "10.40.0.9:80"),
+        ("a block, by a weighted waypoint", mesh().service(block_behind("retail/way")), "10.97.3.4:80", "10.40.0.9:80"),
+        ("behind another waypoint", mesh().workload(behind("10.40.0.77", "10.40.0.20")), "10.40.0.20:8080", "address"),
+        ("behind no waypoint", mesh().workload(plain_pod("retail/x-0", "10.40.0.20")), "10.40.0.20:8080", "address"),
     ];
     for (fact, mesh, text, expected) in rows {
         assert_eq!(line(tunnel(&mesh.freeze(), &way, text)), expected, "{fact}");
@@ -213,41 +132,13 @@ fn a_captured_waypoint_takes_what_is_behind_it() {
 
 #[test]
 fn an_application_tunnel_takes_any_address_and_its_port_comes_after_the_check_of_the_proxys() {
-    let with = |protocol, port| Workload {
-        application_tunnel: Some(ApplicationTunnel { protocol, port }),
-        ..shop()
-    };
+    let with = |protocol, port| Workload { application_tunnel: Some(ApplicationTunnel { protocol, port }), ..shop() };
     let rows = [
-        (
-            ApplicationProtocol::None,
-            Some(15088),
-            "10.96.0.7:80",
-            "10.40.0.9:15088",
-        ),
-        (
-            ApplicationProtocol::None,
-            None,
-            "10.96.0.7:80",
-            "10.40.0.9:80",
-        ),
-        (
-            ApplicationProtocol::None,
-            Some(15088),
-            "10.96.0.7:15008",
-            "recursive",
-        ),
-        (
-            ApplicationProtocol::Proxy,
-            Some(15088),
-            "10.40.0.9:80",
-            "proxy header",
-        ),
-        (
-            ApplicationProtocol::Proxy,
-            None,
-            "10.40.0.9:80",
-            "proxy header",
-        ),
+        (ApplicationProtocol::None, Some(15088), "10.96.0.7:80", "10.40.0.9:15088"),
+        (ApplicationProtocol::None, None, "10.96.0.7:80", "10.40.0.9:80"),
+        (ApplicationProtocol::None, Some(15088), "10.96.0.7:15008", "recursive"),
+        (ApplicationProtocol::Proxy, Some(15088), "10.40.0.9:80", "proxy header"),
+        (ApplicationProtocol::Proxy, None, "10.40.0.9:80", "proxy header"),
     ];
     for (protocol, port, text, expected) in rows {
         let answer = tunnel(&Snapshot::empty(), &with(protocol, port), text);
@@ -280,56 +171,28 @@ fn plaintext_goes_where_it_was_going_without_identity() {
         // An identity given by mistake must not count: nothing proved it on this connection.
         for identity in [None, Some(&identity)] {
             assert_eq!(
-                line(ask(
-                    snapshot,
-                    &shop(),
-                    identity,
-                    Request::Plaintext(at(original))
-                )),
+                line(ask(snapshot, &shop(), identity, Request::Plaintext(at(original)))),
                 expected,
                 "{original}"
             );
         }
     }
-    assert_eq!(
-        line(tunnel(&strict, &shop(), "10.40.0.9:8080")),
-        "10.40.0.9:8080"
-    );
+    assert_eq!(line(tunnel(&strict, &shop(), "10.40.0.9:8080")), "10.40.0.9:8080");
 }
 
 #[test]
 fn policy_sees_the_applications_port_and_the_answer_names_what_decided() {
-    let only_web = Match {
-        destination_ports: vec![9090],
-        ..principal("cluster.local/ns/web/sa/client")
-    };
+    let only_web = Match { destination_ports: vec![9090], ..principal("cluster.local/ns/web/sa/client") };
     let snapshot = Mesh::new()
         .workload(shop())
-        .service(service(
-            "retail/shop",
-            "10.96.0.7",
-            &[(80, 8080), (81, 8081)],
-        ))
-        .policy(policy(
-            "retail/only-web",
-            PolicyScope::Namespace,
-            Action::Allow,
-            vec![any_of(vec![only_web])],
-        ))
+        .service(service("retail/shop", "10.96.0.7", &[(80, 8080), (81, 8081)]))
+        .policy(policy("retail/only-web", PolicyScope::Namespace, Action::Allow, vec![any_of(vec![only_web])]))
         .freeze();
     let admitted = tunnel(&snapshot, &shop(), "shop.retail.svc.cluster.local:81").unwrap();
     assert_eq!(admitted.decided_by, Some("retail/only-web".into()));
-    assert_eq!(
-        admitted.service.map(|service| service.key()),
-        Some(hostname("retail/shop"))
-    );
+    assert_eq!(admitted.service.map(|service| service.key()), Some(hostname("retail/shop")));
     let refused = tunnel(&snapshot, &shop(), "shop.retail.svc.cluster.local:80").unwrap_err();
-    assert_eq!(
-        refused,
-        Refusal::Policy {
-            denied: Denial::NoneAllowed
-        }
-    );
+    assert_eq!(refused, Refusal::Policy { denied: Denial::NoneAllowed });
     assert_eq!(
         refused.to_string(),
         "connection closed due to policy rejection: allow policies exist, but none allowed"
@@ -338,24 +201,12 @@ fn policy_sees_the_applications_port_and_the_answer_names_what_decided() {
 
 #[test]
 fn a_policy_attached_after_a_connection_came_is_seen_when_the_present_workload_is_asked_about() {
-    let strict = policy(
-        "istio-system/strict",
-        PolicyScope::WorkloadSelector,
-        Action::Deny,
-        vec![any_of(vec![])],
-    );
-    let attached = Workload {
-        authorization_policies: vec!["istio-system/strict".into()],
-        ..shop()
-    };
+    let strict = policy("istio-system/strict", PolicyScope::WorkloadSelector, Action::Deny, vec![any_of(vec![])]);
+    let attached = Workload { authorization_policies: vec!["istio-system/strict".into()], ..shop() };
     let snapshot = Mesh::new().workload(attached).policy(strict).freeze();
     let present = snapshot.workload(&shop().uid).unwrap();
     assert_eq!(line(tunnel(&snapshot, present, "10.40.0.9:8080")), "policy");
-    assert_eq!(
-        line(tunnel(&snapshot, &shop(), "10.40.0.9:8080")),
-        "10.40.0.9:8080",
-        "the workload it first was"
-    );
+    assert_eq!(line(tunnel(&snapshot, &shop(), "10.40.0.9:8080")), "10.40.0.9:8080", "the workload it first was");
 }
 
 #[test]
@@ -363,24 +214,12 @@ fn the_service_of_a_connection_is_the_one_named_else_the_one_whose_port_it_is() 
     let workload = endpoint_of(shop(), "retail/cart", &[]);
     let snapshot = Mesh::new()
         .workload(workload.clone())
-        .service(service(
-            "retail/shop",
-            "10.96.0.7",
-            &[(80, 8080), (81, 8081)],
-        ))
-        .service(service(
-            "retail/cart",
-            "10.96.0.8",
-            &[(80, 8080), (90, 7070)],
-        ))
+        .service(service("retail/shop", "10.96.0.7", &[(80, 8080), (81, 8081)]))
+        .service(service("retail/cart", "10.96.0.8", &[(80, 8080), (90, 7070)]))
         .freeze();
     let rows = [
         (Some("cart.retail.svc.cluster.local"), 8080, Some("cart")),
-        (
-            Some("stranger.retail.svc.cluster.local"),
-            8080,
-            Some("shop"),
-        ),
+        (Some("stranger.retail.svc.cluster.local"), 8080, Some("shop")),
         (None, 8080, Some("shop")),
         (None, 9090, Some("shop")),
         // Its own port for service port 81 is 9090, so nothing of the service's reaches 8081.
@@ -390,11 +229,7 @@ fn the_service_of_a_connection_is_the_one_named_else_the_one_whose_port_it_is() 
     ];
     for (host, port, expected) in rows {
         let found = attribute(&snapshot, &workload, host, port);
-        assert_eq!(
-            found.map(|service| service.name.to_string()).as_deref(),
-            expected,
-            "{host:?} {port}"
-        );
+        assert_eq!(found.map(|service| service.name.to_string()).as_deref(), expected, "{host:?} {port}");
     }
     assert_eq!(workload.services[0].1, mappings(&[(81, 9090)]));
 }
@@ -404,10 +239,7 @@ fn a_refusal_says_what_was_wrong() {
     let snapshot = Mesh::new().workload(shop()).freeze();
     let rows = [
         ("10.40.0.10:80", "ip mismatch: 10.40.0.10 != 10.40.0.9"),
-        (
-            "10.40.0.9:15008",
-            "attempted recursive call to ourselves: 10.40.0.9:15008",
-        ),
+        ("10.40.0.9:15008", "attempted recursive call to ourselves: 10.40.0.9:15008"),
         ("nobody:80", "no service or workload for hostname: nobody"),
     ];
     for (text, expected) in rows {

@@ -12,11 +12,7 @@ use crate::outbound::CLIENT_IP;
 
 /// An endpoint of retail/shop: name, region, zone, node, network.
 fn endpoint(name: &str, address: &str, place: [&str; 4]) -> Workload {
-    let mut workload = endpoint_of(
-        plain_pod(&format!("retail/{name}"), address),
-        "retail/shop",
-        &[],
-    );
+    let mut workload = endpoint_of(plain_pod(&format!("retail/{name}"), address), "retail/shop", &[]);
     let [region, zone, node, net] = place;
     workload.locality.region = region.into();
     workload.locality.zone = zone.into();
@@ -27,11 +23,7 @@ fn endpoint(name: &str, address: &str, place: [&str; 4]) -> Workload {
 
 fn shop(mode: Mode, scopes: &[Scope]) -> Service {
     let mut shop = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
-    shop.load_balancing = LoadBalancing {
-        mode,
-        scopes: scopes.to_vec(),
-        health: HealthPolicy::OnlyHealthy,
-    };
+    shop.load_balancing = LoadBalancing { mode, scopes: scopes.to_vec(), health: HealthPolicy::OnlyHealthy };
     shop
 }
 
@@ -41,18 +33,12 @@ fn reached(snapshot: &Snapshot) -> Result<BTreeMap<String, usize>, RouteError> {
     source.locality.region = "r1".into();
     source.locality.zone = "z1".into();
     source.node = "n1".into();
-    let query = Query {
-        source: &source,
-        peer: ip(CLIENT_IP),
-        target: at("10.96.0.7:80"),
-    };
+    let query = Query { source: &source, peer: ip(CLIENT_IP), target: at("10.96.0.7:80") };
     let mut counts = BTreeMap::new();
     for step in 0..DRAWS {
         let draw = step.wrapping_mul(u64::MAX / DRAWS);
         let workload = match outbound(snapshot, &query, draw) {
-            Ok(Route::Direct { destination, .. }) => {
-                destination.workload.expect("always named").name.to_string()
-            }
+            Ok(Route::Direct { destination, .. }) => destination.workload.expect("always named").name.to_string(),
             // On another network: who it was is in the error.
             Err(RouteError::NoValidDestination { workload, .. }) => {
                 workload.as_str().rsplit('/').next().unwrap().into()
@@ -77,74 +63,26 @@ fn scopes_decide_as_their_mode_says() {
         endpoint("elsewhere", "10.0.0.4", ["r2", "z1", "n4", ""]),
     ];
     let all: &[&str] = &["same-node", "same-zone", "same-region", "elsewhere"];
-    type Row<'a> = (
-        Mode,
-        &'a [Scope],
-        &'a [&'a str],
-        Result<&'a [&'a str], Unavailable>,
-    );
+    type Row<'a> = (Mode, &'a [Scope], &'a [&'a str], Result<&'a [&'a str], Unavailable>);
     let rows: &[Row<'_>] = &[
         (Mode::Unspecified, &[], &[], Ok(all)),
         (Mode::Unspecified, &[Region, Zone, Node], &[], Ok(all)),
         (Mode::Strict, &[], &[], Ok(all)),
         (Mode::Strict, &[Node], &[], Ok(&["same-node"])),
-        (
-            Mode::Strict,
-            &[Region, Zone],
-            &[],
-            Ok(&["same-node", "same-zone"]),
-        ),
-        (
-            Mode::Strict,
-            &[Node],
-            &["same-node"],
-            Err(Unavailable::OutOfScope),
-        ),
+        (Mode::Strict, &[Region, Zone], &[], Ok(&["same-node", "same-zone"])),
+        (Mode::Strict, &[Node], &["same-node"], Err(Unavailable::OutOfScope)),
         (Mode::Failover, &[], &[], Ok(all)),
-        (
-            Mode::Failover,
-            &[Region, Zone, Node],
-            &[],
-            Ok(&["same-node"]),
-        ),
-        (
-            Mode::Failover,
-            &[Region, Zone, Node],
-            &["same-node"],
-            Ok(&["same-zone"]),
-        ),
-        (
-            Mode::Failover,
-            &[Region, Zone, Node],
-            &["same-node", "same-zone"],
-            Ok(&["same-region"]),
-        ),
-        (
-            Mode::Failover,
-            &[Region, Zone, Node],
-            &["same-node", "same-zone", "same-region"],
-            Ok(&["elsewhere"]),
-        ),
+        (Mode::Failover, &[Region, Zone, Node], &[], Ok(&["same-node"])),
+        (Mode::Failover, &[Region, Zone, Node], &["same-node"], Ok(&["same-zone"])),
+        (Mode::Failover, &[Region, Zone, Node], &["same-node", "same-zone"], Ok(&["same-region"])),
+        (Mode::Failover, &[Region, Zone, Node], &["same-node", "same-zone", "same-region"], Ok(&["elsewhere"])),
         // The count ends at the first scope not shared: zone z1 of another region is another zone.
-        (
-            Mode::Failover,
-            &[Region, Zone],
-            &["same-node", "same-zone"],
-            Ok(&["same-region"]),
-        ),
-        (
-            Mode::Failover,
-            &[Network, Node],
-            &["same-node"],
-            Ok(&["same-zone", "same-region", "elsewhere"]),
-        ),
+        (Mode::Failover, &[Region, Zone], &["same-node", "same-zone"], Ok(&["same-region"])),
+        (Mode::Failover, &[Network, Node], &["same-node"], Ok(&["same-zone", "same-region", "elsewhere"])),
     ];
     for (mode, scopes, absent, expected) in rows {
         let mut mesh = Mesh::new().service(shop(*mode, scopes));
-        for endpoint in everywhere
-            .iter()
-            .filter(|endpoint| !absent.contains(&&*endpoint.name))
-        {
+        for endpoint in everywhere.iter().filter(|endpoint| !absent.contains(&&*endpoint.name)) {
             mesh = mesh.workload(endpoint.clone());
         }
         let row = format!("{mode:?} {scopes:?} without {absent:?}");
@@ -153,12 +91,7 @@ fn scopes_decide_as_their_mode_says() {
             Err(RouteError::NoHealthyUpstream { why, .. }) => Err(why),
             Err(other) => panic!("{row}: {other}"),
         };
-        let expected = expected.map(|names| {
-            names
-                .iter()
-                .map(|name| name.to_string())
-                .collect::<BTreeSet<_>>()
-        });
+        let expected = expected.map(|names| names.iter().map(|name| name.to_string()).collect::<BTreeSet<_>>());
         assert_eq!(reached, expected, "{row}");
     }
 }
@@ -175,10 +108,7 @@ fn with_the_network_first_the_order_is_network_then_what_else_is_shared() {
         endpoint("none", "10.0.0.6", ["r2", "z1", "n", "far"]),
     ];
     for first in 0..best_first.len() {
-        let mut mesh = Mesh::new().service(shop(
-            Mode::Failover,
-            &[Scope::Network, Scope::Region, Scope::Zone],
-        ));
+        let mut mesh = Mesh::new().service(shop(Mode::Failover, &[Scope::Network, Scope::Region, Scope::Zone]));
         for endpoint in best_first[first..].iter().rev() {
             mesh = mesh.workload(endpoint.clone());
         }
@@ -189,10 +119,8 @@ fn with_the_network_first_the_order_is_network_then_what_else_is_shared() {
 
 #[test]
 fn among_equals_the_draw_decides_by_capacity() {
-    let weighted = |name: &str, address: &str, capacity: u32| Workload {
-        capacity,
-        ..endpoint(name, address, ["", "", "", ""])
-    };
+    let weighted =
+        |name: &str, address: &str, capacity: u32| Workload { capacity, ..endpoint(name, address, ["", "", "", ""]) };
     let snapshot = Mesh::new()
         .service(shop(Mode::Unspecified, &[]))
         .workload(weighted("a", "10.0.0.1", 1))
@@ -200,34 +128,18 @@ fn among_equals_the_draw_decides_by_capacity() {
         .workload(weighted("c", "10.0.0.3", 3))
         .freeze();
     let counts = reached(&snapshot).unwrap();
-    assert_eq!(
-        counts.keys().collect::<Vec<_>>(),
-        ["a", "c"],
-        "weight 0 is never chosen"
-    );
+    assert_eq!(counts.keys().collect::<Vec<_>>(), ["a", "c"], "weight 0 is never chosen");
     // Draws are evenly spaced, so the shares are exact up to rounding.
     let quarter = usize::try_from(DRAWS / 4).unwrap();
-    assert!(
-        counts["a"].abs_diff(quarter) <= 1 && counts["c"].abs_diff(3 * quarter) <= 1,
-        "{counts:?}"
-    );
+    assert!(counts["a"].abs_diff(quarter) <= 1 && counts["c"].abs_diff(3 * quarter) <= 1, "{counts:?}");
 }
 
 #[test]
 fn a_service_with_nobody_to_offer_says_what_stands_in_the_way() {
     let one = || endpoint("a", "10.0.0.1", ["", "", "", ""]);
-    let unhealthy = Workload {
-        status: Status::Unhealthy,
-        ..one()
-    };
-    let addressless = Workload {
-        addresses: Vec::new(),
-        ..one()
-    };
-    let weightless = Workload {
-        capacity: 0,
-        ..one()
-    };
+    let unhealthy = Workload { status: Status::Unhealthy, ..one() };
+    let addressless = Workload { addresses: Vec::new(), ..one() };
+    let weightless = Workload { capacity: 0, ..one() };
     let port_missing = {
         let mut shop = shop(Mode::Unspecified, &[]);
         shop.ports[0].target_port = 0;
@@ -241,22 +153,10 @@ fn a_service_with_nobody_to_offer_says_what_stands_in_the_way() {
         (port_missing, vec![one()], Unavailable::NoTargetPort(80)),
         (usual(), vec![weightless.clone()], Unavailable::NoWeight),
         // Of several faults, the one of the endpoint that came furthest.
-        (
-            usual(),
-            vec![
-                Workload {
-                    uid: "z".into(),
-                    ..unhealthy
-                },
-                weightless,
-            ],
-            Unavailable::NoWeight,
-        ),
+        (usual(), vec![Workload { uid: "z".into(), ..unhealthy }, weightless], Unavailable::NoWeight),
     ];
     for (service, endpoints, expected) in rows {
-        let mesh = endpoints
-            .into_iter()
-            .fold(Mesh::new().service(service), Mesh::workload);
+        let mesh = endpoints.into_iter().fold(Mesh::new().service(service), Mesh::workload);
         match reached(&mesh.freeze()) {
             Err(RouteError::NoHealthyUpstream { why, .. }) => assert_eq!(why, expected),
             other => panic!("{expected:?}: {other:?}"),
@@ -266,46 +166,27 @@ fn a_service_with_nobody_to_offer_says_what_stands_in_the_way() {
 
 #[test]
 fn a_changed_health_policy_holds_at_once_and_in_both_directions() {
-    let unhealthy = Workload {
-        status: Status::Unhealthy,
-        ..endpoint("a", "10.0.0.1", ["", "", "", ""])
-    };
+    let unhealthy = Workload { status: Status::Unhealthy, ..endpoint("a", "10.0.0.1", ["", "", "", ""]) };
     let with = |health: HealthPolicy| {
         let mut shop = shop(Mode::Unspecified, &[]);
         shop.load_balancing.health = health;
         shop
     };
-    let mesh = || {
-        Mesh::new()
-            .workload(unhealthy.clone())
-            .service(with(HealthPolicy::OnlyHealthy))
-    };
+    let mesh = || Mesh::new().workload(unhealthy.clone()).service(with(HealthPolicy::OnlyHealthy));
     assert!(reached(&mesh().freeze()).is_err());
     let allowing = mesh().service(with(HealthPolicy::AllowAll));
     assert!(reached(&allowing.freeze()).is_ok());
-    let again = mesh()
-        .service(with(HealthPolicy::AllowAll))
-        .service(with(HealthPolicy::OnlyHealthy));
+    let again = mesh().service(with(HealthPolicy::AllowAll)).service(with(HealthPolicy::OnlyHealthy));
     assert!(reached(&again.freeze()).is_err());
 }
 
 #[test]
 fn an_endpoint_that_names_a_service_twice_has_the_ports_it_named_first() {
     let twice = endpoint_of(
-        endpoint_of(
-            plain_pod("retail/shop-0", "10.0.0.1"),
-            "retail/shop",
-            &[(80, 1111)],
-        ),
+        endpoint_of(plain_pod("retail/shop-0", "10.0.0.1"), "retail/shop", &[(80, 1111)]),
         "retail/shop",
         &[(80, 2222)],
     );
-    let snapshot = Mesh::new()
-        .workload(twice)
-        .service(shop(Mode::Unspecified, &[]))
-        .freeze();
-    assert_eq!(
-        crate::outbound::line(crate::outbound::route(&snapshot, "10.96.0.7:80", 0)),
-        "direct 10.0.0.1:1111"
-    );
+    let snapshot = Mesh::new().workload(twice).service(shop(Mode::Unspecified, &[])).freeze();
+    assert_eq!(crate::outbound::line(crate::outbound::route(&snapshot, "10.96.0.7:80", 0)), "direct 10.0.0.1:1111");
 }

@@ -39,12 +39,7 @@ pub(crate) fn pod(text: &str, address: &str) -> Workload {
     let (namespace, name) = text.split_once('/').expect(text);
     let account = name.rsplit_once('-').map_or(name, |(account, _)| account);
     let identity = Identity::new("cluster.local", namespace, account).expect(text);
-    let mut workload = Workload::new(
-        format!("Kubernetes//Pod/{text}").as_str().into(),
-        namespace,
-        name,
-        identity,
-    );
+    let mut workload = Workload::new(format!("Kubernetes//Pod/{text}").as_str().into(), namespace, name, identity);
     workload.protocol = TunnelProtocol::Hbone;
     workload.addresses = vec![ip(address)];
     workload
@@ -52,10 +47,7 @@ pub(crate) fn pod(text: &str, address: &str) -> Workload {
 
 /// The same, not captured.
 pub(crate) fn plain_pod(text: &str, address: &str) -> Workload {
-    Workload {
-        protocol: TunnelProtocol::None,
-        ..pod(text, address)
-    }
+    Workload { protocol: TunnelProtocol::None, ..pod(text, address) }
 }
 
 pub(crate) fn hostname(text: &str) -> NamespacedHostname {
@@ -70,20 +62,14 @@ pub(crate) fn service(text: &str, vip: &str, ports: &[(u16, u16)]) -> Service {
     let mut service = Service::new(&key.namespace, name, &key.hostname);
     service.ports = mappings(ports);
     let address: IpNet = vip.parse().unwrap_or_else(|_| ip(vip).into());
-    service.vips = vec![Vip {
-        network: network(""),
-        address,
-    }];
+    service.vips = vec![Vip { network: network(""), address }];
     service
 }
 
 pub(crate) fn mappings(ports: &[(u16, u16)]) -> Vec<PortMapping> {
     ports
         .iter()
-        .map(|(service_port, target_port)| PortMapping {
-            service_port: *service_port,
-            target_port: *target_port,
-        })
+        .map(|(service_port, target_port)| PortMapping { service_port: *service_port, target_port: *target_port })
         .collect()
 }
 
@@ -96,42 +82,24 @@ pub(crate) fn endpoint_of(mut workload: Workload, text: &str, ports: &[(u16, u16
 /// A reference to a waypoint: `NS/NAME` of a service, or an address on the default network.
 pub(crate) fn waypoint(text: &str) -> Option<GatewayAddress> {
     let destination = match text.parse() {
-        Ok(address) => GatewayDestination::Address {
-            network: network(""),
-            address,
-        },
+        Ok(address) => GatewayDestination::Address { network: network(""), address },
         Err(_) => GatewayDestination::Hostname(hostname(text)),
     };
-    Some(GatewayAddress {
-        destination,
-        hbone_port: 15008,
-    })
+    Some(GatewayAddress { destination, hbone_port: 15008 })
 }
 
 pub(crate) fn policy(text: &str, scope: PolicyScope, action: Action, rules: Vec<Rule>) -> Policy {
     let (namespace, name) = text.split_once('/').expect(text);
-    Policy {
-        key: PolicyKey::new(namespace, name),
-        namespace: namespace.into(),
-        scope,
-        action,
-        rules,
-        dry_run: false,
-    }
+    Policy { key: PolicyKey::new(namespace, name), namespace: namespace.into(), scope, action, rules, dry_run: false }
 }
 
 /// A rule of one clause of these matches.
 pub(crate) fn any_of(matches: Vec<Match>) -> Rule {
-    Rule {
-        clauses: vec![Clause { matches }],
-    }
+    Rule { clauses: vec![Clause { matches }] }
 }
 
 pub(crate) fn principal(text: &str) -> Match {
-    Match {
-        principals: vec![StringMatch::Exact(text.into())],
-        ..Match::default()
-    }
+    Match { principals: vec![StringMatch::Exact(text.into())], ..Match::default() }
 }
 
 #[derive(Default)]

@@ -34,21 +34,11 @@ fn of_several_workloads_at_an_address_a_captured_pod_comes_first_in_whatever_ord
         }
         for (at, expected) in best_first.iter().enumerate() {
             let found = builder.freeze();
-            let found = found
-                .workload_by_address(&network(""), ip("10.40.0.9"))
-                .expect("somebody is left");
-            assert_eq!(
-                found.name, expected.name,
-                "without the first {at}, reversed {reversed}"
-            );
+            let found = found.workload_by_address(&network(""), ip("10.40.0.9")).expect("somebody is left");
+            assert_eq!(found.name, expected.name, "without the first {at}, reversed {reversed}");
             builder.apply(Change::WorkloadGone(expected.uid.clone()));
         }
-        assert!(
-            builder
-                .freeze()
-                .workload_by_address(&network(""), ip("10.40.0.9"))
-                .is_none()
-        );
+        assert!(builder.freeze().workload_by_address(&network(""), ip("10.40.0.9")).is_none());
     }
 }
 
@@ -56,14 +46,8 @@ fn of_several_workloads_at_an_address_a_captured_pod_comes_first_in_whatever_ord
 fn a_resent_workload_is_found_only_by_what_it_is_now() {
     let mut before = endpoint_of(pod("retail/shop-0", "10.40.0.9"), "retail/shop", &[]);
     before.hostname = "old.example.com".into();
-    let mut after = endpoint_of(
-        Workload {
-            name: "shop-1".into(),
-            ..pod("retail/shop-0", "10.40.0.10")
-        },
-        "retail/cart",
-        &[],
-    );
+    let mut after =
+        endpoint_of(Workload { name: "shop-1".into(), ..pod("retail/shop-0", "10.40.0.10") }, "retail/cart", &[]);
     after.network = network("far");
     after.hostname = "new.example.com".into();
     let snapshot = Mesh::new()
@@ -72,42 +56,14 @@ fn a_resent_workload_is_found_only_by_what_it_is_now() {
         .service(service("retail/shop", "10.96.0.7", &[]))
         .service(service("retail/cart", "10.96.0.8", &[]))
         .freeze();
-    let endpoints = |name: &str| {
-        snapshot
-            .endpoints(snapshot.service(&hostname(name)).unwrap())
-            .count()
-    };
-    assert!(
-        snapshot
-            .workload_by_address(&network(""), ip("10.40.0.9"))
-            .is_none()
-    );
-    assert!(
-        snapshot
-            .workload_by_address(&network("far"), ip("10.40.0.10"))
-            .is_some()
-    );
-    assert!(
-        snapshot
-            .local_workload(None, "retail", "shop-0", "shop")
-            .is_none()
-    );
-    assert!(
-        snapshot
-            .local_workload(None, "retail", "shop-1", "shop")
-            .is_some()
-    );
+    let endpoints = |name: &str| snapshot.endpoints(snapshot.service(&hostname(name)).unwrap()).count();
+    assert!(snapshot.workload_by_address(&network(""), ip("10.40.0.9")).is_none());
+    assert!(snapshot.workload_by_address(&network("far"), ip("10.40.0.10")).is_some());
+    assert!(snapshot.local_workload(None, "retail", "shop-0", "shop").is_none());
+    assert!(snapshot.local_workload(None, "retail", "shop-1", "shop").is_some());
     let named = |text: &str| mesh_state::name::NamespacedHostname::new("retail", text);
-    assert!(
-        snapshot
-            .workload_by_hostname(&named("old.example.com"))
-            .is_none()
-    );
-    assert!(
-        snapshot
-            .workload_by_hostname(&named("new.example.com"))
-            .is_some()
-    );
+    assert!(snapshot.workload_by_hostname(&named("old.example.com")).is_none());
+    assert!(snapshot.workload_by_hostname(&named("new.example.com")).is_some());
     assert_eq!((endpoints("retail/shop"), endpoints("retail/cart")), (0, 1));
     assert_eq!(snapshot.workloads().count(), 1);
 }
@@ -122,20 +78,12 @@ fn endpoints_are_there_whether_they_or_their_service_came_first_or_it_went_and_c
         vec![workload.clone(), service.clone()],
         vec![service.clone(), workload.clone()],
         // The reference forgets the endpoints here until they are sent again (trap 24).
-        vec![
-            workload.clone(),
-            service.clone(),
-            gone.clone(),
-            service.clone(),
-        ],
+        vec![workload.clone(), service.clone(), gone.clone(), service.clone()],
         vec![service.clone(), gone, workload, service],
     ];
     for order in orders {
         let mut builder = SnapshotBuilder::new();
-        order
-            .iter()
-            .cloned()
-            .for_each(|change| builder.apply(change));
+        order.iter().cloned().for_each(|change| builder.apply(change));
         let snapshot = builder.freeze();
         let shop = snapshot.service(&hostname("retail/shop")).unwrap();
         assert_eq!(snapshot.endpoints(shop).count(), 1, "{order:?}");
@@ -155,36 +103,12 @@ fn a_service_is_chosen_by_namespace_then_canonical_then_first() {
     let rows: &[Row<'_>] = &[
         ("nobody", &[], None),
         ("the only one", &[("a", false, Public)], Some("a")),
-        (
-            "the client's own",
-            &[("a", true, Public), ("web", false, Public)],
-            Some("web"),
-        ),
-        (
-            "a canonical one",
-            &[("a", false, Public), ("b", true, Public)],
-            Some("b"),
-        ),
-        (
-            "the first of canonical ones",
-            &[("c", true, Public), ("b", true, Public)],
-            Some("b"),
-        ),
-        (
-            "the first",
-            &[("c", false, Public), ("b", false, Public)],
-            Some("b"),
-        ),
-        (
-            "never one that hides itself",
-            &[("a", true, Namespace), ("b", false, Public)],
-            Some("b"),
-        ),
-        (
-            "its own though hidden from others",
-            &[("web", false, Namespace), ("b", true, Public)],
-            Some("web"),
-        ),
+        ("the client's own", &[("a", true, Public), ("web", false, Public)], Some("web")),
+        ("a canonical one", &[("a", false, Public), ("b", true, Public)], Some("b")),
+        ("the first of canonical ones", &[("c", true, Public), ("b", true, Public)], Some("b")),
+        ("the first", &[("c", false, Public), ("b", false, Public)], Some("b")),
+        ("never one that hides itself", &[("a", true, Namespace), ("b", false, Public)], Some("b")),
+        ("its own though hidden from others", &[("web", false, Namespace), ("b", true, Public)], Some("web")),
         ("nobody when all hide", &[("a", true, Namespace)], None),
     ];
     for (fact, services, expected) in rows {
@@ -198,11 +122,7 @@ fn a_service_is_chosen_by_namespace_then_canonical_then_first() {
             let by_vip = mesh.service_by_vip(&network(""), ip("10.96.0.7"), "web");
             let by_name = mesh.service_by_hostname("shop.example.com", "web");
             for found in [by_vip, by_name] {
-                assert_eq!(
-                    found.map(|service| &*service.namespace),
-                    *expected,
-                    "{fact} ({vip})"
-                );
+                assert_eq!(found.map(|service| &*service.namespace), *expected, "{fact} ({vip})");
             }
         }
     }
@@ -210,10 +130,7 @@ fn a_service_is_chosen_by_namespace_then_canonical_then_first() {
 
 #[test]
 fn a_block_of_addresses_is_asked_after_single_ones_and_the_longest_first_but_for_the_clients_own() {
-    let block = |name: &str, vip: &str, canonical: bool| Service {
-        canonical,
-        ..service(name, vip, &[])
-    };
+    let block = |name: &str, vip: &str, canonical: bool| Service { canonical, ..service(name, vip, &[]) };
     let snapshot = Mesh::new()
         .service(block("a/wide", "10.0.0.0/8", true))
         .service(block("a/narrow", "10.96.0.0/16", false))
@@ -237,69 +154,38 @@ fn a_block_of_addresses_is_asked_after_single_ones_and_the_longest_first_but_for
         let found = found.map(|service| format!("{}/{}", service.namespace, service.name));
         assert_eq!(found.as_deref(), expected, "{address}");
     }
-    assert!(
-        snapshot
-            .service_by_vip(&network("far"), ip("10.96.0.7"), "web")
-            .is_none()
-    );
+    assert!(snapshot.service_by_vip(&network("far"), ip("10.96.0.7"), "web").is_none());
 }
 
 #[test]
 fn a_block_takes_over_where_the_single_address_hides_itself() {
     let mut hidden = service("a/single", "10.96.0.7", &[]);
     hidden.visibility = Visibility::Namespace;
-    let snapshot = Mesh::new()
-        .service(hidden)
-        .service(service("b/wide", "10.96.0.0/16", &[]))
-        .freeze();
+    let snapshot = Mesh::new().service(hidden).service(service("b/wide", "10.96.0.0/16", &[])).freeze();
     let found = |namespace: &str| {
-        snapshot
-            .service_by_vip(&network(""), ip("10.96.0.7"), namespace)
-            .map(|service| service.name.to_string())
+        snapshot.service_by_vip(&network(""), ip("10.96.0.7"), namespace).map(|service| service.name.to_string())
     };
-    assert_eq!(
-        (found("web"), found("a")),
-        (Some("wide".into()), Some("single".into()))
-    );
+    assert_eq!((found("web"), found("a")), (Some("wide".into()), Some("single".into())));
 }
 
 #[test]
 fn a_resent_service_is_found_only_by_what_it_is_now() {
     let mut before = service("retail/shop", "10.96.0.7", &[]);
-    before.vips.push(Vip {
-        network: network(""),
-        address: "10.97.0.0/16".parse().unwrap(),
-    });
+    before.vips.push(Vip { network: network(""), address: "10.97.0.0/16".parse().unwrap() });
     let snapshot = Mesh::new()
         .service(before)
-        .service(Service {
-            canonical: true,
-            ..service("retail/shop", "10.96.0.8", &[])
-        })
+        .service(Service { canonical: true, ..service("retail/shop", "10.96.0.8", &[]) })
         .freeze();
-    let found = |address: &str| {
-        snapshot
-            .service_by_vip(&network(""), ip(address), "web")
-            .is_some()
-    };
-    assert_eq!(
-        (found("10.96.0.7"), found("10.97.1.1"), found("10.96.0.8")),
-        (false, false, true)
-    );
+    let found = |address: &str| snapshot.service_by_vip(&network(""), ip(address), "web").is_some();
+    assert_eq!((found("10.96.0.7"), found("10.97.1.1"), found("10.96.0.8")), (false, false, true));
     assert_eq!(snapshot.services().count(), 1);
 }
 
 #[test]
 fn a_local_workload_is_found_by_what_the_cni_agent_knows_of_it() {
-    let on = |node: &str, uid: &str| Workload {
-        node: node.into(),
-        uid: uid.into(),
-        ..pod("retail/shop-0", "10.40.0.9")
-    };
-    let snapshot = Mesh::new()
-        .workload(on("node-a", "a"))
-        .workload(on("node-b", "b"))
-        .freeze();
+    let on =
+        |node: &str, uid: &str| Workload { node: node.into(), uid: uid.into(), ..pod("retail/shop-0", "10.40.0.9") };
+    let snapshot = Mesh::new().workload(on("node-a", "a")).workload(on("node-b", "b")).freeze();
     let rows = [
         (Some("node-a"), "retail", "shop-0", "shop", Some("a")),
         (Some("node-b"), "retail", "shop-0", "shop", Some("b")),
@@ -311,27 +197,14 @@ fn a_local_workload_is_found_by_what_the_cni_agent_knows_of_it() {
     ];
     for (node, namespace, name, account, expected) in rows {
         let found = snapshot.local_workload(node, namespace, name, account);
-        assert_eq!(
-            found.map(|workload| workload.uid.as_str()),
-            expected,
-            "{node:?} {namespace} {name} {account}"
-        );
+        assert_eq!(found.map(|workload| workload.uid.as_str()), expected, "{node:?} {namespace} {name} {account}");
     }
 }
 
 #[test]
 fn a_local_workload_on_its_nodes_network_is_found_too() {
-    let agent = Workload {
-        network_mode: NetworkMode::HostNetwork,
-        ..pod("ops/agent-0", "172.16.0.1")
-    };
-    assert!(
-        Mesh::new()
-            .workload(agent)
-            .freeze()
-            .local_workload(None, "ops", "agent-0", "agent")
-            .is_some()
-    );
+    let agent = Workload { network_mode: NetworkMode::HostNetwork, ..pod("ops/agent-0", "172.16.0.1") };
+    assert!(Mesh::new().workload(agent).freeze().local_workload(None, "ops", "agent-0", "agent").is_some());
 }
 
 #[test]
@@ -342,18 +215,8 @@ fn generations_count_up_and_old_ones_stay_as_they_were() {
     let one = builder.freeze();
     builder.apply(Change::WorkloadGone("Kubernetes//Pod/retail/shop-0".into()));
     let none = builder.freeze();
-    assert_eq!(
-        [empty.generation(), one.generation(), none.generation()],
-        [1, 2, 3]
-    );
-    assert_eq!(
-        [
-            empty.workloads().count(),
-            one.workloads().count(),
-            none.workloads().count()
-        ],
-        [0, 1, 0]
-    );
+    assert_eq!([empty.generation(), one.generation(), none.generation()], [1, 2, 3]);
+    assert_eq!([empty.workloads().count(), one.workloads().count(), none.workloads().count()], [0, 1, 0]);
     assert_eq!(mesh_state::snapshot::Snapshot::empty().generation(), 0);
 }
 
@@ -376,10 +239,7 @@ fn generations_share_what_did_not_change() {
     builder.apply(Change::Workload(pod("retail/shop-0", "10.40.0.9")));
     let after = builder.freeze();
     let shop = |snapshot: &mesh_state::snapshot::Snapshot| {
-        snapshot
-            .workload_by_address(&network(""), ip("10.40.0.9"))
-            .cloned()
-            .unwrap()
+        snapshot.workload_by_address(&network(""), ip("10.40.0.9")).cloned().unwrap()
     };
     assert!(std::sync::Arc::ptr_eq(&shop(&before), &shop(&after)));
 }

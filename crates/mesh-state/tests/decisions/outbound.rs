@@ -4,13 +4,9 @@ use mesh_state::name::Authority;
 use mesh_state::route::{Feature, Query, Route, RouteError, Unavailable, outbound};
 use mesh_state::service::{IpFamilies, Mode};
 use mesh_state::snapshot::Snapshot;
-use mesh_state::workload::{
-    GatewayAddress, GatewayDestination, NetworkMode, TunnelProtocol, Workload,
-};
+use mesh_state::workload::{GatewayAddress, GatewayDestination, NetworkMode, TunnelProtocol, Workload};
 
-use crate::fixture::{
-    Mesh, at, endpoint_of, hostname, id, ip, network, plain_pod, pod, service, waypoint,
-};
+use crate::fixture::{Mesh, at, endpoint_of, hostname, id, ip, network, plain_pod, pod, service, waypoint};
 
 pub(crate) const CLIENT_IP: &str = "10.40.0.2";
 
@@ -20,15 +16,7 @@ pub(crate) fn client() -> Workload {
 
 pub(crate) fn route(snapshot: &Snapshot, target: &str, draw: u64) -> Result<Route, RouteError> {
     let source = client();
-    outbound(
-        snapshot,
-        &Query {
-            source: &source,
-            peer: ip(CLIENT_IP),
-            target: at(target),
-        },
-        draw,
-    )
+    outbound(snapshot, &Query { source: &source, peer: ip(CLIENT_IP), target: at(target) }, draw)
 }
 
 /// A route in one line: what a table compares.
@@ -36,16 +24,8 @@ pub(crate) fn line(route: Result<Route, RouteError>) -> String {
     match route {
         Ok(Route::Passthrough { target }) => format!("passthrough {target}"),
         Ok(Route::Direct { target, .. }) => format!("direct {target}"),
-        Ok(Route::Hbone {
-            hop,
-            authority,
-            expected,
-            ..
-        }) => {
-            let expected: Vec<&str> = expected
-                .iter()
-                .map(|identity| identity.principal())
-                .collect();
+        Ok(Route::Hbone { hop, authority, expected, .. }) => {
+            let expected: Vec<&str> = expected.iter().map(|identity| identity.principal()).collect();
             format!("hbone {hop} {authority} {}", expected.join(" "))
         }
         Ok(Route::DoubleHbone { hop, authority, .. }) => format!("double hbone {hop} {authority}"),
@@ -61,21 +41,9 @@ fn shop_mesh() -> Mesh {
     };
     Mesh::new()
         .workload(client())
-        .workload(endpoint_of(
-            pod("retail/shop-0", "10.40.0.9"),
-            "retail/shop",
-            &[],
-        ))
-        .workload(endpoint_of(
-            pod("retail/cart-0", "10.40.0.10"),
-            "retail/cart",
-            &[(80, 9090)],
-        ))
-        .workload(endpoint_of(
-            plain_pod("legacy/db-0", "10.40.0.11"),
-            "legacy/db",
-            &[],
-        ))
+        .workload(endpoint_of(pod("retail/shop-0", "10.40.0.9"), "retail/shop", &[]))
+        .workload(endpoint_of(pod("retail/cart-0", "10.40.0.10"), "retail/cart", &[(80, 9090)]))
+        .workload(endpoint_of(plain_pod("legacy/db-0", "10.40.0.11"), "legacy/db", &[]))
         .service(service("retail/shop", "10.96.0.7", &[(80, 8080), (81, 0)]))
         .service(with_sans)
         .service(service("legacy/db", "10.96.0.9", &[(3306, 3306)]))
@@ -88,11 +56,7 @@ fn a_connection_goes_where_its_address_says() {
     passthrough.load_balancing.mode = Mode::Passthrough;
     let snapshot = shop_mesh().service(passthrough).freeze();
     let rows: &[(&str, &str, &str)] = &[
-        (
-            "an unknown address is passed through",
-            "93.184.216.34:443",
-            "passthrough 93.184.216.34:443",
-        ),
+        ("an unknown address is passed through", "93.184.216.34:443", "passthrough 93.184.216.34:443"),
         (
             "a captured workload is tunnelled to",
             "10.40.0.9:8080",
@@ -108,11 +72,7 @@ fn a_connection_goes_where_its_address_says() {
             "[::ffff:10.40.0.9]:8080",
             "hbone 10.40.0.9:15008 10.40.0.9:8080 cluster.local/ns/retail/sa/shop",
         ),
-        (
-            "a workload outside the mesh is spoken to in plain TCP",
-            "10.40.0.11:3306",
-            "direct 10.40.0.11:3306",
-        ),
+        ("a workload outside the mesh is spoken to in plain TCP", "10.40.0.11:3306", "direct 10.40.0.11:3306"),
         (
             "a VIP goes to an endpoint at the service's target port",
             "10.96.0.7:80",
@@ -128,16 +88,8 @@ fn a_connection_goes_where_its_address_says() {
             "10.96.0.9:3306",
             "direct 10.40.0.11:3306",
         ),
-        (
-            "a passthrough service is left alone",
-            "10.96.0.11:443",
-            "passthrough 10.96.0.11:443",
-        ),
-        (
-            "a passthrough service is left alone at any port",
-            "10.96.0.11:99",
-            "passthrough 10.96.0.11:99",
-        ),
+        ("a passthrough service is left alone", "10.96.0.11:443", "passthrough 10.96.0.11:443"),
+        ("a passthrough service is left alone at any port", "10.96.0.11:99", "passthrough 10.96.0.11:99"),
         (
             "a service without endpoints is an error, not a way out",
             "10.96.0.10:80",
@@ -165,22 +117,14 @@ fn a_route_names_what_it_reaches() {
     let snapshot = shop_mesh().freeze();
     let names = |target: &str| match route(&snapshot, target, 0).unwrap() {
         Route::Hbone { destination, .. } | Route::Direct { destination, .. } => (
-            destination
-                .workload
-                .map(|workload| workload.name.to_string()),
+            destination.workload.map(|workload| workload.name.to_string()),
             destination.service.map(|service| service.name.to_string()),
         ),
         other => panic!("{other:?}"),
     };
     assert_eq!(names("10.40.0.9:8080"), (Some("shop-0".into()), None));
-    assert_eq!(
-        names("10.96.0.7:80"),
-        (Some("shop-0".into()), Some("shop".into()))
-    );
-    assert_eq!(
-        names("10.96.0.9:3306"),
-        (Some("db-0".into()), Some("db".into()))
-    );
+    assert_eq!(names("10.96.0.7:80"), (Some("shop-0".into()), Some("shop".into())));
+    assert_eq!(names("10.96.0.9:3306"), (Some("db-0".into()), Some("db".into())));
 }
 
 #[test]
@@ -188,18 +132,9 @@ fn a_workload_on_its_nodes_network_is_found_by_service_but_not_by_address() {
     let mut agent = endpoint_of(pod("ops/agent-0", "172.16.0.1"), "ops/agent", &[]);
     agent.network_mode = NetworkMode::HostNetwork;
     agent.protocol = TunnelProtocol::None;
-    let snapshot = Mesh::new()
-        .workload(agent)
-        .service(service("ops/agent", "10.96.0.7", &[(80, 8080)]))
-        .freeze();
-    assert_eq!(
-        line(route(&snapshot, "172.16.0.1:8080", 0)),
-        "passthrough 172.16.0.1:8080"
-    );
-    assert_eq!(
-        line(route(&snapshot, "10.96.0.7:80", 0)),
-        "direct 172.16.0.1:8080"
-    );
+    let snapshot = Mesh::new().workload(agent).service(service("ops/agent", "10.96.0.7", &[(80, 8080)])).freeze();
+    assert_eq!(line(route(&snapshot, "172.16.0.1:8080", 0)), "passthrough 172.16.0.1:8080");
+    assert_eq!(line(route(&snapshot, "10.96.0.7:80", 0)), "direct 172.16.0.1:8080");
 }
 
 #[test]
@@ -207,10 +142,7 @@ fn an_address_is_looked_up_in_the_network_of_the_source() {
     let mut far = pod("retail/shop-0", "10.40.0.9");
     far.network = network("far");
     let snapshot = Mesh::new().workload(far).freeze();
-    assert_eq!(
-        line(route(&snapshot, "10.40.0.9:80", 0)),
-        "passthrough 10.40.0.9:80"
-    );
+    assert_eq!(line(route(&snapshot, "10.40.0.9:80", 0)), "passthrough 10.40.0.9:80");
 }
 
 #[test]
@@ -219,11 +151,7 @@ fn an_address_that_is_both_a_vip_and_a_workloads_goes_to_an_endpoint_past_the_se
     both.waypoint = waypoint("retail/nowhere");
     let snapshot = Mesh::new()
         .workload(pod("retail/alone-0", "10.40.0.9"))
-        .workload(endpoint_of(
-            pod("retail/shop-0", "10.40.0.10"),
-            "retail/shop",
-            &[],
-        ))
+        .workload(endpoint_of(pod("retail/shop-0", "10.40.0.10"), "retail/shop", &[]))
         .service(both)
         .freeze();
     let expected = "hbone 10.40.0.10:15008 10.40.0.10:8080 cluster.local/ns/retail/sa/shop";
@@ -235,75 +163,31 @@ fn a_workloads_own_address_is_never_passed_through_for_a_service_that_has_nobody
     for mode in [Mode::Unspecified, Mode::Passthrough] {
         let mut hollow = service("retail/hollow", "10.40.0.9", &[(80, 8080)]);
         hollow.load_balancing.mode = mode;
-        let snapshot = Mesh::new()
-            .workload(pod("retail/shop-0", "10.40.0.9"))
-            .service(hollow)
-            .freeze();
+        let snapshot = Mesh::new().workload(pod("retail/shop-0", "10.40.0.9")).service(hollow).freeze();
         let expected = "hbone 10.40.0.9:15008 10.40.0.9:80 cluster.local/ns/retail/sa/shop";
-        assert_eq!(
-            line(route(&snapshot, "10.40.0.9:80", 0)),
-            expected,
-            "{mode:?}"
-        );
+        assert_eq!(line(route(&snapshot, "10.40.0.9:80", 0)), expected, "{mode:?}");
     }
 }
 
 #[test]
 fn the_address_of_an_endpoint_follows_the_family_asked_for_within_what_the_service_allows() {
     let rows: &[(IpFamilies, &[&str], &str, &str)] = &[
-        (
-            IpFamilies::Automatic,
-            &["fd00::9", "10.40.0.9"],
-            "10.96.0.7:80",
-            "10.40.0.9:8080",
-        ),
-        (
-            IpFamilies::Automatic,
-            &["10.40.0.9", "fd00::9"],
-            "[fd96::7]:80",
-            "[fd00::9]:8080",
-        ),
-        (
-            IpFamilies::Dual,
-            &["10.40.0.9", "fd00::9"],
-            "[fd96::7]:80",
-            "[fd00::9]:8080",
-        ),
-        (
-            IpFamilies::Automatic,
-            &["10.40.0.9", "10.40.0.10"],
-            "[fd96::7]:80",
-            "10.40.0.9:8080",
-        ),
-        (
-            IpFamilies::Ipv4Only,
-            &["fd00::9", "10.40.0.9"],
-            "[fd96::7]:80",
-            "10.40.0.9:8080",
-        ),
-        (
-            IpFamilies::Ipv6Only,
-            &["10.40.0.9", "fd00::9"],
-            "10.96.0.7:80",
-            "[fd00::9]:8080",
-        ),
+        (IpFamilies::Automatic, &["fd00::9", "10.40.0.9"], "10.96.0.7:80", "10.40.0.9:8080"),
+        (IpFamilies::Automatic, &["10.40.0.9", "fd00::9"], "[fd96::7]:80", "[fd00::9]:8080"),
+        (IpFamilies::Dual, &["10.40.0.9", "fd00::9"], "[fd96::7]:80", "[fd00::9]:8080"),
+        (IpFamilies::Automatic, &["10.40.0.9", "10.40.0.10"], "[fd96::7]:80", "10.40.0.9:8080"),
+        (IpFamilies::Ipv4Only, &["fd00::9", "10.40.0.9"], "[fd96::7]:80", "10.40.0.9:8080"),
+        (IpFamilies::Ipv6Only, &["10.40.0.9", "fd00::9"], "10.96.0.7:80", "[fd00::9]:8080"),
     ];
     for (families, addresses, target, expected) in rows {
         let mut shop = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
-        shop.vips.push(mesh_state::service::Vip {
-            network: network(""),
-            address: ip("fd96::7").into(),
-        });
+        shop.vips.push(mesh_state::service::Vip { network: network(""), address: ip("fd96::7").into() });
         shop.ip_families = *families;
         let mut endpoint = endpoint_of(plain_pod("retail/shop-0", "10.0.0.1"), "retail/shop", &[]);
         endpoint.addresses = addresses.iter().map(|address| ip(address)).collect();
         let snapshot = Mesh::new().workload(endpoint).service(shop).freeze();
         let row = format!("{families:?} {addresses:?} {target}");
-        assert_eq!(
-            line(route(&snapshot, target, 0)),
-            format!("direct {expected}"),
-            "{row}"
-        );
+        assert_eq!(line(route(&snapshot, target, 0)), format!("direct {expected}"), "{row}");
     }
 }
 
@@ -315,13 +199,7 @@ fn an_endpoint_without_an_allowed_address_is_no_valid_destination() {
     let uid = endpoint.uid.clone();
     let snapshot = Mesh::new().workload(endpoint).service(shop).freeze();
     let target = at("10.96.0.7:80");
-    assert_eq!(
-        route(&snapshot, "10.96.0.7:80", 0),
-        Err(RouteError::NoValidDestination {
-            workload: uid,
-            target
-        })
-    );
+    assert_eq!(route(&snapshot, "10.96.0.7:80", 0), Err(RouteError::NoValidDestination { workload: uid, target }));
 }
 
 #[test]
@@ -332,10 +210,7 @@ fn what_is_not_supported_is_refused_by_name_and_never_sent_in_plain() {
     let mut remote = endpoint_of(pod("far/app-0", "10.40.0.9"), "far/app", &[]);
     remote.network = network("far");
     remote.network_gateway = Some(GatewayAddress {
-        destination: GatewayDestination::Address {
-            network: network("far"),
-            address: ip("203.0.113.1"),
-        },
+        destination: GatewayDestination::Address { network: network("far"), address: ip("203.0.113.1") },
         hbone_port: 15009,
     });
     let snapshot = Mesh::new()
@@ -344,15 +219,9 @@ fn what_is_not_supported_is_refused_by_name_and_never_sent_in_plain() {
         .service(service("outside/api", "10.96.0.7", &[(80, 8080)]))
         .service(service("far/app", "10.96.0.8", &[(80, 8080)]))
         .freeze();
-    for (target, wanted) in [
-        ("10.96.0.7:80", Feature::HostnameWorkload),
-        ("10.96.0.8:80", Feature::NetworkGateway),
-    ] {
+    for (target, wanted) in [("10.96.0.7:80", Feature::HostnameWorkload), ("10.96.0.8:80", Feature::NetworkGateway)] {
         let error = route(&snapshot, target, 0).expect_err(target);
-        assert!(
-            matches!(&error, RouteError::Unsupported { feature, .. } if *feature == wanted),
-            "{target}: {error}"
-        );
+        assert!(matches!(&error, RouteError::Unsupported { feature, .. } if *feature == wanted), "{target}: {error}");
         assert!(error.to_string().contains("not supported yet"), "{error}");
     }
 }
@@ -362,31 +231,13 @@ fn another_networks_endpoint_without_a_gateway_cannot_be_reached() {
     let mut remote = endpoint_of(pod("far/app-0", "10.40.0.9"), "far/app", &[]);
     remote.network = network("far");
     let uid = remote.uid.clone();
-    let mesh = || {
-        Mesh::new()
-            .workload(remote.clone())
-            .service(service("far/app", "10.96.0.8", &[(80, 8080)]))
-    };
+    let mesh = || Mesh::new().workload(remote.clone()).service(service("far/app", "10.96.0.8", &[(80, 8080)]));
     let target = at("10.96.0.8:80");
-    let expected = Err(RouteError::NoValidDestination {
-        workload: uid.clone(),
-        target,
-    });
+    let expected = Err(RouteError::NoValidDestination { workload: uid.clone(), target });
     assert_eq!(route(&mesh().freeze(), "10.96.0.8:80", 0), expected);
     // Addressed as a workload (§4.2: the workload wins the first lookup) there is no service that a gateway could be asked for.
-    let expected = Err(RouteError::NoService {
-        workload: uid,
-        network: network("far"),
-        target,
-    });
-    assert_eq!(
-        route(
-            &mesh().workload(pod("retail/shop-0", "10.96.0.8")).freeze(),
-            "10.96.0.8:80",
-            0
-        ),
-        expected
-    );
+    let expected = Err(RouteError::NoService { workload: uid, network: network("far"), target });
+    assert_eq!(route(&mesh().workload(pod("retail/shop-0", "10.96.0.8")).freeze(), "10.96.0.8:80", 0), expected);
 }
 
 #[test]
@@ -394,39 +245,20 @@ fn a_service_of_another_namespace_that_hides_itself_is_not_there() {
     let mut hidden = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
     hidden.visibility = mesh_state::service::Visibility::Namespace;
     let snapshot = Mesh::new().service(hidden).freeze();
-    assert_eq!(
-        line(route(&snapshot, "10.96.0.7:80", 0)),
-        "passthrough 10.96.0.7:80"
-    );
+    assert_eq!(line(route(&snapshot, "10.96.0.7:80", 0)), "passthrough 10.96.0.7:80");
 }
 
 #[test]
 fn an_error_says_which_service_and_why() {
     let snapshot = shop_mesh().freeze();
     let error = route(&snapshot, "10.96.0.10:80", 0).unwrap_err();
-    let RouteError::NoHealthyUpstream {
-        target,
-        service,
-        why,
-    } = error
-    else {
-        panic!("{error}")
-    };
-    assert_eq!(
-        (target, service, why),
-        (
-            at("10.96.0.10:80"),
-            hostname("retail/empty"),
-            Unavailable::NoEndpoints
-        )
-    );
+    let RouteError::NoHealthyUpstream { target, service, why } = error else { panic!("{error}") };
+    assert_eq!((target, service, why), (at("10.96.0.10:80"), hostname("retail/empty"), Unavailable::NoEndpoints));
 }
 
 #[test]
 fn the_authority_of_a_tunnel_is_an_address_even_for_a_service() {
     let snapshot = shop_mesh().freeze();
-    let Ok(Route::Hbone { authority, .. }) = route(&snapshot, "10.96.0.7:80", 0) else {
-        panic!()
-    };
+    let Ok(Route::Hbone { authority, .. }) = route(&snapshot, "10.96.0.7:80", 0) else { panic!() };
     assert_eq!(authority, Authority::Address(at("10.40.0.9:8080")));
 }

@@ -4,13 +4,9 @@ use std::collections::BTreeSet;
 
 use mesh_state::route::{Feature, Query, Route, RouteError, outbound};
 use mesh_state::service::{Service, WeightedWaypoint};
-use mesh_state::workload::{
-    ApplicationProtocol, ApplicationTunnel, GatewayAddress, TunnelProtocol, Workload,
-};
+use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, GatewayAddress, TunnelProtocol, Workload};
 
-use crate::fixture::{
-    Mesh, at, endpoint_of, hostname, id, ip, network, plain_pod, pod, service, waypoint,
-};
+use crate::fixture::{Mesh, at, endpoint_of, hostname, id, ip, network, plain_pod, pod, service, waypoint};
 use crate::outbound::{client, line, route};
 
 fn way(name: &str, address: &str) -> Workload {
@@ -42,12 +38,8 @@ fn a_waypoint_gets_the_address_as_the_application_gave_it() {
         way.hostname = hostname("retail/edge").hostname;
         way
     };
-    let mesh = || {
-        Mesh::new()
-            .workload(way("way-0", "10.40.1.1"))
-            .workload(by_name_of_workload.clone())
-            .service(way_service())
-    };
+    let mesh =
+        || Mesh::new().workload(way("way-0", "10.40.1.1")).workload(by_name_of_workload.clone()).service(way_service());
     let endpoint = || endpoint_of(pod("retail/shop-0", "10.40.0.9"), "retail/shop", &[]);
     let sans = "cluster.local/ns/retail/sa/way-alias cluster.local/ns/retail/sa/way";
     let rows: Vec<(&str, Mesh, &str, String)> = vec![
@@ -89,18 +81,17 @@ fn a_waypoint_gets_the_address_as_the_application_gave_it() {
         ),
         (
             "a workload's, whether or not it is captured",
-            mesh().workload(behind(
-                "retail/way",
-                plain_pod("retail/shop-0", "10.40.0.9"),
-            )),
+            mesh().workload(behind("retail/way", plain_pod("retail/shop-0", "10.40.0.9"))),
             "10.40.0.9:8080",
             format!("{TO_WAY}10.40.0.9:8080 {sans}"),
         ),
         (
             "a workload's does not hold for its service",
-            mesh()
-                .workload(behind("retail/way", endpoint()))
-                .service(service("retail/shop", "10.96.0.7", &[(80, 8080)])),
+            mesh().workload(behind("retail/way", endpoint())).service(service(
+                "retail/shop",
+                "10.96.0.7",
+                &[(80, 8080)],
+            )),
             "10.96.0.7:80",
             "hbone 10.40.0.9:15008 10.40.0.9:8080 cluster.local/ns/retail/sa/shop".into(),
         ),
@@ -125,26 +116,17 @@ fn a_waypoint_is_tunnelled_to_even_if_it_speaks_plain_tcp_otherwise() {
         .service(way_service())
         .workload(behind("retail/way", pod("retail/shop-0", "10.40.0.9")))
         .freeze();
-    assert!(matches!(
-        route(&snapshot, "10.40.0.9:80", 0),
-        Ok(Route::Hbone { .. })
-    ));
+    assert!(matches!(route(&snapshot, "10.40.0.9:80", 0), Ok(Route::Hbone { .. })));
 }
 
 #[test]
 fn a_waypoint_that_cannot_be_found_stops_the_connection() {
-    let absent = Mesh::new()
-        .workload(behind("retail/way", pod("retail/shop-0", "10.40.0.9")))
-        .freeze();
+    let absent = Mesh::new().workload(behind("retail/way", pod("retail/shop-0", "10.40.0.9"))).freeze();
     let error = route(&absent, "10.40.0.9:80", 0).unwrap_err();
-    assert!(
-        matches!(error, RouteError::UnknownWaypoint { .. }),
-        "{error}"
-    );
+    assert!(matches!(error, RouteError::UnknownWaypoint { .. }), "{error}");
     let text = error.to_string();
     assert!(
-        text.contains("retail/way.retail.svc.cluster.local:15008")
-            && text.contains("Kubernetes//Pod/retail/shop-0"),
+        text.contains("retail/way.retail.svc.cluster.local:15008") && text.contains("Kubernetes//Pod/retail/shop-0"),
         "{text}"
     );
 
@@ -153,19 +135,10 @@ fn a_waypoint_that_cannot_be_found_stops_the_connection() {
     let without_endpoints = Mesh::new()
         .service(way_service())
         .service(shop)
-        .workload(endpoint_of(
-            plain_pod("retail/shop-0", "10.40.0.9"),
-            "retail/shop",
-            &[],
-        ))
+        .workload(endpoint_of(plain_pod("retail/shop-0", "10.40.0.9"), "retail/shop", &[]))
         .freeze();
     let error = route(&without_endpoints, "10.96.0.7:80", 0).unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("service retail/way.retail.svc.cluster.local has no endpoints"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("service retail/way.retail.svc.cluster.local has no endpoints"), "{error}");
 }
 
 #[test]
@@ -175,22 +148,10 @@ fn a_waypoint_of_another_network_is_not_supported_yet_and_not_gone_around() {
     let snapshot = Mesh::new()
         .workload(far)
         .service(way_service())
-        .workload(behind(
-            "retail/way",
-            plain_pod("retail/shop-0", "10.40.0.9"),
-        ))
+        .workload(behind("retail/way", plain_pod("retail/shop-0", "10.40.0.9")))
         .freeze();
     let error = route(&snapshot, "10.40.0.9:80", 0).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            RouteError::Unsupported {
-                feature: Feature::NetworkGateway,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, RouteError::Unsupported { feature: Feature::NetworkGateway, .. }), "{error}");
 }
 
 #[test]
@@ -199,20 +160,10 @@ fn a_captured_waypoint_takes_ports_its_service_has_not() {
     let mut shop = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
     shop.waypoint = waypoint("retail/way");
     let mesh = |tunnel: Option<ApplicationTunnel>| {
-        let way = Workload {
-            application_tunnel: tunnel,
-            ..way("way-0", "10.40.1.1")
-        };
-        Mesh::new()
-            .workload(way)
-            .service(portless.clone())
-            .service(shop.clone())
-            .freeze()
+        let way = Workload { application_tunnel: tunnel, ..way("way-0", "10.40.1.1") };
+        Mesh::new().workload(way).service(portless.clone()).service(shop.clone()).freeze()
     };
-    let tunnel = ApplicationTunnel {
-        protocol: ApplicationProtocol::None,
-        port: Some(15088),
-    };
+    let tunnel = ApplicationTunnel { protocol: ApplicationProtocol::None, port: Some(15088) };
     assert!(route(&mesh(None), "10.96.0.7:80", 0).is_err());
     assert_eq!(
         line(route(&mesh(Some(tunnel)), "10.96.0.7:80", 0)),
@@ -222,39 +173,21 @@ fn a_captured_waypoint_takes_ports_its_service_has_not() {
 
 #[test]
 fn what_comes_out_of_a_waypoint_is_not_sent_back_into_it_whichever_replica_it_is() {
-    let replicas = [
-        way("way-0", "10.40.1.1"),
-        way("way-1", "10.40.1.2"),
-        way("way-2", "10.40.1.3"),
-    ];
+    let replicas = [way("way-0", "10.40.1.1"), way("way-1", "10.40.1.2"), way("way-2", "10.40.1.3")];
     for reference in ["retail/way", "10.96.1.1"] {
-        let mut mesh = Mesh::new()
-            .service(way_service())
-            .workload(behind(reference, pod("retail/shop-0", "10.40.0.9")));
+        let mut mesh =
+            Mesh::new().service(way_service()).workload(behind(reference, pod("retail/shop-0", "10.40.0.9")));
         for replica in &replicas {
             mesh = mesh.workload(replica.clone());
         }
         let snapshot = mesh.freeze();
         for replica in &replicas {
             for draw in [0, u64::MAX / 2, u64::MAX] {
-                let query = Query {
-                    source: replica,
-                    peer: replica.addresses[0],
-                    target: at("10.40.0.9:8080"),
-                };
-                let expected =
-                    "hbone 10.40.0.9:15008 10.40.0.9:8080 cluster.local/ns/retail/sa/shop";
-                assert_eq!(
-                    line(outbound(&snapshot, &query, draw)),
-                    expected,
-                    "{reference} {}",
-                    replica.name
-                );
+                let query = Query { source: replica, peer: replica.addresses[0], target: at("10.40.0.9:8080") };
+                let expected = "hbone 10.40.0.9:15008 10.40.0.9:8080 cluster.local/ns/retail/sa/shop";
+                assert_eq!(line(outbound(&snapshot, &query, draw)), expected, "{reference} {}", replica.name);
                 // The address must be the replica's own: an identity alone may be shared.
-                let elsewhere = Query {
-                    peer: ip("10.40.9.9"),
-                    ..query
-                };
+                let elsewhere = Query { peer: ip("10.40.9.9"), ..query };
                 assert!(
                     line(outbound(&snapshot, &elsewhere, draw))
                         .contains(" 10.40.0.9:8080 cluster.local/ns/retail/sa/way")
@@ -267,22 +200,12 @@ fn what_comes_out_of_a_waypoint_is_not_sent_back_into_it_whichever_replica_it_is
 #[test]
 fn a_waypoint_given_by_address_knows_itself_by_it() {
     let way = pod("retail/way-0", "10.40.1.1");
-    let snapshot = Mesh::new()
-        .workload(way.clone())
-        .workload(behind("10.40.1.1", pod("retail/shop-0", "10.40.0.9")))
-        .freeze();
-    let from_way = Query {
-        source: &way,
-        peer: ip("10.40.1.1"),
-        target: at("10.40.0.9:8080"),
-    };
+    let snapshot =
+        Mesh::new().workload(way.clone()).workload(behind("10.40.1.1", pod("retail/shop-0", "10.40.0.9"))).freeze();
+    let from_way = Query { source: &way, peer: ip("10.40.1.1"), target: at("10.40.0.9:8080") };
     assert!(line(outbound(&snapshot, &from_way, 0)).starts_with("hbone 10.40.0.9:15008"));
     let source = client();
-    let from_client = Query {
-        source: &source,
-        peer: ip("10.40.0.2"),
-        target: at("10.40.0.9:8080"),
-    };
+    let from_client = Query { source: &source, peer: ip("10.40.0.2"), target: at("10.40.0.9:8080") };
     assert!(line(outbound(&snapshot, &from_client, 0)).starts_with(TO_WAY));
 }
 
@@ -292,10 +215,7 @@ fn weighted_waypoints_share_connections_by_weight_and_fall_back_when_they_have_n
         let mut shop = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
         shop.waypoint = waypoint("10.40.1.9");
         let [a, b] = weights;
-        let of = |address: &str, weight| WeightedWaypoint {
-            destination: waypoint(address).unwrap(),
-            weight,
-        };
+        let of = |address: &str, weight| WeightedWaypoint { destination: waypoint(address).unwrap(), weight };
         shop.weighted_waypoints = vec![of("10.40.1.1", a), of("10.40.1.2", b)];
         Mesh::new()
             .workload(pod("retail/a-0", "10.40.1.1"))
@@ -313,12 +233,10 @@ fn weighted_waypoints_share_connections_by_weight_and_fall_back_when_they_have_n
     for (weights, hops) in rows {
         let snapshot = weighted(*weights);
         let reached: Vec<String> = (0..400u64)
-            .map(
-                |step| match route(&snapshot, "10.96.0.7:80", step * (u64::MAX / 400)) {
-                    Ok(Route::Hbone { hop, .. }) => hop.to_string(),
-                    other => panic!("{other:?}"),
-                },
-            )
+            .map(|step| match route(&snapshot, "10.96.0.7:80", step * (u64::MAX / 400)) {
+                Ok(Route::Hbone { hop, .. }) => hop.to_string(),
+                other => panic!("{other:?}"),
+            })
             .collect();
         assert_eq!(
             reached.iter().map(String::as_str).collect::<BTreeSet<_>>(),
@@ -326,10 +244,7 @@ fn weighted_waypoints_share_connections_by_weight_and_fall_back_when_they_have_n
             "{weights:?}"
         );
         if *weights == [3, 1] {
-            let first = reached
-                .iter()
-                .filter(|hop| *hop == "10.40.1.1:15008")
-                .count();
+            let first = reached.iter().filter(|hop| *hop == "10.40.1.1:15008").count();
             assert!(first.abs_diff(300) <= 1, "{first}");
         }
     }
@@ -338,10 +253,7 @@ fn weighted_waypoints_share_connections_by_weight_and_fall_back_when_they_have_n
 #[test]
 fn which_waypoint_and_which_of_its_replicas_are_independent_choices() {
     let mut shop = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
-    let of = |name: &str| WeightedWaypoint {
-        destination: waypoint(name).unwrap(),
-        weight: 1,
-    };
+    let of = |name: &str| WeightedWaypoint { destination: waypoint(name).unwrap(), weight: 1 };
     shop.weighted_waypoints = vec![of("retail/a"), of("retail/b")];
     let mut mesh = Mesh::new().service(shop);
     for (at, name) in ["a", "b"].iter().enumerate() {
@@ -349,10 +261,7 @@ fn which_waypoint_and_which_of_its_replicas_are_independent_choices() {
         mesh = mesh.service(service(&text, &format!("10.96.1.{at}"), &[(15008, 15008)]));
         for replica in 0..2 {
             mesh = mesh.workload(endpoint_of(
-                pod(
-                    &format!("{text}-{replica}"),
-                    &format!("10.40.{at}.{replica}"),
-                ),
+                pod(&format!("{text}-{replica}"), &format!("10.40.{at}.{replica}")),
                 &text,
                 &[],
             ));
@@ -360,12 +269,10 @@ fn which_waypoint_and_which_of_its_replicas_are_independent_choices() {
     }
     let snapshot = mesh.freeze();
     let hops: BTreeSet<String> = (0..400u64)
-        .map(
-            |step| match route(&snapshot, "10.96.0.7:80", step * (u64::MAX / 400)) {
-                Ok(Route::Hbone { hop, .. }) => hop.to_string(),
-                other => panic!("{other:?}"),
-            },
-        )
+        .map(|step| match route(&snapshot, "10.96.0.7:80", step * (u64::MAX / 400)) {
+            Ok(Route::Hbone { hop, .. }) => hop.to_string(),
+            other => panic!("{other:?}"),
+        })
         .collect();
     assert_eq!(hops.len(), 4, "{hops:?}");
 }
@@ -373,13 +280,7 @@ fn which_waypoint_and_which_of_its_replicas_are_independent_choices() {
 #[test]
 fn a_waypoints_port_is_the_references() {
     let mut shop = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
-    shop.waypoint = waypoint("10.40.1.1").map(|reference| GatewayAddress {
-        hbone_port: 15443,
-        ..reference
-    });
-    let snapshot = Mesh::new()
-        .workload(pod("retail/way-0", "10.40.1.1"))
-        .service(shop)
-        .freeze();
+    shop.waypoint = waypoint("10.40.1.1").map(|reference| GatewayAddress { hbone_port: 15443, ..reference });
+    let snapshot = Mesh::new().workload(pod("retail/way-0", "10.40.1.1")).service(shop).freeze();
     assert!(line(route(&snapshot, "10.96.0.7:80", 0)).starts_with("hbone 10.40.1.1:15443 "));
 }

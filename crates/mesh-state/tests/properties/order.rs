@@ -24,47 +24,20 @@ fn decisions(snapshot: &Snapshot) -> BTreeMap<String, String> {
         let peer: SocketAddr = "10.0.0.1:40000".parse().unwrap();
         for target in &addresses {
             for draw in [0, u64::MAX / 3, u64::MAX] {
-                let query = route::Query {
-                    source: workload,
-                    peer: peer.ip(),
-                    target: *target,
-                };
+                let query = route::Query { source: workload, peer: peer.ip(), target: *target };
                 let route = route::outbound(snapshot, &query, draw);
-                decisions.insert(
-                    format!("{} to {target} at {draw}", workload.uid),
-                    format!("{route:?}"),
-                );
+                decisions.insert(format!("{} to {target} at {draw}", workload.uid), format!("{route:?}"));
             }
         }
-        let hosts = HOSTNAMES.iter().flat_map(|host| {
-            PORTS.map(|port| Authority::Host {
-                host: (*host).into(),
-                port,
-            })
-        });
-        let authorities: Vec<Authority> = addresses
-            .iter()
-            .copied()
-            .map(Authority::Address)
-            .chain(hosts)
-            .collect();
+        let hosts = HOSTNAMES.iter().flat_map(|host| PORTS.map(|port| Authority::Host { host: (*host).into(), port }));
+        let authorities: Vec<Authority> = addresses.iter().copied().map(Authority::Address).chain(hosts).collect();
         let tunnels = authorities.iter().map(Request::Tunnel);
         for request in tunnels.chain(addresses.iter().copied().map(Request::Plaintext)) {
             let local = workload.addresses.first().copied().unwrap_or(peer.ip());
             let identity = Some(&workload.identity);
-            let query = admit::Query {
-                workload,
-                peer,
-                identity,
-                local,
-                request,
-                proxy_ports: &[15008],
-            };
+            let query = admit::Query { workload, peer, identity, local, request, proxy_ports: &[15008] };
             let answer = admit::inbound(snapshot, &query);
-            decisions.insert(
-                format!("{request:?} at {}", workload.uid),
-                format!("{answer:?}"),
-            );
+            decisions.insert(format!("{request:?} at {}", workload.uid), format!("{answer:?}"));
         }
     }
     decisions
@@ -95,19 +68,12 @@ fn reordered() -> impl Strategy<Value = (Vec<Change>, Vec<Change>)> {
         let shuffled = Just(changes.clone()).prop_shuffle();
         shuffled.prop_map(move |shuffled| {
             // The order of the shuffle between subjects, the original order within each.
-            let mut by_subject: BTreeMap<String, std::collections::VecDeque<Change>> =
-                BTreeMap::new();
+            let mut by_subject: BTreeMap<String, std::collections::VecDeque<Change>> = BTreeMap::new();
             for change in &changes {
-                by_subject
-                    .entry(subject(change))
-                    .or_default()
-                    .push_back(change.clone());
+                by_subject.entry(subject(change)).or_default().push_back(change.clone());
             }
             let next = |change: &Change| {
-                by_subject
-                    .get_mut(&subject(change))
-                    .and_then(|queue| queue.pop_front())
-                    .expect("as many as there were")
+                by_subject.get_mut(&subject(change)).and_then(|queue| queue.pop_front()).expect("as many as there were")
             };
             (changes.clone(), shuffled.iter().map(next).collect())
         })

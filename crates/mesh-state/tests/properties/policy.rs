@@ -28,34 +28,23 @@ fn naive(policies: &[Policy], query: &Query<'_>) -> (Expected, Vec<PolicyKey>) {
     let attached = &query.workload.authorization_policies;
     let applies = |policy: &&Policy| {
         policy.scope == PolicyScope::Global
-            || (policy.scope == PolicyScope::Namespace
-                && policy.namespace == query.workload.namespace)
+            || (policy.scope == PolicyScope::Namespace && policy.namespace == query.workload.namespace)
             || attached.contains(&policy.key)
     };
     let applying: Vec<&Policy> = policies.iter().filter(applies).collect();
     let matched = |action: Action, dry_run: bool| {
-        applying.iter().any(|policy| {
-            policy.action == action && policy.dry_run == dry_run && policy_matches(policy, query)
-        })
+        applying
+            .iter()
+            .any(|policy| policy.action == action && policy.dry_run == dry_run && policy_matches(policy, query))
     };
-    let dry_denials = applying
-        .iter()
-        .filter(|policy| policy.action == Action::Deny && policy.dry_run);
-    let dry_denials = dry_denials
-        .filter(|policy| policy_matches(policy, query))
-        .map(|policy| policy.key.clone())
-        .collect();
+    let dry_denials = applying.iter().filter(|policy| policy.action == Action::Deny && policy.dry_run);
+    let dry_denials =
+        dry_denials.filter(|policy| policy_matches(policy, query)).map(|policy| policy.key.clone()).collect();
     let expected = if matched(Action::Deny, false) {
         Expected::Denied
-    } else if attached
-        .iter()
-        .any(|key| policies.iter().all(|policy| policy.key != *key))
-    {
+    } else if attached.iter().any(|key| policies.iter().all(|policy| policy.key != *key)) {
         Expected::Unknown
-    } else if !applying
-        .iter()
-        .any(|policy| policy.action == Action::Allow && !policy.dry_run)
-    {
+    } else if !applying.iter().any(|policy| policy.action == Action::Allow && !policy.dry_run) {
         Expected::Allowed(false)
     } else if matched(Action::Allow, false) {
         Expected::Allowed(true)
@@ -83,18 +72,11 @@ fn policy_matches(policy: &Policy, query: &Query<'_>) -> bool {
 }
 
 fn condition_matches(condition: &Match, action: Action, query: &Query<'_>) -> bool {
-    let namespace = query
-        .identity
-        .map(|identity| identity.namespace().to_string())
-        .unwrap_or_default();
-    let principal = query
-        .identity
-        .map(|identity| identity.to_string().replace("spiffe://", ""));
+    let namespace = query.identity.map(|identity| identity.namespace().to_string()).unwrap_or_default();
+    let principal = query.identity.map(|identity| identity.to_string().replace("spiffe://", ""));
     let text = |value: &StringMatch, subject: &str| match value {
         StringMatch::Exact(exact) => **exact == *subject,
-        StringMatch::Prefix(prefix) => {
-            subject.len() >= prefix.len() && subject[..prefix.len()] == **prefix
-        }
+        StringMatch::Prefix(prefix) => subject.len() >= prefix.len() && subject[..prefix.len()] == **prefix,
         StringMatch::Suffix(suffix) => {
             subject.len() >= suffix.len() && subject[subject.len() - suffix.len()..] == **suffix
         }
@@ -103,85 +85,38 @@ fn condition_matches(condition: &Match, action: Action, query: &Query<'_>) -> bo
     let inside = |nets: &[ipnet::IpNet], ip: IpAddr| {
         let mut inside = false;
         for net in nets {
-            inside |= net.network() <= ip
-                && ip <= net.broadcast()
-                && net.addr().is_ipv4() == ip.is_ipv4();
+            inside |= net.network() <= ip && ip <= net.broadcast() && net.addr().is_ipv4() == ip.is_ipv4();
         }
         inside
     };
     // Each field: is it populated, and is one of its values true.
     let mut fields: Vec<(bool, bool)> = Vec::new();
     let names = |values: &[StringMatch]| values.iter().any(|value| text(value, &namespace));
-    let principals = |values: &[StringMatch]| {
-        principal
-            .as_ref()
-            .is_some_and(|id| values.iter().any(|value| text(value, id)))
-    };
-    fields.push((
-        !condition.namespaces.is_empty(),
-        names(&condition.namespaces),
-    ));
-    fields.push((
-        !condition.not_namespaces.is_empty(),
-        !names(&condition.not_namespaces),
-    ));
-    fields.push((
-        !condition.principals.is_empty(),
-        principals(&condition.principals),
-    ));
-    fields.push((
-        !condition.not_principals.is_empty(),
-        !principals(&condition.not_principals),
-    ));
+    let principals =
+        |values: &[StringMatch]| principal.as_ref().is_some_and(|id| values.iter().any(|value| text(value, id)));
+    fields.push((!condition.namespaces.is_empty(), names(&condition.namespaces)));
+    fields.push((!condition.not_namespaces.is_empty(), !names(&condition.not_namespaces)));
+    fields.push((!condition.principals.is_empty(), principals(&condition.principals)));
+    fields.push((!condition.not_principals.is_empty(), !principals(&condition.not_principals)));
     let source = query.peer.to_canonical();
-    fields.push((
-        !condition.source_ips.is_empty(),
-        inside(&condition.source_ips, source),
-    ));
-    fields.push((
-        !condition.not_source_ips.is_empty(),
-        !inside(&condition.not_source_ips, source),
-    ));
+    fields.push((!condition.source_ips.is_empty(), inside(&condition.source_ips, source)));
+    fields.push((!condition.not_source_ips.is_empty(), !inside(&condition.not_source_ips, source)));
     let destination = query.target.ip().to_canonical();
-    fields.push((
-        !condition.destination_ips.is_empty(),
-        inside(&condition.destination_ips, destination),
-    ));
-    fields.push((
-        !condition.not_destination_ips.is_empty(),
-        !inside(&condition.not_destination_ips, destination),
-    ));
+    fields.push((!condition.destination_ips.is_empty(), inside(&condition.destination_ips, destination)));
+    fields.push((!condition.not_destination_ips.is_empty(), !inside(&condition.not_destination_ips, destination)));
     let port = query.target.port();
-    fields.push((
-        !condition.destination_ports.is_empty(),
-        condition.destination_ports.contains(&port),
-    ));
-    fields.push((
-        !condition.not_destination_ports.is_empty(),
-        !condition.not_destination_ports.contains(&port),
-    ));
+    fields.push((!condition.destination_ports.is_empty(), condition.destination_ports.contains(&port)));
+    fields.push((!condition.not_destination_ports.is_empty(), !condition.not_destination_ports.contains(&port)));
     let account = |values: &[mesh_state::policy::ServiceAccountMatch]| {
         let end = |value: &mesh_state::policy::ServiceAccountMatch| {
             format!("/ns/{}/sa/{}", value.namespace, value.service_account)
         };
-        principal
-            .as_ref()
-            .is_some_and(|id| values.iter().any(|value| id.ends_with(&end(value))))
+        principal.as_ref().is_some_and(|id| values.iter().any(|value| id.ends_with(&end(value))))
     };
-    fields.push((
-        !condition.service_accounts.is_empty(),
-        account(&condition.service_accounts),
-    ));
-    fields.push((
-        !condition.not_service_accounts.is_empty(),
-        !account(&condition.not_service_accounts),
-    ));
+    fields.push((!condition.service_accounts.is_empty(), account(&condition.service_accounts)));
+    fields.push((!condition.not_service_accounts.is_empty(), !account(&condition.not_service_accounts)));
     fields.push((!condition.unreadable.is_empty(), action == Action::Deny));
-    let populated: Vec<bool> = fields
-        .into_iter()
-        .filter(|(populated, _)| *populated)
-        .map(|(_, holds)| holds)
-        .collect();
+    let populated: Vec<bool> = fields.into_iter().filter(|(populated, _)| *populated).map(|(_, holds)| holds).collect();
     !populated.is_empty() && populated.into_iter().all(|holds| holds)
 }
 

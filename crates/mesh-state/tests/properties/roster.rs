@@ -28,10 +28,7 @@ fn endpoint(number: u16, capacity: u32) -> Workload {
 
 fn listed(snapshot: &Snapshot) -> Vec<Uid> {
     let service = Service::new("a", "many", HOST);
-    snapshot
-        .endpoints(&service)
-        .map(|endpoint| endpoint.workload.uid.clone())
-        .collect()
+    snapshot.endpoints(&service).map(|endpoint| endpoint.workload.uid.clone()).collect()
 }
 
 proptest! {

@@ -12,9 +12,7 @@ use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::{NetworkMode, TunnelProtocol, Workload};
 use proptest::prelude::*;
 
-use crate::universe::{
-    ACCOUNTS, ADDRESSES, HOSTNAMES, NAMES, NAMESPACES, NETWORKS, NODES, changes,
-};
+use crate::universe::{ACCOUNTS, ADDRESSES, HOSTNAMES, NAMES, NAMESPACES, NETWORKS, NODES, changes};
 
 /// The mesh without any index.
 #[derive(Default)]
@@ -27,9 +25,7 @@ struct Scan {
 impl Scan {
     fn apply(&mut self, change: Change) {
         match change {
-            Change::Workload(workload) => {
-                drop(self.workloads.insert(workload.uid.clone(), workload))
-            }
+            Change::Workload(workload) => drop(self.workloads.insert(workload.uid.clone(), workload)),
             Change::WorkloadGone(uid) => drop(self.workloads.remove(&uid)),
             Change::Service(service) => drop(self.services.insert(service.key(), service)),
             Change::ServiceGone(key) => drop(self.services.remove(&key)),
@@ -39,10 +35,7 @@ impl Scan {
     }
 
     fn workload_by_address(&self, network: &NetworkId, address: IpAddr) -> Option<&Workload> {
-        let rank = |workload: &&Workload| match (
-            workload.uid.as_str().contains("//Pod/"),
-            workload.protocol,
-        ) {
+        let rank = |workload: &&Workload| match (workload.uid.as_str().contains("//Pod/"), workload.protocol) {
             (true, TunnelProtocol::Hbone) => 0,
             (true, TunnelProtocol::None) => 1,
             (false, TunnelProtocol::Hbone) => 2,
@@ -51,20 +44,12 @@ impl Scan {
         let held = self.workloads.values().filter(|workload| {
             workload.network_mode == NetworkMode::Standard
                 && workload.network == *network
-                && workload
-                    .addresses
-                    .iter()
-                    .any(|own| own.to_canonical() == address.to_canonical())
+                && workload.addresses.iter().any(|own| own.to_canonical() == address.to_canonical())
         });
         held.min_by_key(rank)
     }
 
-    fn service_by_vip(
-        &self,
-        network: &NetworkId,
-        address: IpAddr,
-        namespace: &str,
-    ) -> Option<&Service> {
+    fn service_by_vip(&self, network: &NetworkId, address: IpAddr, namespace: &str) -> Option<&Service> {
         let address = address.to_canonical();
         let mut best = None;
         for service in self.services.values() {
@@ -81,17 +66,8 @@ impl Scan {
                     continue;
                 }
                 // Single before block, own namespace, longest, canonical; then the first, which the keys' order gives.
-                let length = if single {
-                    255
-                } else {
-                    vip.address.prefix_len()
-                };
-                let rank = (
-                    single,
-                    &*service.namespace == namespace,
-                    length,
-                    service.canonical,
-                );
+                let length = if single { 255 } else { vip.address.prefix_len() };
+                let rank = (single, &*service.namespace == namespace, length, service.canonical);
                 if best.is_none_or(|(held, _)| rank > held) {
                     best = Some((rank, service));
                 }
@@ -102,11 +78,7 @@ impl Scan {
 
     fn service_by_hostname(&self, hostname: &str, namespace: &str) -> Option<&Service> {
         let mut best = None;
-        for service in self
-            .services
-            .values()
-            .filter(|service| &*service.hostname == hostname)
-        {
+        for service in self.services.values().filter(|service| &*service.hostname == hostname) {
             if service.visibility == Visibility::Namespace && &*service.namespace != namespace {
                 continue;
             }
@@ -119,22 +91,11 @@ impl Scan {
     }
 
     fn endpoints(&self, key: &NamespacedHostname) -> Vec<&Uid> {
-        let serves =
-            |workload: &&Workload| workload.services.iter().any(|(service, _)| service == key);
-        self.workloads
-            .values()
-            .filter(serves)
-            .map(|workload| &workload.uid)
-            .collect()
+        let serves = |workload: &&Workload| workload.services.iter().any(|(service, _)| service == key);
+        self.workloads.values().filter(serves).map(|workload| &workload.uid).collect()
     }
 
-    fn local_workload(
-        &self,
-        node: Option<&str>,
-        namespace: &str,
-        name: &str,
-        account: &str,
-    ) -> Vec<&Workload> {
+    fn local_workload(&self, node: Option<&str>, namespace: &str, name: &str, account: &str) -> Vec<&Workload> {
         let is_it = |workload: &&Workload| {
             node.is_none_or(|node| &*workload.node == node)
                 && &*workload.namespace == namespace
@@ -146,43 +107,25 @@ impl Scan {
 
     fn policies(&self, scope: PolicyScope, namespace: Option<&str>) -> Vec<&PolicyKey> {
         let is_it = |policy: &&Policy| {
-            policy.scope == scope
-                && namespace.is_none_or(|namespace| &*policy.namespace == namespace)
+            policy.scope == scope && namespace.is_none_or(|namespace| &*policy.namespace == namespace)
         };
-        self.policies
-            .values()
-            .filter(is_it)
-            .map(|policy| &policy.key)
-            .collect()
+        self.policies.values().filter(is_it).map(|policy| &policy.key).collect()
     }
 }
 
 fn assert_agrees(snapshot: &Snapshot, scan: &Scan) -> Result<(), TestCaseError> {
     for uid in scan.workloads.keys() {
-        prop_assert_eq!(
-            snapshot.workload(uid).map(|found| &**found),
-            scan.workloads.get(uid)
-        );
+        prop_assert_eq!(snapshot.workload(uid).map(|found| &**found), scan.workloads.get(uid));
     }
     prop_assert_eq!(snapshot.workloads().count(), scan.workloads.len());
     prop_assert_eq!(snapshot.services().count(), scan.services.len());
     prop_assert_eq!(snapshot.policies().count(), scan.policies.len());
     for network in NETWORKS.map(NetworkId::from) {
         for address in ADDRESSES.map(|text| text.parse::<IpAddr>().expect(text)) {
-            let found = snapshot
-                .workload_by_address(&network, address)
-                .map(|found| &**found);
-            prop_assert_eq!(
-                found,
-                scan.workload_by_address(&network, address),
-                "{}/{}",
-                network,
-                address
-            );
+            let found = snapshot.workload_by_address(&network, address).map(|found| &**found);
+            prop_assert_eq!(found, scan.workload_by_address(&network, address), "{}/{}", network, address);
             for namespace in NAMESPACES {
-                let found = snapshot
-                    .service_by_vip(&network, address, namespace)
-                    .map(|found| &**found);
+                let found = snapshot.service_by_vip(&network, address, namespace).map(|found| &**found);
                 let expected = scan.service_by_vip(&network, address, namespace);
                 prop_assert_eq!(found, expected, "{}/{} for {}", network, address, namespace);
             }
@@ -195,58 +138,29 @@ fn assert_agrees(snapshot: &Snapshot, scan: &Scan) -> Result<(), TestCaseError> 
             prop_assert_eq!(found.map(|found| &**found), scan.services.get(&key));
             // Asked as of a service that is not there, too: endpoints may come first.
             let asked = Service::new(namespace, "", hostname);
-            let endpoints: Vec<&Uid> = snapshot
-                .endpoints(&asked)
-                .map(|endpoint| &endpoint.workload.uid)
-                .collect();
+            let endpoints: Vec<&Uid> = snapshot.endpoints(&asked).map(|endpoint| &endpoint.workload.uid).collect();
             prop_assert_eq!(endpoints, scan.endpoints(&key), "{}", key);
-            let found = snapshot
-                .service_by_hostname(hostname, namespace)
-                .map(|found| &**found);
-            prop_assert_eq!(
-                found,
-                scan.service_by_hostname(hostname, namespace),
-                "{} for {}",
-                hostname,
-                namespace
-            );
+            let found = snapshot.service_by_hostname(hostname, namespace).map(|found| &**found);
+            prop_assert_eq!(found, scan.service_by_hostname(hostname, namespace), "{} for {}", hostname, namespace);
             let found = snapshot.workload_by_hostname(&key).map(|found| &**found);
-            let named = |workload: &&Workload| {
-                &*workload.hostname == hostname && &*workload.namespace == namespace
-            };
-            prop_assert_eq!(
-                found.is_some(),
-                scan.workloads.values().any(|workload| named(&workload))
-            );
+            let named = |workload: &&Workload| &*workload.hostname == hostname && &*workload.namespace == namespace;
+            prop_assert_eq!(found.is_some(), scan.workloads.values().any(|workload| named(&workload)));
             prop_assert!(found.is_none_or(|found| named(&found)));
         }
         for name in NAMES {
             for account in ACCOUNTS {
                 for node in [None, Some(NODES[0]), Some(NODES[1])] {
-                    let found = snapshot
-                        .local_workload(node, namespace, name, account)
-                        .map(|found| &**found);
+                    let found = snapshot.local_workload(node, namespace, name, account).map(|found| &**found);
                     let expected = scan.local_workload(node, namespace, name, account);
                     prop_assert_eq!(found.is_some(), !expected.is_empty());
                     prop_assert!(found.is_none_or(|found| expected.contains(&found)));
                 }
             }
         }
-        let found: Vec<&PolicyKey> = snapshot
-            .namespace_policies(namespace)
-            .iter()
-            .map(|policy| &policy.key)
-            .collect();
-        prop_assert_eq!(
-            found,
-            scan.policies(PolicyScope::Namespace, Some(namespace))
-        );
+        let found: Vec<&PolicyKey> = snapshot.namespace_policies(namespace).iter().map(|policy| &policy.key).collect();
+        prop_assert_eq!(found, scan.policies(PolicyScope::Namespace, Some(namespace)));
     }
-    let found: Vec<&PolicyKey> = snapshot
-        .global_policies()
-        .iter()
-        .map(|policy| &policy.key)
-        .collect();
+    let found: Vec<&PolicyKey> = snapshot.global_policies().iter().map(|policy| &policy.key).collect();
     prop_assert_eq!(found, scan.policies(PolicyScope::Global, None));
     Ok(())
 }

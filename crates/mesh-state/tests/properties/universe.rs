@@ -7,15 +7,11 @@ use ipnet::IpNet;
 use mesh_state::change::Change;
 use mesh_state::identity::Identity;
 use mesh_state::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
-use mesh_state::policy::{
-    Action, Clause, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch,
-};
+use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 use mesh_state::service::{
     HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility,
 };
-use mesh_state::workload::{
-    GatewayAddress, GatewayDestination, NetworkMode, Status, TunnelProtocol, Workload,
-};
+use mesh_state::workload::{GatewayAddress, GatewayDestination, NetworkMode, Status, TunnelProtocol, Workload};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -23,30 +19,11 @@ use proptest::sample::select;
 
 pub(crate) const NETWORKS: [&str; 2] = ["", "far"];
 pub(crate) const NAMESPACES: [&str; 2] = ["a", "b"];
-pub(crate) const ADDRESSES: [&str; 7] = [
-    "10.0.0.1",
-    "10.0.0.2",
-    "10.0.0.3",
-    "10.0.1.1",
-    "10.1.0.1",
-    "fd00::1",
-    "::ffff:10.0.0.1",
-];
-const BLOCKS: [&str; 5] = [
-    "10.0.0.0/24",
-    "10.0.0.0/16",
-    "10.0.0.0/8",
-    "0.0.0.0/0",
-    "fd00::/16",
-];
-const UIDS: [&str; 6] = [
-    "c//Pod/a/x",
-    "c//Pod/a/y",
-    "c//Pod/b/x",
-    "c//Pod/b/y",
-    "c/n/WorkloadEntry/a/x",
-    "c/n/WorkloadEntry/b/x",
-];
+pub(crate) const ADDRESSES: [&str; 7] =
+    ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.1.1", "10.1.0.1", "fd00::1", "::ffff:10.0.0.1"];
+const BLOCKS: [&str; 5] = ["10.0.0.0/24", "10.0.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "fd00::/16"];
+const UIDS: [&str; 6] =
+    ["c//Pod/a/x", "c//Pod/a/y", "c//Pod/b/x", "c//Pod/b/y", "c/n/WorkloadEntry/a/x", "c/n/WorkloadEntry/b/x"];
 pub(crate) const NAMES: [&str; 2] = ["x", "y"];
 pub(crate) const ACCOUNTS: [&str; 2] = ["s", "t"];
 pub(crate) const NODES: [&str; 2] = ["n1", "n2"];
@@ -64,14 +41,8 @@ pub(crate) fn network() -> impl Strategy<Value = NetworkId> {
 }
 
 pub(crate) fn identity() -> impl Strategy<Value = Identity> {
-    (
-        select(&["td", "other"][..]),
-        select(&NAMESPACES[..]),
-        select(&ACCOUNTS[..]),
-    )
-        .prop_map(|(domain, namespace, account)| {
-            Identity::new(domain, namespace, account).expect("valid parts")
-        })
+    (select(&["td", "other"][..]), select(&NAMESPACES[..]), select(&ACCOUNTS[..]))
+        .prop_map(|(domain, namespace, account)| Identity::new(domain, namespace, account).expect("valid parts"))
 }
 
 pub(crate) fn key() -> impl Strategy<Value = NamespacedHostname> {
@@ -81,32 +52,18 @@ pub(crate) fn key() -> impl Strategy<Value = NamespacedHostname> {
 
 fn ports() -> impl Strategy<Value = Vec<PortMapping>> {
     let mapping = (select(&PORTS[..2]), select(&[0, 8080, 9090][..]));
-    vec(
-        mapping.prop_map(|(service_port, target_port)| PortMapping {
-            service_port,
-            target_port,
-        }),
-        0..3,
-    )
+    vec(mapping.prop_map(|(service_port, target_port)| PortMapping { service_port, target_port }), 0..3)
 }
 
 fn reference() -> impl Strategy<Value = GatewayAddress> {
-    let by_address = (network(), address())
-        .prop_map(|(network, address)| GatewayDestination::Address { network, address });
+    let by_address =
+        (network(), address()).prop_map(|(network, address)| GatewayDestination::Address { network, address });
     let destination = prop_oneof![by_address, key().prop_map(GatewayDestination::Hostname)];
-    (destination, select(&PORTS[..])).prop_map(|(destination, hbone_port)| GatewayAddress {
-        destination,
-        hbone_port,
-    })
+    (destination, select(&PORTS[..])).prop_map(|(destination, hbone_port)| GatewayAddress { destination, hbone_port })
 }
 
 pub(crate) fn workload() -> impl Strategy<Value = Workload> {
-    let who = (
-        select(&UIDS[..]),
-        select(&NAMESPACES[..]),
-        select(&NAMES[..]),
-        identity(),
-    );
+    let who = (select(&UIDS[..]), select(&NAMESPACES[..]), select(&NAMES[..]), identity());
     let reach = (
         vec(address(), 0..3),
         network(),
@@ -126,13 +83,7 @@ pub(crate) fn workload() -> impl Strategy<Value = Workload> {
         let (uid, namespace, name, identity) = who;
         let mut workload = Workload::new(uid.into(), namespace, name, identity);
         let hostname;
-        (
-            workload.addresses,
-            workload.network,
-            workload.protocol,
-            workload.network_mode,
-            hostname,
-        ) = reach;
+        (workload.addresses, workload.network, workload.protocol, workload.network_mode, hostname) = reach;
         workload.hostname = hostname.into();
         let (services, policies, waypoint, status, capacity, node) = role;
         workload.services = services;
@@ -148,45 +99,16 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
         3 => address().prop_map(IpNet::from),
         1 => select(&BLOCKS[..]).prop_map(|text| text.parse().expect(text)),
     ];
-    let vips = vec(
-        (network(), block).prop_map(|(network, address)| Vip { network, address }),
-        0..3,
-    );
+    let vips = vec((network(), block).prop_map(|(network, address)| Vip { network, address }), 0..3);
     let balancing = (
-        vec(
-            select(&[Scope::Node, Scope::Network, Scope::Region][..]),
-            0..3,
-        ),
-        select(
-            &[
-                Mode::Unspecified,
-                Mode::Strict,
-                Mode::Failover,
-                Mode::Passthrough,
-            ][..],
-        ),
+        vec(select(&[Scope::Node, Scope::Network, Scope::Region][..]), 0..3),
+        select(&[Mode::Unspecified, Mode::Strict, Mode::Failover, Mode::Passthrough][..]),
         select(&[HealthPolicy::OnlyHealthy, HealthPolicy::AllowAll][..]),
     )
-        .prop_map(|(scopes, mode, health)| LoadBalancing {
-            scopes,
-            mode,
-            health,
-        });
-    let families = select(
-        &[
-            IpFamilies::Automatic,
-            IpFamilies::Ipv4Only,
-            IpFamilies::Ipv6Only,
-            IpFamilies::Dual,
-        ][..],
-    );
+        .prop_map(|(scopes, mode, health)| LoadBalancing { scopes, mode, health });
+    let families = select(&[IpFamilies::Automatic, IpFamilies::Ipv4Only, IpFamilies::Ipv6Only, IpFamilies::Dual][..]);
     let visibility = select(&[Visibility::Public, Visibility::Namespace][..]);
-    let rest = (
-        option::weighted(0.2, reference()),
-        families,
-        visibility,
-        any::<bool>(),
-    );
+    let rest = (option::weighted(0.2, reference()), families, visibility, any::<bool>());
     (key(), vips, ports(), vec(identity(), 0..2), balancing, rest).prop_map(
         |(key, vips, ports, subject_alt_names, load_balancing, rest)| {
             let (waypoint, ip_families, visibility, canonical) = rest;
@@ -216,108 +138,50 @@ fn text() -> impl Strategy<Value = StringMatch> {
 }
 
 fn condition() -> impl Strategy<Value = Match> {
-    fn some<T: std::fmt::Debug + Clone>(
-        value: impl Strategy<Value = T>,
-    ) -> impl Strategy<Value = Vec<T>> {
+    fn some<T: std::fmt::Debug + Clone>(value: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
         prop_oneof![5 => Just(Vec::new()), 3 => vec(value, 1..3)]
     }
     let net = || select(&BLOCKS[..]).prop_map(|text| text.parse::<IpNet>().expect(text));
     let port = || select(&PORTS[..]);
     let account = || {
-        (select(&NAMESPACES[..]), select(&ACCOUNTS[..])).prop_map(|(namespace, account)| {
-            ServiceAccountMatch {
-                namespace: namespace.into(),
-                service_account: account.into(),
-            }
+        (select(&NAMESPACES[..]), select(&ACCOUNTS[..])).prop_map(|(namespace, account)| ServiceAccountMatch {
+            namespace: namespace.into(),
+            service_account: account.into(),
         })
     };
-    let who = (
-        some(text()),
-        some(text()),
-        some(text()),
-        some(text()),
-        some(account()),
-        some(account()),
-    );
-    let place = (
-        some(net()),
-        some(net()),
-        some(net()),
-        some(net()),
-        some(port()),
-        some(port()),
-    );
-    (who, place, prop_oneof![9 => Just(false), 1 => Just(true)]).prop_map(
-        |(who, place, unreadable)| {
-            let (
-                namespaces,
-                not_namespaces,
-                principals,
-                not_principals,
-                service_accounts,
-                not_service_accounts,
-            ) = who;
-            let (
-                source_ips,
-                not_source_ips,
-                destination_ips,
-                not_destination_ips,
-                ports,
-                not_ports,
-            ) = place;
-            Match {
-                namespaces,
-                not_namespaces,
-                principals,
-                not_principals,
-                source_ips,
-                not_source_ips,
-                destination_ips,
-                not_destination_ips,
-                destination_ports: ports,
-                not_destination_ports: not_ports,
-                service_accounts,
-                not_service_accounts,
-                unreadable: if unreadable {
-                    vec!["?".into()]
-                } else {
-                    Vec::new()
-                },
-            }
-        },
-    )
+    let who = (some(text()), some(text()), some(text()), some(text()), some(account()), some(account()));
+    let place = (some(net()), some(net()), some(net()), some(net()), some(port()), some(port()));
+    (who, place, prop_oneof![9 => Just(false), 1 => Just(true)]).prop_map(|(who, place, unreadable)| {
+        let (namespaces, not_namespaces, principals, not_principals, service_accounts, not_service_accounts) = who;
+        let (source_ips, not_source_ips, destination_ips, not_destination_ips, ports, not_ports) = place;
+        Match {
+            namespaces,
+            not_namespaces,
+            principals,
+            not_principals,
+            source_ips,
+            not_source_ips,
+            destination_ips,
+            not_destination_ips,
+            destination_ports: ports,
+            not_destination_ports: not_ports,
+            service_accounts,
+            not_service_accounts,
+            unreadable: if unreadable { vec!["?".into()] } else { Vec::new() },
+        }
+    })
 }
 
 pub(crate) fn policy() -> impl Strategy<Value = Policy> {
     let clause = vec(condition(), 0..3).prop_map(|matches| Clause { matches });
     let rule = vec(clause, 0..3).prop_map(|clauses| Rule { clauses });
-    let scope = select(
-        &[
-            PolicyScope::Global,
-            PolicyScope::Namespace,
-            PolicyScope::WorkloadSelector,
-        ][..],
-    );
+    let scope = select(&[PolicyScope::Global, PolicyScope::Namespace, PolicyScope::WorkloadSelector][..]);
     let action = select(&[Action::Allow, Action::Deny][..]);
     let dry_run = prop_oneof![3 => Just(false), 1 => Just(true)];
-    (
-        select(&POLICIES[..]),
-        scope,
-        action,
-        vec(rule, 0..3),
-        dry_run,
-    )
-        .prop_map(|(key, scope, action, rules, dry_run)| {
-            let (namespace, _) = key.split_once('/').expect("all keys have one");
-            Policy {
-                key: key.into(),
-                namespace: namespace.into(),
-                scope,
-                action,
-                rules,
-                dry_run,
-            }
-        })
+    (select(&POLICIES[..]), scope, action, vec(rule, 0..3), dry_run).prop_map(|(key, scope, action, rules, dry_run)| {
+        let (namespace, _) = key.split_once('/').expect("all keys have one");
+        Policy { key: key.into(), namespace: namespace.into(), scope, action, rules, dry_run }
+    })
 }
 
 pub(crate) fn change() -> impl Strategy<Value = Change> {

@@ -20,23 +20,13 @@ pub(crate) enum Operation {
     /// The next connection; it comes close-on-exec and non-blocking.
     Accept { socket: Rc<OwnedFd> },
     /// Bytes, into the lease's room.
-    Receive {
-        socket: Rc<OwnedFd>,
-        into: Lease,
-        room: usize,
-    },
+    Receive { socket: Rc<OwnedFd>, into: Lease, room: usize },
     /// All of the chunk, unless the connection breaks.
     Send { socket: Rc<OwnedFd>, chunk: Chunk },
     /// A connection to the address.
-    Connect {
-        socket: Rc<OwnedFd>,
-        target: Box<SockAddr>,
-    },
+    Connect { socket: Rc<OwnedFd>, target: Box<SockAddr> },
     /// Readiness, without bytes or a buffer.
-    Poll {
-        socket: Rc<OwnedFd>,
-        ready: Readiness,
-    },
+    Poll { socket: Rc<OwnedFd>, ready: Readiness },
 }
 
 /// What [`Operation::Poll`] waits for. An error or a hang-up ends either.
@@ -71,20 +61,13 @@ impl Operation {
     /// The request as the kernel reads it. It holds addresses into `self`'s heap memory.
     pub(crate) fn entry(&mut self) -> squeue::Entry {
         match self {
-            Self::Accept { socket } => {
-                opcode::Accept::new(Fd(socket.as_raw_fd()), ptr::null_mut(), ptr::null_mut())
-                    .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
-                    .build()
-            }
+            Self::Accept { socket } => opcode::Accept::new(Fd(socket.as_raw_fd()), ptr::null_mut(), ptr::null_mut())
+                .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
+                .build(),
             Self::Receive { socket, into, room } => {
                 let spare = into.spare();
                 let len = spare.len().min(*room).min(u32::MAX as usize);
-                opcode::Recv::new(
-                    Fd(socket.as_raw_fd()),
-                    spare.as_mut_ptr().cast(),
-                    len as u32,
-                )
-                .build()
+                opcode::Recv::new(Fd(socket.as_raw_fd()), spare.as_mut_ptr().cast(), len as u32).build()
             }
             // MSG_WAITALL: the kernel itself goes on after a short send, so a chunk is one operation and one completion.
             Self::Send { socket, chunk } => {
@@ -95,8 +78,7 @@ impl Operation {
                     .build()
             }
             Self::Connect { socket, target } => {
-                opcode::Connect::new(Fd(socket.as_raw_fd()), target.as_ptr().cast(), target.len())
-                    .build()
+                opcode::Connect::new(Fd(socket.as_raw_fd()), target.as_ptr().cast(), target.len()).build()
             }
             Self::Poll { socket, ready } => {
                 let events = match ready {
@@ -111,15 +93,10 @@ impl Operation {
     /// What the kernel's `result` makes of the operation.
     pub(crate) fn complete(self, result: i32) -> Completion {
         let Ok(count) = usize::try_from(result) else {
-            return Completion {
-                outcome: Err(io::Error::from_raw_os_error(-result)),
-            };
+            return Completion { outcome: Err(io::Error::from_raw_os_error(-result)) };
         };
         let brought = match self {
-            #[expect(
-                unsafe_code,
-                reason = "the kernel names an accepted connection by number only"
-            )]
+            #[expect(unsafe_code, reason = "the kernel names an accepted connection by number only")]
             Self::Accept { .. } => {
                 // SAFETY: a successful accept hands over a new descriptor, and this completion is seen once.
                 Brought::Connection(unsafe { OwnedFd::from_raw_fd(result) })
@@ -136,9 +113,7 @@ impl Operation {
             }
             Self::Connect { .. } | Self::Poll { .. } => Brought::Done,
         };
-        Completion {
-            outcome: Ok(brought),
-        }
+        Completion { outcome: Ok(brought) }
     }
 }
 

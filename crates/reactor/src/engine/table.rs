@@ -24,10 +24,7 @@ impl OpKey {
     /// The reverse.
     pub(crate) fn of_user_data(user_data: u64) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "the halves of a u64")]
-        Self {
-            index: user_data as u32,
-            generation: (user_data >> 32) as u32,
-        }
+        Self { index: user_data as u32, generation: (user_data >> 32) as u32 }
     }
 }
 
@@ -67,12 +64,7 @@ enum State<H, C> {
 impl<H, C> Table<H, C> {
     /// A table of at most `live_max` operations.
     pub(crate) fn new(live_max: usize) -> Self {
-        Self {
-            slots: Vec::new(),
-            vacant: NONE,
-            live: 0,
-            live_max: live_max.min(NONE as usize - 1),
-        }
+        Self { slots: Vec::new(), vacant: NONE, live: 0, live_max: live_max.min(NONE as usize - 1) }
     }
 
     /// Operations that have a slot.
@@ -94,14 +86,8 @@ impl<H, C> Table<H, C> {
         let state = State::UnderWay { held, waiter: None };
         if self.vacant == NONE {
             let index = u32::try_from(self.slots.len()).expect("bounded by live_max");
-            self.slots.push(Slot {
-                generation: 0,
-                state,
-            });
-            return Some(OpKey {
-                index,
-                generation: 0,
-            });
+            self.slots.push(Slot { generation: 0, state });
+            return Some(OpKey { index, generation: 0 });
         }
         let index = self.vacant;
         let slot = &mut self.slots[index as usize];
@@ -109,10 +95,7 @@ impl<H, C> Table<H, C> {
             unreachable!("the list of vacant slots holds vacant slots");
         };
         self.vacant = next;
-        Some(OpKey {
-            index,
-            generation: slot.generation,
-        })
+        Some(OpKey { index, generation: slot.generation })
     }
 
     /// The kernel is done with an operation: `complete` makes of what was held what its future gets.
@@ -122,18 +105,12 @@ impl<H, C> Table<H, C> {
         complete: impl FnOnce(H) -> C,
         wake: impl FnOnce(Waker),
     ) -> Settled<C> {
-        let Some(slot) = self
-            .slots
-            .get_mut(key.index as usize)
-            .filter(|slot| slot.generation == key.generation)
-        else {
+        let Some(slot) = self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation) else {
             return Settled::Stale;
         };
         match std::mem::replace(&mut slot.state, State::Vacant { next: NONE }) {
             State::UnderWay { held, waiter } => {
-                slot.state = State::Complete {
-                    completion: complete(held),
-                };
+                slot.state = State::Complete { completion: complete(held) };
                 waiter.map(wake);
                 Settled::Delivered
             }
@@ -193,25 +170,16 @@ impl<H, C> Table<H, C> {
 
     /// Operations that the kernel still works on.
     pub(crate) fn under_way(&self) -> impl Iterator<Item = OpKey> {
-        let under_way = |slot: &Slot<H, C>| {
-            matches!(slot.state, State::UnderWay { .. } | State::Abandoned { .. })
-        };
-        self.slots
-            .iter()
-            .enumerate()
-            .filter(move |(_, slot)| under_way(slot))
-            .map(|(index, slot)| OpKey {
-                index: u32::try_from(index).expect("bounded by live_max"),
-                generation: slot.generation,
-            })
+        let under_way = |slot: &Slot<H, C>| matches!(slot.state, State::UnderWay { .. } | State::Abandoned { .. });
+        self.slots.iter().enumerate().filter(move |(_, slot)| under_way(slot)).map(|(index, slot)| OpKey {
+            index: u32::try_from(index).expect("bounded by live_max"),
+            generation: slot.generation,
+        })
     }
 
     fn live_slot(&mut self, key: OpKey) -> &mut Slot<H, C> {
         let slot = &mut self.slots[key.index as usize];
-        assert!(
-            slot.generation == key.generation,
-            "an operation's slot is kept as long as its future"
-        );
+        assert!(slot.generation == key.generation, "an operation's slot is kept as long as its future");
         slot
     }
 
@@ -228,11 +196,7 @@ impl<H, C> Table<H, C> {
 mod tests {
     use super::*;
 
-    fn complete(
-        table: &mut Table<&'static str, String>,
-        key: OpKey,
-        result: &str,
-    ) -> Settled<String> {
+    fn complete(table: &mut Table<&'static str, String>, key: OpKey, result: &str) -> Settled<String> {
         table.complete(key, |held| format!("{held}: {result}"), drop)
     }
 
@@ -243,10 +207,7 @@ mod tests {
         assert_eq!(table.take(key, Waker::noop()), None);
         assert_eq!(complete(&mut table, key, "5 bytes"), Settled::Delivered);
         assert_eq!(table.live(), 1);
-        assert_eq!(
-            table.take(key, Waker::noop()).as_deref(),
-            Some("receive: 5 bytes")
-        );
+        assert_eq!(table.take(key, Waker::noop()).as_deref(), Some("receive: 5 bytes"));
         assert_eq!(table.live(), 0);
     }
 
@@ -257,10 +218,7 @@ mod tests {
         assert_eq!(table.abandon(key), Settled::UnderWay);
         assert_eq!(table.live(), 1);
         assert_eq!(table.under_way().collect::<Vec<_>>(), [key]);
-        assert_eq!(
-            complete(&mut table, key, "fd 9"),
-            Settled::Unwanted("accept: fd 9".into())
-        );
+        assert_eq!(complete(&mut table, key, "fd 9"), Settled::Unwanted("accept: fd 9".into()));
         assert_eq!(table.live(), 0);
     }
 
@@ -279,28 +237,12 @@ mod tests {
         complete(&mut table, earlier, "done");
         table.take(earlier, Waker::noop());
         let later = table.begin("later").unwrap();
-        assert_eq!(
-            (later.index, later.generation),
-            (earlier.index, earlier.generation + 1)
-        );
+        assert_eq!((later.index, later.generation), (earlier.index, earlier.generation + 1));
         assert_eq!(complete(&mut table, earlier, "again"), Settled::Stale);
-        assert_eq!(
-            complete(
-                &mut table,
-                OpKey {
-                    index: 7,
-                    generation: 0
-                },
-                "never begun"
-            ),
-            Settled::Stale
-        );
+        assert_eq!(complete(&mut table, OpKey { index: 7, generation: 0 }, "never begun"), Settled::Stale);
         assert_eq!(complete(&mut table, later, "done"), Settled::Delivered);
         assert_eq!(complete(&mut table, later, "twice"), Settled::Stale);
-        assert_eq!(
-            table.take(later, Waker::noop()).as_deref(),
-            Some("later: done")
-        );
+        assert_eq!(table.take(later, Waker::noop()).as_deref(), Some("later: done"));
     }
 
     #[test]
@@ -323,18 +265,9 @@ mod tests {
     #[test]
     fn a_key_survives_its_way_through_the_kernel() {
         for key in [
-            OpKey {
-                index: 0,
-                generation: 0,
-            },
-            OpKey {
-                index: 5,
-                generation: u32::MAX,
-            },
-            OpKey {
-                index: u32::MAX - 1,
-                generation: 1,
-            },
+            OpKey { index: 0, generation: 0 },
+            OpKey { index: 5, generation: u32::MAX },
+            OpKey { index: u32::MAX - 1, generation: 1 },
         ] {
             assert_eq!(OpKey::of_user_data(key.user_data()), key);
         }

@@ -57,11 +57,7 @@ impl Ring {
         Ok(Self {
             ring: build(entries)?,
             backlog: VecDeque::new(),
-            bell: Bell {
-                descriptor: bell.as_raw_fd(),
-                count: Box::new(0),
-                under_way: false,
-            },
+            bell: Bell { descriptor: bell.as_raw_fd(), count: Box::new(0), under_way: false },
         })
     }
 
@@ -76,9 +72,7 @@ impl Ring {
 
     /// Asks the kernel to end an operation early. Its completion comes in any case.
     pub(crate) fn cancel(&mut self, key: OpKey) {
-        let entry = opcode::AsyncCancel::new(key.user_data())
-            .build()
-            .user_data(CANCELLATION);
+        let entry = opcode::AsyncCancel::new(key.user_data()).build().user_data(CANCELLATION);
         // SAFETY: a cancellation refers to no memory.
         unsafe { self.queue(entry) };
     }
@@ -88,11 +82,7 @@ impl Ring {
     ///
     /// # Errors
     /// Only what makes the ring useless.
-    pub(crate) fn enter(
-        &mut self,
-        park: Option<Duration>,
-        reaped: &mut Vec<Reaped>,
-    ) -> io::Result<()> {
+    pub(crate) fn enter(&mut self, park: Option<Duration>, reaped: &mut Vec<Reaped>) -> io::Result<()> {
         if !self.bell.under_way {
             self.arm_bell();
         }
@@ -102,9 +92,7 @@ impl Ring {
             let submitted = match park.filter(|_| last) {
                 Some(at_most) => {
                     let at_most = Timespec::from(at_most);
-                    self.ring
-                        .submitter()
-                        .submit_with_args(1, &SubmitArgs::new().timespec(&at_most))
+                    self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&at_most))
                 }
                 None => self.ring.submit(),
             };
@@ -135,19 +123,14 @@ impl Ring {
             match entry.user_data() {
                 BELL => self.bell.under_way = false,
                 CANCELLATION => {}
-                user_data => reaped.push(Reaped {
-                    key: OpKey::of_user_data(user_data),
-                    result: entry.result(),
-                }),
+                user_data => reaped.push(Reaped { key: OpKey::of_user_data(user_data), result: entry.result() }),
             }
         }
     }
 
     fn arm_bell(&mut self) {
         let count: *mut u64 = &mut *self.bell.count;
-        let entry = opcode::Read::new(Fd(self.bell.descriptor), count.cast(), 8)
-            .build()
-            .user_data(BELL);
+        let entry = opcode::Read::new(Fd(self.bell.descriptor), count.cast(), 8).build().user_data(BELL);
         self.bell.under_way = true;
         // SAFETY: the count is on the heap, and its owner stays until the read is complete (see `Engine::close`).
         unsafe { self.queue(entry) };
@@ -186,10 +169,7 @@ pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
     for (single_issuer, cooperative) in [(true, true), (false, true), (false, false)] {
         let mut builder = IoUring::builder();
         // A completion for every request, and as many again for cancellations and what stood waiting.
-        builder
-            .setup_cqsize(entries.saturating_mul(4))
-            .setup_clamp()
-            .dontfork();
+        builder.setup_cqsize(entries.saturating_mul(4)).setup_clamp().dontfork();
         if cooperative {
             builder.setup_coop_taskrun().setup_submit_all();
         }
@@ -231,23 +211,10 @@ mod tests {
         let mut reaped = Vec::new();
         let deadline = Instant::now() + Duration::from_secs(10);
         while reaped.len() < 1000 {
-            assert!(
-                Instant::now() < deadline,
-                "only {} of 1000 came",
-                reaped.len()
-            );
-            ring.enter(Some(Duration::from_millis(100)), &mut reaped)
-                .unwrap();
+            assert!(Instant::now() < deadline, "only {} of 1000 came", reaped.len());
+            ring.enter(Some(Duration::from_millis(100)), &mut reaped).unwrap();
         }
-        assert_eq!(
-            reaped,
-            (0..1000)
-                .map(|index| Reaped {
-                    key: key(index),
-                    result: 0
-                })
-                .collect::<Vec<_>>()
-        );
+        assert_eq!(reaped, (0..1000).map(|index| Reaped { key: key(index), result: 0 }).collect::<Vec<_>>());
     }
 
     #[test]
@@ -256,16 +223,11 @@ mod tests {
         let mut ring = Ring::new(4, bell.as_fd()).unwrap();
         let mut reaped = Vec::new();
         let began = Instant::now();
-        ring.enter(Some(Duration::from_millis(20)), &mut reaped)
-            .unwrap();
-        assert!(
-            began.elapsed() >= Duration::from_millis(20),
-            "nothing has happened: {reaped:?}"
-        );
+        ring.enter(Some(Duration::from_millis(20)), &mut reaped).unwrap();
+        assert!(began.elapsed() >= Duration::from_millis(20), "nothing has happened: {reaped:?}");
         assert!(ring.bell_under_way());
         rope.write_all(&[0; 8]).unwrap();
-        ring.enter(Some(Duration::from_secs(60)), &mut reaped)
-            .unwrap();
+        ring.enter(Some(Duration::from_secs(60)), &mut reaped).unwrap();
         assert!(!ring.bell_under_way() && began.elapsed() < Duration::from_secs(30));
         assert_eq!(reaped, []);
     }
@@ -280,14 +242,7 @@ mod tests {
         unsafe { ring.push(key(7), poll) };
         ring.cancel(key(7));
         let mut reaped = Vec::new();
-        ring.enter(Some(Duration::from_secs(60)), &mut reaped)
-            .unwrap();
-        assert_eq!(
-            reaped,
-            [Reaped {
-                key: key(7),
-                result: -libc::ECANCELED
-            }]
-        );
+        ring.enter(Some(Duration::from_secs(60)), &mut reaped).unwrap();
+        assert_eq!(reaped, [Reaped { key: key(7), result: -libc::ECANCELED }]);
     }
 }

@@ -18,20 +18,14 @@ pub(crate) async fn connect(
 ) -> io::Result<TcpStream> {
     SockRef::from(&socket).set_tcp_nodelay(true)?;
     let socket = Rc::new(socket);
-    let operation = Operation::Connect {
-        socket: socket.clone(),
-        target: Box::new(target.into()),
-    };
+    let operation = Operation::Connect { socket: socket.clone(), target: Box::new(target.into()) };
     let connected = parts.engine.start(operation)?;
     // The timeout is the core's own timer rather than a linked one in the ring: it costs no request, and cancelling is
     // what dropping the operation does anyway.
     match select(connected, pin!(expired)).await {
         Either::Left((completion, _)) => completion.outcome?,
         Either::Right(((), _abandoned)) => {
-            return Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                format!("no answer from {target} within {timeout:?}"),
-            ));
+            return Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer from {target} within {timeout:?}")));
         }
     };
     Ok(TcpStream::new(parts, socket))

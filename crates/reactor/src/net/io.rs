@@ -60,33 +60,19 @@ impl TcpIo {
         let reading = match receiving {
             Receiving::Idle => Reading::Try,
             Receiving::UnderWay(op) => Reading::Receive(op),
-            Receiving::Left(bytes) => Reading::Copy {
-                bytes,
-                drained: false,
-            },
+            Receiving::Left(bytes) => Reading::Copy { bytes, drained: false },
         };
-        Self {
-            socket,
-            parts,
-            reading,
-            writable: None,
-        }
+        Self { socket, parts, reading, writable: None }
     }
 
     fn wait(&self, ready: Readiness) -> io::Result<Op> {
-        self.parts.engine.start(Operation::Poll {
-            socket: self.socket.descriptor(),
-            ready,
-        })
+        self.parts.engine.start(Operation::Poll { socket: self.socket.descriptor(), ready })
     }
 
     /// What the socket has now, up to a buffer full.
     fn fetch(&self) -> io::Result<Lease> {
         let mut bytes = self.parts.leases.lease_within_limit(self.parts.io_room)?;
-        let count = self
-            .socket
-            .options()
-            .recv_with_flags(bytes.spare(), libc::MSG_DONTWAIT)?;
+        let count = self.socket.options().recv_with_flags(bytes.spare(), libc::MSG_DONTWAIT)?;
         #[expect(unsafe_code, reason = "only the kernel knows how much it has written")]
         // SAFETY: recv has written `count` bytes from the beginning of the spare room it was given.
         unsafe {
@@ -119,11 +105,7 @@ impl TcpIo {
 }
 
 impl AsyncRead for TcpIo {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         loop {
             match &mut this.reading {
@@ -151,21 +133,14 @@ impl AsyncRead for TcpIo {
                     if bytes.is_empty() {
                         return Poll::Ready(Ok(()));
                     }
-                    this.reading = Reading::Copy {
-                        bytes,
-                        drained: false,
-                    };
+                    this.reading = Reading::Copy { bytes, drained: false };
                 }
                 Reading::Copy { bytes, drained } => {
                     let count = bytes.len().min(into.remaining());
                     into.put_slice(&bytes[..count]);
                     bytes.advance(count);
                     if bytes.is_empty() {
-                        this.reading = if *drained {
-                            Reading::Drained
-                        } else {
-                            Reading::Try
-                        };
+                        this.reading = if *drained { Reading::Drained } else { Reading::Try };
                     }
                     return Poll::Ready(Ok(()));
                 }
@@ -176,15 +151,9 @@ impl AsyncRead for TcpIo {
 }
 
 impl AsyncWrite for TcpIo {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        self.poll_send(context, |socket| {
-            socket.options().send_with_flags(bytes, flags)
-        })
+        self.poll_send(context, |socket| socket.options().send_with_flags(bytes, flags))
     }
 
     fn poll_write_vectored(
@@ -194,9 +163,7 @@ impl AsyncWrite for TcpIo {
     ) -> Poll<io::Result<usize>> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         self.poll_send(context, |socket| {
-            socket
-                .options()
-                .send_vectored_with_flags(&slices[..slices.len().min(SLICES_MAX)], flags)
+            socket.options().send_vectored_with_flags(&slices[..slices.len().min(SLICES_MAX)], flags)
         })
     }
 

@@ -11,9 +11,7 @@ use super::socket::{Socket, canonical};
 /// the IPv4 table knows the answer.
 pub(crate) fn original_dst(socket: &Socket) -> io::Result<SocketAddr> {
     let options = socket.options();
-    let redirected = options
-        .original_dst_v4()
-        .or_else(|_not_ipv4| options.original_dst_v6());
+    let redirected = options.original_dst_v4().or_else(|_not_ipv4| options.original_dst_v6());
     match redirected {
         Ok(address) => canonical(&address),
         Err(_not_redirected) => socket.local_addr(),

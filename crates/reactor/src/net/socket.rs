@@ -29,11 +29,7 @@ enum Sending {
 
 impl Socket {
     pub(crate) fn new(descriptor: Rc<OwnedFd>) -> Self {
-        Self {
-            descriptor,
-            reset: Cell::new(false),
-            sending: Cell::new(Sending::Whole),
-        }
+        Self { descriptor, reset: Cell::new(false), sending: Cell::new(Sending::Whole) }
     }
 
     pub(crate) fn descriptor(&self) -> Rc<OwnedFd> {
@@ -103,10 +99,7 @@ impl Drop for Socket {
 /// An address as the mesh knows it: IPv4 is IPv4 also on a dual-stack socket.
 pub(crate) fn canonical(address: &SockAddr) -> io::Result<SocketAddr> {
     let Some(address) = address.as_socket() else {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not an IP socket",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an IP socket"));
     };
     Ok(SocketAddr::new(address.ip().to_canonical(), address.port()))
 }

@@ -54,11 +54,7 @@ pub(crate) enum Receiving {
 
 impl TcpStream {
     pub(crate) fn new(parts: StreamParts, descriptor: Rc<OwnedFd>) -> Self {
-        Self {
-            socket: Socket::new(descriptor),
-            parts,
-            receiving: RefCell::new(Receiving::Idle),
-        }
+        Self { socket: Socket::new(descriptor), parts, receiving: RefCell::new(Receiving::Idle) }
     }
 
     fn poll_receive(&self, room: usize, context: &mut Context<'_>) -> Poll<io::Result<Lease>> {
@@ -68,11 +64,7 @@ impl TcpStream {
             match receiving {
                 Receiving::Idle => {
                     let into = self.parts.leases.lease_within_limit(room)?;
-                    let operation = Operation::Receive {
-                        socket: self.socket.descriptor(),
-                        into,
-                        room,
-                    };
+                    let operation = Operation::Receive { socket: self.socket.descriptor(), into, room };
                     *receiving = Receiving::UnderWay(self.parts.engine.start(operation)?);
                 }
                 Receiving::UnderWay(op) => {
@@ -101,10 +93,7 @@ impl TcpStream {
         }
         self.socket.begin_send()?;
         while chunk.has_remaining() {
-            let operation = Operation::Send {
-                socket: self.socket.descriptor(),
-                chunk,
-            };
+            let operation = Operation::Send { socket: self.socket.descriptor(), chunk };
             chunk = match self.parts.engine.start(operation)?.await.outcome? {
                 Brought::Rest(rest) => rest,
                 brought => unreachable!("a send brought {brought:?}"),

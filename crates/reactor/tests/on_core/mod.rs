@@ -21,10 +21,7 @@ pub(crate) const BODY: TenantKey = TenantKey(1);
 
 /// A core that only wakes by what it is woken for: a lost wake hangs, and that fails the test.
 pub(crate) fn deep_sleeper() -> CoreConfig {
-    CoreConfig {
-        park_max: Duration::from_secs(3600),
-        ..CoreConfig::default()
-    }
+    CoreConfig { park_max: Duration::from_secs(3600), ..CoreConfig::default() }
 }
 
 /// Runs `body` on a core of its own and hands out its result.
@@ -47,9 +44,7 @@ where
 
 /// A socket to connect.
 pub(crate) fn unconnected() -> OwnedFd {
-    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))
-        .expect("a socket")
-        .into()
+    Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket").into()
 }
 
 /// A listening socket on a free port of 127.0.0.1.
@@ -62,20 +57,14 @@ pub(crate) fn listening() -> (StdListener, SocketAddr) {
 /// A listener of the core.
 pub(crate) fn listen(reactor: &Reactor) -> (TcpListener, SocketAddr) {
     let (listener, address) = listening();
-    (
-        reactor.listen(listener.into()).expect("it listens"),
-        address,
-    )
+    (reactor.listen(listener.into()).expect("it listens"), address)
 }
 
 /// Both ends of a connection, both on this core.
 pub(crate) async fn pair(reactor: &Reactor) -> (TcpStream, TcpStream) {
     use reactor::Listener;
     let (listener, address) = listen(reactor);
-    let client = reactor
-        .connect(unconnected(), address, PATIENCE)
-        .await
-        .expect("it connects");
+    let client = reactor.connect(unconnected(), address, PATIENCE).await.expect("it connects");
     (client, listener.accept().await.expect("it accepts"))
 }
 
