@@ -35,7 +35,9 @@ const CORES_END: Duration = Duration::from_secs(2);
 pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
     let log = telemetry::log::init(&settings.log)?;
     tracing::info!("version: {}", version::line());
-    raise_descriptor_limit();
+    // Every captured connection takes two descriptors, every core some locked memory.
+    raise("open files", Resource::Nofile);
+    raise("locked memory", Resource::Memlock);
     let findings = preflight::examine(&settings);
     if preflight::blocks_start(&findings) {
         anyhow::bail!("this host cannot run coretunnel:\n{}", preflight::table(&findings));
@@ -213,11 +215,11 @@ fn control_config(settings: &Settings) -> control::Config {
     }
 }
 
-/// Every captured connection takes two descriptors; the default soft limit is for shells.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
+/// Raises a soft limit to its hard one: soft limits are made for shells.
+fn raise(what: &str, resource: Resource) {
+    let limit = getrlimit(resource);
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, current = ?limit.current, "cannot raise the descriptor limit to its maximum");
+    if let Err(error) = setrlimit(resource, raised) {
+        tracing::warn!(what, %error, current = ?limit.current, "cannot raise a soft limit to its maximum");
     }
 }

@@ -11,12 +11,14 @@ use std::{
 };
 
 use crossbeam_channel as channel;
-use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement, ReactorErrorKind};
+use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
 
 use crate::{LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, engine::uring};
 
 /// What glommio may keep for file I/O, which nobody does here; its default of 10 MiB per core is for databases.
 const HOST_MEMORY_BYTES: usize = 64 << 10;
+/// What glommio wants to be allowed to lock, before it starts anything.
+const LOCKED_BYTES_MIN: u64 = 512 << 10;
 /// glommio's rings carry its timers and its wake-ups.
 const HOST_RING_ENTRIES: usize = 128;
 
@@ -153,6 +155,7 @@ where
     F: FnOnce(Reactor) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + 'static,
 {
+    locked_memory_suffices(&config.name)?;
     // glommio panics somewhere inside when it is refused a ring, so ask first.
     drop(uring::build(2).map_err(|source| StartError::Ring { core: config.name.clone(), source })?);
     let (name, cpu) = (config.name.clone(), config.cpu);
@@ -197,13 +200,18 @@ where
     Driver::new(reactor, root, config).await;
 }
 
-fn host_error<T>(core: String, cpu: Option<usize>, error: &GlommioError<T>) -> StartError {
-    match error {
-        GlommioError::ReactorError(ReactorErrorKind::MemLockLimit(limit, needed)) => {
-            StartError::LockedMemory { core, limit: *limit, needed: *needed }
+/// glommio checks the same, even for root, but buries its answer in an I/O error of its own.
+fn locked_memory_suffices(core: &str) -> Result<(), StartError> {
+    match rustix::process::getrlimit(rustix::process::Resource::Memlock).current {
+        Some(limit) if limit < LOCKED_BYTES_MIN => {
+            Err(StartError::LockedMemory { core: core.to_owned(), limit, needed: LOCKED_BYTES_MIN })
         }
-        other => StartError::Host { core, cpu, cause: other.to_string() },
+        _ => Ok(()),
     }
+}
+
+fn host_error<T>(core: String, cpu: Option<usize>, error: &GlommioError<T>) -> StartError {
+    StartError::Host { core, cpu, cause: error.to_string() }
 }
 
 /// Raises a flag when the thread is done with its core.
