@@ -164,6 +164,7 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
             return record.finish(Err(error));
         }
     };
+    record::dry_runs(peer.address, &admission);
     let source = pod.keeps_source.then(|| peer.address.ip());
     let server = match unless_stopped(&tracked, dial::plain(&core, &pod, admission.target, source)).await {
         Ok(server) => server,

@@ -62,6 +62,7 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
             return record.finish(Err(Error::Refused(refusal)));
         }
     };
+    record::dry_runs(peer, &admission);
     let source = pod.keeps_source.then_some(peer.ip());
     let ended = match unless_stopped(&tracked, dial::plain(&core, &pod, admission.target, source)).await {
         Ok(server) => relay::run(relay::plain(client), relay::plain(server), &record, tracked.stopped())

@@ -6,7 +6,12 @@ use std::{cell::Cell, net::SocketAddr, sync::Arc, time::Instant};
 
 use hbone::{TlsError, baggage::Baggage};
 use mesh_state::{
-    admit::Refusal, identity::Identity, name::Authority, route::Destination, service::Service, workload::Workload,
+    admit::{Admission, Refusal},
+    identity::Identity,
+    name::Authority,
+    route::Destination,
+    service::Service,
+    workload::Workload,
 };
 use reactor::Runtime;
 use telemetry::{
@@ -152,6 +157,13 @@ impl<R> Meter for Record<R> {
 /// A connection that was turned away before anything was known of where it goes: a line, no metric.
 pub(crate) fn refused_early(direction: Direction, source: SocketAddr, destination: SocketAddr, error: &Error) {
     access_log::refused_early(direction, source, destination, error);
+}
+
+/// What policies on trial would have done: for those who try them out, at debug.
+pub(crate) fn dry_runs(peer: SocketAddr, admission: &Admission) {
+    for outcome in &admission.dry_run {
+        tracing::debug!(target: "access", %peer, target = %admission.target, "policy on trial: {outcome}");
+    }
 }
 
 /// Whether a refusal is policy's, which gets a full record; the others only say that the request makes no sense.
