@@ -3,7 +3,13 @@
 use std::{convert::Infallible, future::Future, io, net::SocketAddr, rc::Rc, time::Duration};
 
 use http_body_util::Full;
-use hyper::{Method, Request, Response, StatusCode, body::{Bytes, Incoming}, header, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header,
+    server::conn::http1,
+    service::service_fn,
+};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -58,11 +64,16 @@ pub(crate) fn listen(what: &str, address: SocketAddr) -> anyhow::Result<TcpListe
         socket.bind(address)?;
         socket.listen(128)
     };
-    bind().map_err(|error| anyhow::anyhow!("cannot listen on {address} for {what}: {error}; does another process hold the port?"))
+    bind().map_err(|error| {
+        anyhow::anyhow!("cannot listen on {address} for {what}: {error}; does another process hold the port?")
+    })
 }
 
 /// Serves `answer` until the task is dropped.
-pub(crate) async fn serve<F: Future<Output = Answer> + 'static>(listener: TcpListener, answer: impl Fn(Asked) -> F + 'static) {
+pub(crate) async fn serve<F: Future<Output = Answer> + 'static>(
+    listener: TcpListener,
+    answer: impl Fn(Asked) -> F + 'static,
+) {
     let answer = Rc::new(answer);
     let places = Rc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {

@@ -3,21 +3,63 @@
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+/// What stands below the flags in `-h`.
+const EXAMPLES: &str = "\
+Examples:
+  coretunnel preflight
+      what stands in the way on this host, one line each, with the cure
+  coretunnel --node node-a --local-xds-path mesh.yaml --ca-root-file /etc/coretunnel/root.pem
+      a mesh described by a file; daemons that share the root file trust each other
+  coretunnel --cores 0,2-3 --tenant-by namespace
+      three cores, pinned to CPU 0, 2 and 3, where whole namespaces take turns
+  coretunnel --log info,access=debug --log-format json
+      also a line for each connection when it opens
+
+A setting is taken from its flag, else from its environment variable, else it is the default. Bad ones are reported all
+at once, with exit code 2.";
+
+/// What `--help` adds: the settings that few need, so they have no flag, as with ztunnel.
+const VARIABLES: &str = "\
+Settings that have an environment variable only:
+  LOCAL_XDS                     the text of a mesh file, instead of --local-xds-path
+  IPV6_ENABLED                  false: servers listen on IPv4 only [true]
+  ZTUNNEL_CPU_LIMIT             CPUs of which --cores takes percentages, and its default a quarter
+  ZTUNNEL_RESOURCE_CPU_LIMIT    the container's CPU limit: the default number of cores
+  ZTUNNEL_RESOURCE_CPU_REQUEST  the container's CPU request: the default number of cores is no less
+  PACKET_MARK                   SO_MARK of all sockets inside pods; the CNI's rules know it [1337]
+  INPOD_PORT_REUSE              listeners inside pods share their ports with the daemon that is replaced [true]
+  ENABLE_RESPONSE_BAGGAGE       tell peers about the server in answers to CONNECT [true]
+  HTTP2_STREAM_WINDOW_SIZE      bytes in flight per stream [4194304]
+  HTTP2_CONNECTION_WINDOW_SIZE  bytes in flight per tunnel [16777216]
+  HTTP2_FRAME_SIZE              bytes of the largest DATA frame accepted [1048576]
+  KEEPALIVE_ENABLED             TCP keepalive inside pods [true]
+  KEEPALIVE_TIME                idle time before the first probe [180s]
+  KEEPALIVE_INTERVAL            time between probes [180s]
+  KEEPALIVE_RETRIES             unanswered probes until the connection is given up [9]
+  USER_TIMEOUT_ENABLED          give up unacknowledged data after the same time [false]
+
+Durations are written as 5s, 10m or 1h30m; sizes are bytes. An empty variable counts as not set. Variables of ztunnel that
+this daemon cannot follow (a control plane's, the DNS proxy's) are named in the log at the start, or refused.
+
+Signals: SIGTERM or SIGINT ends the daemon: listeners close at once, connections may finish until the termination
+deadline. A second SIGINT ends it at once.
+Exit codes: 0 told to end, 1 could not start or go on, 2 a setting cannot be used.";
+
 /// A node proxy for ambient service mesh.
 #[derive(Debug, Parser)]
 #[command(
     name = "coretunnel",
     version,
-    about = "A node proxy for ambient service mesh: captures the TCP traffic of this node's pods and carries it in mutually authenticated HTTP/2 CONNECT tunnels (HBONE).",
-    long_about = "A node proxy for ambient service mesh.\n\nOne daemon per node. It is told of pods by the CNI agent, listens inside their network namespaces, and carries their \
-TCP traffic between workloads in mutually authenticated HTTP/2 CONNECT tunnels (HBONE), enforcing L4 policy. It takes \
-the place of istio's ztunnel: same ports, same environment variables, same CNI socket.\n\nEach core runs its own \
-reactor; every pod has a home core, and tenants take turns on it.",
-    after_help = "Examples:
-  coretunnel preflight                      what stands in the way on this host, one line each, with the cure
-  coretunnel --node node-a --local-xds-path mesh.yaml --ca embedded --ca-root-file /etc/coretunnel/root.pem
-  coretunnel --cores 0,2-3 --log access=debug
-Each setting is taken from its flag, else its environment variable, else its default.",
+    about = "A node proxy for ambient service mesh: captures the TCP traffic of this node's pods and carries it in mutually \
+             authenticated HTTP/2 CONNECT tunnels (HBONE).",
+    long_about = "A node proxy for ambient service mesh.\n\n\
+             One daemon per node. It is told of pods by the CNI agent, listens inside their network namespaces, and \
+             carries their TCP traffic between workloads in mutually authenticated HTTP/2 CONNECT tunnels (HBONE), \
+             enforcing L4 policy. It takes the place of istio's ztunnel: same ports, same environment variables, same \
+             CNI socket.\n\n\
+             Each core runs its own reactor; every pod has a home core, and tenants take turns on it.",
+    after_help = EXAMPLES,
+    after_long_help = format!("{VARIABLES}\n\n{EXAMPLES}"),
     args_conflicts_with_subcommands = true
 )]
 pub(crate) struct Cli {
@@ -31,6 +73,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Run the proxy (the default).
+    #[command(after_help = EXAMPLES, after_long_help = VARIABLES)]
     Run(Flags),
     /// Check the host and the settings without starting: one line per finding, with the cure. Exit code 1 when
     /// something would keep the proxy from running.
@@ -63,27 +106,28 @@ pub(crate) enum OutputFormat {
 /// All settings, as text.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Flags {
-    /// Cores to run on: a number of them, `0` for all, a percentage (`25%`), or a list (`0,2-3`) to pin to.
-    /// [env: ZTUNNEL_WORKER_THREADS] [default: a quarter of the CPUs, at least 2, within limits]
+    /// Cores to run on: a number of them, `0` for all, a percentage of the CPUs (`25%`), or a list of CPUs to pin to
+    /// (`0,2-3`). [env: ZTUNNEL_WORKER_THREADS] [default: a quarter of the CPUs, at least 2; all that a CPU limit grants]
     #[arg(long, value_name = "N|N%|LIST", help_heading = "Cores and tenants")]
     pub(crate) cores: Option<String>,
-    /// What takes turns and is charged: `namespace`, `service-account` or `pod`. [default: service-account]
+    /// What takes turns on a core and is charged for it: `namespace`, `service-account` or `pod`.
+    /// [default: service-account]
     #[arg(long, value_name = "WHAT", help_heading = "Cores and tenants")]
     pub(crate) tenant_by: Option<String>,
 
-    /// This node's name; workloads of other nodes are not local. [env: NODE_NAME]
+    /// This node's name; workloads of other nodes are not local. [env: NODE_NAME] [default: none, any may be local]
     #[arg(long, value_name = "NAME", help_heading = "Mesh")]
     pub(crate) node: Option<String>,
-    /// The network this node is on. [env: NETWORK] [default: ""]
+    /// The network this node is on. [env: NETWORK] [default: the one without a name]
     #[arg(long, value_name = "ID", help_heading = "Mesh")]
     pub(crate) network: Option<String>,
-    /// This cluster. [env: ISTIO_META_CLUSTER_ID, CLUSTER_ID] [default: Kubernetes]
+    /// The cluster of workloads that name none. [env: ISTIO_META_CLUSTER_ID, CLUSTER_ID] [default: Kubernetes]
     #[arg(long, value_name = "ID", help_heading = "Mesh")]
     pub(crate) cluster: Option<String>,
-    /// The trust domain of pods whose workload does not name one. [env: TRUST_DOMAIN] [default: cluster.local]
+    /// The trust domain of workloads that name none. [env: TRUST_DOMAIN] [default: cluster.local]
     #[arg(long, value_name = "DOMAIN", help_heading = "Mesh")]
     pub(crate) trust_domain: Option<String>,
-    /// A YAML file of workloads, services and policies; watched, and reloaded when it changes. [env: LOCAL_XDS_PATH]
+    /// A YAML file of workloads, services and policies; watched, and read again when it changes. [env: LOCAL_XDS_PATH]
     #[arg(long, value_name = "FILE", help_heading = "Mesh")]
     pub(crate) local_xds_path: Option<String>,
     /// The CNI agent's socket; `@name` is an abstract one. [env: INPOD_UDS] [default: /var/run/ztunnel/ztunnel.sock]
@@ -97,36 +141,37 @@ pub(crate) struct Flags {
     /// each other. [default: ./var/run/secrets/coretunnel/root.pem]
     #[arg(long, value_name = "FILE", help_heading = "Certificates")]
     pub(crate) ca_root_file: Option<String>,
-    /// How long a certificate is valid; renewed at half of it. [env: SECRET_TTL] [default: 24h]
+    /// How long a certificate is valid, 1m to 365d; renewed at half of it. [env: SECRET_TTL] [default: 24h]
     #[arg(long, value_name = "DURATION", help_heading = "Certificates")]
     pub(crate) secret_ttl: Option<String>,
 
-    /// Metrics: `/metrics`. [default: [::]:15020]
+    /// Where metrics are served, at `/metrics` and `/stats/prometheus`. [default: [::]:15020]
     #[arg(long, value_name = "ADDR", help_heading = "Servers")]
     pub(crate) metrics_addr: Option<String>,
-    /// Readiness: `/healthz/ready`. [default: [::]:15021]
+    /// Where readiness is told, at `/healthz/ready`. [default: [::]:15021]
     #[arg(long, value_name = "ADDR", help_heading = "Servers")]
     pub(crate) readiness_addr: Option<String>,
 
-    /// How long live connections may take to end once the process is told to stop.
-    /// [env: CONNECTION_TERMINATION_DEADLINE, TERMINATION_GRACE_PERIOD_SECONDS] [default: 5s]
+    /// How long connections may take to end once the daemon is told to, 0s to 1d.
+    /// [env: CONNECTION_TERMINATION_DEADLINE] [default: 5s less than TERMINATION_GRACE_PERIOD_SECONDS, else 5s]
     #[arg(long, value_name = "DURATION", help_heading = "Connections")]
     pub(crate) termination_deadline: Option<String>,
-    /// Streams per tunnel. [env: POOL_MAX_STREAMS_PER_CONNECTION] [default: 100]
+    /// Streams per tunnel, 1 to 65535. [env: POOL_MAX_STREAMS_PER_CONNECTION] [default: 100]
     #[arg(long, value_name = "N", help_heading = "Connections")]
     pub(crate) pool_max_streams: Option<String>,
-    /// How long an unused tunnel is kept. [env: POOL_UNUSED_RELEASE_TIMEOUT] [default: 5m]
+    /// How long an unused tunnel is kept, 1s to 1d. [env: POOL_UNUSED_RELEASE_TIMEOUT] [default: 5m]
     #[arg(long, value_name = "DURATION", help_heading = "Connections")]
     pub(crate) pool_idle_timeout: Option<String>,
-    /// Keep clients' addresses towards applications: `true`, `false` or `auto`. [env: ENABLE_ORIG_SRC] [default: auto]
+    /// Keep clients' addresses towards applications: `true`, or the pod is not served; `false`; `auto`, where it can be
+    /// done. [env: ENABLE_ORIG_SRC] [default: auto]
     #[arg(long, value_name = "WHEN", help_heading = "Connections")]
     pub(crate) original_source: Option<String>,
 
-    /// Log filter: LEVEL or TARGET=LEVEL, separated by commas; the access log's target is `access`. [env: RUST_LOG]
-    /// [default: info]
+    /// What is logged: LEVEL or TARGET=LEVEL, separated by commas, where a level is off, error, warn, info, debug or
+    /// trace. The access log's target is `access`. [env: RUST_LOG] [default: info]
     #[arg(long, value_name = "FILTER", help_heading = "Log")]
     pub(crate) log: Option<String>,
-    /// `plain` or `json`. [env: LOG_FORMAT] [default: plain]
+    /// What a line looks like: `plain` or `json`. [env: LOG_FORMAT] [default: plain]
     #[arg(long, value_name = "FORMAT", help_heading = "Log")]
     pub(crate) log_format: Option<String>,
 }
@@ -149,9 +194,6 @@ mod tests {
         assert_eq!(flags.settings.cores.as_deref(), Some("2"));
         let run = Cli::parse_from(["coretunnel", "run", "--node", "a"]);
         assert!(matches!(run.command, Some(Command::Run(flags)) if flags.node.as_deref() == Some("a")));
-        assert!(matches!(
-            Cli::parse_from(["coretunnel", "proxy", "ztunnel"]).command,
-            Some(Command::Proxy { .. })
-        ));
+        assert!(matches!(Cli::parse_from(["coretunnel", "proxy", "ztunnel"]).command, Some(Command::Proxy { .. })));
     }
 }

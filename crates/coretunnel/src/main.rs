@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{Cli, Command, Flags, OutputFormat};
-use config::{Cpus, Settings};
+use config::{Cpus, Environment, Host, Settings};
 
 /// A setting cannot be used: as clap's own errors.
 const EXIT_USAGE: u8 = 2;
@@ -63,8 +63,7 @@ fn examine(flags: &Flags, format: OutputFormat) -> ExitCode {
 }
 
 fn settings(flags: &Flags) -> Result<Settings, ExitCode> {
-    let environment = |name: &str| std::env::var(name).ok();
-    config::load(flags, &environment, &usable_cpus()).map_err(|errors| {
+    config::load(flags, &Environment::of_process(), &host()).map_err(|errors| {
         for error in errors {
             complain(&format!("coretunnel: {error}"));
         }
@@ -72,14 +71,15 @@ fn settings(flags: &Flags) -> Result<Settings, ExitCode> {
     })
 }
 
-/// The CPUs the kernel lets this process run on.
-fn usable_cpus() -> Cpus {
+fn host() -> Host {
     let usable = match rustix::thread::sched_getaffinity(None) {
         Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect(),
         // Every process runs somewhere; where it cannot be told, the first CPU has to do.
         Err(_) => vec![0],
     };
-    Cpus { usable }
+    // Absent where the kernel was built or booted without IPv6.
+    let has_ipv6 = std::path::Path::new("/proc/net/if_inet6").exists();
+    Host { cpus: Cpus { usable }, has_ipv6 }
 }
 
 #[expect(clippy::print_stdout, reason = "what a command answers goes to standard output")]

@@ -37,7 +37,10 @@ fn samples(pods: Pods, generation: u64, log_dropped: u64) -> Vec<Sample> {
     let build = vec![("component", "ztunnel".to_owned()), ("tag", version::istio_version())];
     let descriptors_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     vec![
-        Sample { labels: build, ..sample("istio_build", "The mesh's version, and which part of it this is", Kind::Gauge, 1) },
+        Sample {
+            labels: build,
+            ..sample("istio_build", "The mesh's version, and which part of it this is", Kind::Gauge, 1)
+        },
         sample("workload_manager_active_proxy_count", "Pods captured now", Kind::Gauge, pods.active),
         sample("workload_manager_pending_proxy_count", "Pods waiting to be captured", Kind::Gauge, pods.pending),
         sample("workload_manager_proxies_started", "Pods ever captured", Kind::Counter, pods.started),
@@ -45,7 +48,12 @@ fn samples(pods: Pods, generation: u64, log_dropped: u64) -> Vec<Sample> {
         sample("process_open_fds", "Descriptors open now", Kind::Gauge, open_descriptors()),
         sample("process_max_fds", "Descriptors that may be open at once", Kind::Gauge, descriptors_max),
         sample("coretunnel_snapshot_generation", "The newest generation of the mesh", Kind::Gauge, generation),
-        sample("coretunnel_log_lines_dropped", "Log lines that could not be written in time", Kind::Counter, log_dropped),
+        sample(
+            "coretunnel_log_lines_dropped",
+            "Log lines that could not be written in time",
+            Kind::Counter,
+            log_dropped,
+        ),
     ]
 }
 
@@ -63,16 +71,19 @@ mod tests {
     #[test]
     fn both_paths_answer_any_method_and_others_do_not_exist() {
         let (_cores, mut page) = telemetry::recorder::recorders(1);
-        for (method, path, status) in [
-            (Method::GET, "/metrics", 200),
-            (Method::POST, "/stats/prometheus", 200),
-            (Method::GET, "/", 404),
-        ] {
+        for (method, path, status) in
+            [(Method::GET, "/metrics", 200), (Method::POST, "/stats/prometheus", 200), (Method::GET, "/", 404)]
+        {
             let asked = Asked { method, path: path.to_owned(), accept: None };
             let answer = answer(&asked, &mut page, Pods { active: 3, ..Pods::default() }, 7, 0);
             assert_eq!(answer.status.as_u16(), status, "{path}");
             if status == 200 {
-                for line in ["workload_manager_active_proxy_count 3\n", "coretunnel_snapshot_generation 7\n", "istio_build{component=\"ztunnel\"", "# EOF\n"] {
+                for line in [
+                    "workload_manager_active_proxy_count 3\n",
+                    "coretunnel_snapshot_generation 7\n",
+                    "istio_build{component=\"ztunnel\"",
+                    "# EOF\n",
+                ] {
                     assert!(answer.body.contains(line), "{line} in {}", answer.body);
                 }
                 assert!(!answer.body.contains("process_open_fds 0\n"));

@@ -57,7 +57,13 @@ mod tests {
     async fn it_is_ready_when_nothing_is_pending_and_names_what_is() {
         for (method, path, names, status, body) in [
             (Method::GET, "/healthz/ready", &[][..], 200, "ready\n"),
-            (Method::GET, "/healthz/ready", &["state manager", "core 1"], 500, "not ready, pending: core 1, state manager\n"),
+            (
+                Method::GET,
+                "/healthz/ready",
+                &["state manager", "core 1"],
+                500,
+                "not ready, pending: core 1, state manager\n",
+            ),
             (Method::POST, "/healthz/ready", &[], 405, ""),
             (Method::GET, "/", &[], 404, ""),
         ] {

@@ -12,7 +12,7 @@ use tokio::task::LocalSet;
 
 use crate::{
     admin,
-    config::Settings,
+    config::{LocalMesh, Settings, Sockets},
     metrics_page::{self, Pods},
     preflight,
     publisher::{Publisher, retire},
@@ -49,7 +49,7 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
     let cores = CoresConfig {
         cores: settings.cores.iter().enumerate().map(|(index, cpu)| core(index, *cpu)).collect(),
         engine: engine(&settings),
-        sockets: sockets(&settings),
+        sockets: socket_options(&settings.sockets),
         wanted: wanted_sender,
         recorders,
     };
@@ -85,9 +85,9 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
                 return ended.context("the control task panicked")?.context("the control plane ended");
             }
         };
-        tracing::info!(signal, deadline = ?settings.termination_deadline, "draining");
+        tracing::info!(signal, deadline = ?settings.connections.termination_deadline, "draining");
         // Control goes on meanwhile: a policy that changes during the drain still closes what it refuses.
-        drain(&cores, settings.termination_deadline, &mut signals).await;
+        drain(&cores, settings.connections.termination_deadline, &mut signals).await;
         drop(stop);
         Ok(())
     });
@@ -125,7 +125,7 @@ fn serve_metrics(
     status: Status,
     dropped: Arc<std::sync::atomic::AtomicU64>,
 ) -> anyhow::Result<()> {
-    let listener = admin::listen("metrics", settings.metrics_addr)?;
+    let listener = admin::listen("metrics", settings.servers.metrics)?;
     let page = Rc::new(RefCell::new(page));
     tokio::task::spawn_local(admin::serve(listener, move |asked| {
         let pods = Pods {
@@ -142,7 +142,7 @@ fn serve_metrics(
 }
 
 fn serve_readiness(settings: &Settings, cores: Rc<RefCell<Cores>>, status: Status) -> anyhow::Result<()> {
-    let listener = admin::listen("readiness", settings.readiness_addr)?;
+    let listener = admin::listen("readiness", settings.servers.readiness)?;
     tokio::task::spawn_local(admin::serve(listener, move |asked| {
         let (cores, status) = (cores.clone(), status.clone());
         readiness::answer(asked, async move || {
@@ -163,55 +163,60 @@ fn core(index: usize, cpu: usize) -> reactor::CoreConfig {
 }
 
 fn engine(settings: &Settings) -> dataplane::Config {
+    let Settings { mesh, connections, tenant_by, .. } = settings;
     let default = dataplane::Config::default();
     dataplane::Config {
-        node: settings.node.as_deref().map(Into::into),
-        network: NetworkId::from(settings.network.as_str()),
-        tenant_by: settings.tenant_by,
-        keep_source: settings.original_source,
-        response_baggage: settings.response_baggage,
+        node: mesh.node.as_deref().map(Into::into),
+        network: NetworkId::from(mesh.network.as_str()),
+        tenant_by: *tenant_by,
+        keep_source: connections.original_source,
+        response_baggage: connections.response_baggage,
         h2: hbone::H2Config {
-            stream_window: settings.stream_window,
-            connection_window: settings.connection_window,
-            frame_size: settings.frame_size,
+            stream_window: connections.stream_window,
+            connection_window: connections.connection_window,
+            frame_size: connections.frame_size,
             ..default.h2
         },
         pool: hbone::pool::PoolConfig {
-            streams_per_tunnel_max: settings.pool_max_streams,
-            idle_timeout: settings.pool_idle_timeout,
+            streams_per_tunnel_max: connections.streams_per_tunnel_max,
+            idle_timeout: connections.tunnel_idle_timeout,
             ..default.pool
         },
         ..default
     }
 }
 
-fn sockets(settings: &Settings) -> inpod::socket::SocketOptions {
+fn socket_options(sockets: &Sockets) -> inpod::socket::SocketOptions {
+    let Sockets { packet_mark, port_reuse, keepalive, user_timeout } = *sockets;
     inpod::socket::SocketOptions {
-        mark: Some(settings.packet_mark),
-        reuse_port: settings.port_reuse,
-        keepalive: settings.keepalive.map(|keepalive| inpod::socket::Keepalive {
+        mark: Some(packet_mark),
+        reuse_port: port_reuse,
+        keepalive: keepalive.map(|keepalive| inpod::socket::Keepalive {
             idle: keepalive.idle,
             interval: keepalive.interval,
             probes_max: keepalive.probes,
         }),
-        user_timeout: settings
-            .keepalive
-            .filter(|_| settings.user_timeout)
+        user_timeout: keepalive
+            .filter(|_| user_timeout)
             .map(|keepalive| keepalive.idle + keepalive.interval * keepalive.probes),
     }
 }
 
-fn control_config(settings: &Settings) -> control::Config {
+fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Config {
+    let (local_file, local_inline) = match &mesh.local {
+        LocalMesh::None => (None, None),
+        LocalMesh::File(path) => (Some(path.clone()), None),
+        LocalMesh::Inline(text) => (None, Some(text.clone())),
+    };
     control::Config {
-        node: settings.node.clone(),
-        network: settings.network.clone(),
-        cluster: settings.cluster.clone(),
-        trust_domain: settings.trust_domain.clone(),
-        local_file: settings.local_file.clone(),
-        local_inline: settings.local_inline.clone(),
-        ca: control::CaSource::Embedded { root_file: settings.ca_root_file.clone(), leaf_ttl: settings.secret_ttl },
-        zds_socket: Some(settings.zds_socket.clone()),
-        ..control::Config::default()
+        node: mesh.node.clone(),
+        network: mesh.network.clone(),
+        cluster: mesh.cluster.clone(),
+        trust_domain: mesh.trust_domain.clone(),
+        local_file,
+        local_inline,
+        ca: control::CaSource::Embedded { root_file: certificates.root_file.clone(), leaf_ttl: certificates.lifetime },
+        zds_socket: Some(mesh.zds_socket.clone()),
     }
 }
 

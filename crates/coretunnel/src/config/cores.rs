@@ -32,7 +32,7 @@ pub(crate) enum Asked {
 }
 
 /// Reads `2`, `0`, `25%`, `0,2-3`. A single number is a count; a list has a comma or a dash.
-pub(crate) fn parse(text: &str) -> Result<Asked, String> {
+pub(super) fn parse(text: &str) -> Result<Asked, String> {
     if let Some(percent) = text.strip_suffix('%') {
         return match percent.parse() {
             Ok(percent @ 1..=100) => Ok(Asked::Percent(percent)),
@@ -55,43 +55,75 @@ pub(crate) fn parse(text: &str) -> Result<Asked, String> {
 }
 
 /// No machine has a CPU beyond; keeps a typo from being a long list.
-const CPU_MAX: usize = 8_191;
+pub(super) const CPU_MAX: usize = 8_191;
 
-/// The CPUs to pin to.
-pub(crate) fn choose(asked: Option<&Asked>, limits: &CpuLimits, cpus: &Cpus) -> Result<Vec<usize>, String> {
+/// The CPUs that were asked for.
+pub(super) fn choose(asked: &Asked, limits: &CpuLimits, cpus: &Cpus) -> Result<Vec<usize>, String> {
     let usable = cpus.usable.len();
-    let counted = limits.resource_limit.or(limits.cpu_limit).unwrap_or(usable).clamp(1, usable);
     let count = match asked {
-        Some(Asked::List(list)) => {
-            let missing: Vec<String> =
-                list.iter().filter(|cpu| !cpus.usable.contains(cpu)).map(ToString::to_string).collect();
-            if !missing.is_empty() {
-                return Err(format!("this process may not use CPU {}; it may use {:?}", missing.join(", "), cpus.usable));
+        Asked::List(list) => {
+            let missing: Vec<usize> = list.iter().filter(|cpu| !cpus.usable.contains(cpu)).copied().collect();
+            if missing.is_empty() {
+                return Ok(list.iter().copied().collect());
             }
-            return Ok(list.iter().copied().collect());
+            return Err(format!(
+                "this process may not use CPU {}; it may use {}",
+                ranges(&missing),
+                ranges(&cpus.usable)
+            ));
         }
-        Some(Asked::Count(0)) => usable,
-        Some(Asked::Count(count)) if *count > usable => {
-            return Err(format!("this process may use {usable} CPUs ({:?})", cpus.usable));
+        Asked::Count(0) => usable,
+        Asked::Count(count) if *count > usable => {
+            return Err(format!("this process may use {usable} CPUs ({})", ranges(&cpus.usable)));
         }
-        Some(Asked::Count(count)) => *count,
-        Some(Asked::Percent(percent)) => (counted * usize::from(*percent)).div_ceil(100),
-        None => match limits.resource_limit {
-            Some(limit) => limit.max(limits.resource_request.unwrap_or(0)),
-            None => counted.div_ceil(4).max(limits.resource_request.unwrap_or(0)).max(2),
-        },
+        Asked::Count(count) => *count,
+        Asked::Percent(percent) => (counted(limits, cpus) * usize::from(*percent)).div_ceil(100),
     };
-    Ok(cpus.usable[..count.clamp(1, usable)].to_vec())
+    Ok(first(count, cpus))
+}
+
+/// The CPUs where nothing was asked for: what the container is limited to, else a quarter of the machine, so that the
+/// proxy leaves it to those it serves.
+pub(super) fn by_default(limits: &CpuLimits, cpus: &Cpus) -> Vec<usize> {
+    let requested = limits.resource_request.unwrap_or(0);
+    match limits.resource_limit {
+        Some(limit) => first(limit.max(requested), cpus),
+        None => first(counted(limits, cpus).div_ceil(4).max(requested).max(2), cpus),
+    }
+}
+
+/// The CPUs of which percentages and quarters are taken.
+fn counted(limits: &CpuLimits, cpus: &Cpus) -> usize {
+    let usable = cpus.usable.len();
+    limits.resource_limit.or(limits.cpu_limit).unwrap_or(usable).clamp(1, usable)
+}
+
+fn first(count: usize, cpus: &Cpus) -> Vec<usize> {
+    cpus.usable[..count.clamp(1, cpus.usable.len())].to_vec()
+}
+
+/// `0-3, 8`, of ascending numbers.
+pub(crate) fn ranges(cpus: &[usize]) -> String {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for cpu in cpus {
+        match parts.last_mut() {
+            Some((_, last)) if *last + 1 == *cpu => *last = *cpu,
+            _ => parts.push((*cpu, *cpu)),
+        }
+    }
+    let part =
+        |(first, last): &(usize, usize)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    parts.iter().map(part).collect::<Vec<_>>().join(", ")
 }
 
 /// A whole number.
-pub(crate) fn whole(text: &str) -> Result<usize, String> {
-    text.parse().map_err(|error: std::num::ParseIntError| error.to_string())
+fn whole(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| format!("{text:?} is no whole number"))
 }
 
 /// A Kubernetes quantity of CPUs (`2`, `1.5`, `500m`), rounded up.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be above 0 and small")]
-pub(crate) fn quantity(text: &str) -> Result<usize, String> {
+pub(super) fn quantity(text: &str) -> Result<usize, String> {
     let (number, scale) = match text.strip_suffix('m') {
         Some(milli) => (milli, 1000.0),
         None => (text, 1.0),
@@ -123,17 +155,27 @@ mod tests {
             (Some("50%"), limited, vec![0, 1]),
             (Some("1,4-6"), none, vec![1, 4, 5, 6]),
         ] {
-            let asked = asked.map(|text| parse(text).expect("good"));
-            assert_eq!(choose(asked.as_ref(), &limits, &cpus), Ok(expected), "{asked:?} {limits:?}");
+            let chosen = match asked {
+                Some(text) => choose(&parse(text).expect("good"), &limits, &cpus).expect("there"),
+                None => by_default(&limits, &cpus),
+            };
+            assert_eq!(chosen, expected, "{asked:?} {limits:?}");
         }
     }
 
     #[test]
     fn a_small_machine_gets_no_more_cores_than_it_has() {
         let cpus = Cpus { usable: vec![3] };
-        assert_eq!(choose(None, &CpuLimits::default(), &cpus), Ok(vec![3]));
-        assert!(choose(Some(&Asked::Count(2)), &CpuLimits::default(), &cpus).is_err());
-        assert!(choose(Some(&parse("0-1").expect("a list")), &CpuLimits::default(), &cpus).is_err());
+        assert_eq!(by_default(&CpuLimits::default(), &cpus), [3]);
+        assert!(choose(&Asked::Count(2), &CpuLimits::default(), &cpus).is_err());
+        assert!(choose(&parse("0-1").expect("a list"), &CpuLimits::default(), &cpus).is_err());
+    }
+
+    #[test]
+    fn neighbours_are_written_as_a_range() {
+        for (cpus, expected) in [(&[][..], ""), (&[3], "3"), (&[0, 1], "0-1"), (&[0, 2, 3, 4, 9], "0, 2-4, 9")] {
+            assert_eq!(ranges(cpus), expected);
+        }
     }
 
     #[test]

@@ -1,6 +1,9 @@
-//! Where a setting comes from, and how a bad one is reported: flag before variable, and every complaint collected.
+//! Where a setting comes from, and how a bad one is reported: flag before variable before default, and every complaint
+//! collected.
 
 use std::fmt;
+
+use super::environment::{Environment, Given};
 
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -13,35 +16,36 @@ pub(crate) struct SettingError {
 
 /// Where the value came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Origin {
-    Flag { name: String, value: String },
+pub(crate) enum Origin {
+    Flag { name: &'static str, value: String },
     Variable { name: String, value: String },
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Flag { name, value } => write!(f, "flag {name} {value}"),
+            Self::Flag { name, value } => write!(f, "flag {name}={value}"),
             Self::Variable { name, value } => write!(f, "env var {name}={value}"),
         }
     }
 }
 
 /// A flag's name and what was given, if anything.
-type Flag<'a> = (&'static str, &'a Option<String>);
+pub(crate) type Flag<'a> = (&'static str, &'a Option<String>);
 
 /// Reads settings one after the other and remembers what was wrong.
 pub(crate) struct Reader<'a> {
-    environment: &'a dyn Fn(&str) -> Option<String>,
+    environment: &'a Environment,
     errors: Vec<SettingError>,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(environment: &'a dyn Fn(&str) -> Option<String>) -> Self {
+    pub(crate) fn new(environment: &'a Environment) -> Self {
         Self { environment, errors: Vec::new() }
     }
 
-    /// The value given by the flag, else by the first variable that is set and not empty.
+    /// The value given by the flag, else by the first variable that is set and not empty; none if it was not given or
+    /// cannot be read.
     pub(crate) fn setting<T>(
         &mut self,
         flag: Option<Flag<'_>>,
@@ -53,10 +57,20 @@ impl<'a> Reader<'a> {
         match parse(value.trim()) {
             Ok(parsed) => Some(parsed),
             Err(cause) => {
-                self.errors.push(SettingError { origin, cause, accepted: accepted.to_owned() });
+                self.complain(origin, cause, accepted);
                 None
             }
         }
+    }
+
+    /// A setting that only a variable has.
+    pub(crate) fn variable<T>(
+        &mut self,
+        name: &'static str,
+        accepted: &str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
+        self.setting(None, &[name], accepted, parse)
     }
 
     /// A setting that is taken as it is.
@@ -64,38 +78,28 @@ impl<'a> Reader<'a> {
         self.find(flag, variables).map(|(_, value)| value)
     }
 
-    /// A switch that only a variable has.
-    pub(crate) fn boolean(&mut self, variable: &'static str, default: bool) -> bool {
-        self.setting(None, &[variable], "true or false", truth).unwrap_or(default)
+    /// A setting that cannot be used.
+    pub(crate) fn complain(&mut self, origin: Origin, cause: impl Into<String>, accepted: &str) {
+        self.errors.push(SettingError { origin, cause: cause.into(), accepted: accepted.to_owned() });
     }
 
-    /// A variable whose value makes no sense beside others.
-    pub(crate) fn complain(&mut self, variable: &str, value: &str, cause: &str) {
-        let origin = Origin::Variable { name: variable.to_owned(), value: value.to_owned() };
-        self.errors.push(SettingError { origin, cause: cause.to_owned(), accepted: "see --help".to_owned() });
+    /// What was wrong.
+    pub(crate) fn errors(self) -> Vec<SettingError> {
+        self.errors
     }
 
-    /// The settings, if nothing was wrong.
-    pub(crate) fn finish<T>(self, settings: T) -> Result<T, Vec<SettingError>> {
-        if self.errors.is_empty() { Ok(settings) } else { Err(self.errors) }
-    }
-
-    fn find(&self, flag: Option<Flag<'_>>, variables: &[&'static str]) -> Option<(Origin, String)> {
+    fn find(&mut self, flag: Option<Flag<'_>>, variables: &[&'static str]) -> Option<(Origin, String)> {
         if let Some((name, Some(value))) = flag {
-            return Some((Origin::Flag { name: name.to_owned(), value: value.clone() }, value.clone()));
+            return Some((Origin::Flag { name, value: value.clone() }, value.clone()));
         }
-        variables.iter().find_map(|name| {
-            let value = (self.environment)(name).filter(|value| !value.is_empty())?;
-            Some((Origin::Variable { name: (*name).to_owned(), value: value.clone() }, value))
-        })
-    }
-}
-
-/// Reads a switch.
-pub(crate) fn truth(text: &str) -> Result<bool, String> {
-    match text {
-        "true" | "1" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err("neither true nor false".to_owned()),
+        let (name, given) = variables.iter().find_map(|name| Some((*name, self.environment.value(name)?)))?;
+        let origin = |value| Origin::Variable { name: name.to_owned(), value };
+        match given {
+            Given::Text(value) => Some((origin(value.clone()), value)),
+            Given::NotText(value) => {
+                self.complain(origin(value), "it is no UTF-8", "text");
+                None
+            }
+        }
     }
 }

@@ -198,7 +198,11 @@ fn namespace(facts: &Facts, _: &Settings) -> Finding {
 
 fn packet_mark(facts: &Facts, settings: &Settings) -> Finding {
     let line = |found: String| {
-        Line::new("SO_MARK", found, format!("mark {} on sockets, else the proxy captures itself", settings.packet_mark))
+        Line::new(
+            "SO_MARK",
+            found,
+            format!("mark {} on sockets, else the proxy captures itself", settings.sockets.packet_mark),
+        )
     };
     match &facts.mark {
         Mark::Set => line("that it can be set".to_owned()).good(),
@@ -219,13 +223,13 @@ fn cores(_: &Facts, settings: &Settings) -> Finding {
 }
 
 fn metrics_port(facts: &Facts, settings: &Settings) -> Finding {
-    port("metrics port", "--metrics-addr", settings.metrics_addr, &facts.metrics_port)
+    port("metrics port", "--metrics-addr", settings.servers.metrics, &facts.metrics_port)
 }
 
 fn readiness_port(facts: &Facts, settings: &Settings) -> Finding {
-    let address = settings.readiness_addr;
+    let address = settings.servers.readiness;
     // Both would bind, because listeners share their port with a daemon that is being replaced.
-    if address == settings.metrics_addr && address.port() != 0 {
+    if address == settings.servers.metrics && address.port() != 0 {
         return Line::new("readiness port", format!("{address} for metrics too"), "an address of its own")
             .fatal("give --readiness-addr and --metrics-addr different ports.");
     }
@@ -264,7 +268,7 @@ fn port(what: &'static str, flag: &str, address: SocketAddr, port: &Port) -> Fin
 
 /// Never fatal: the agent may come later, and the daemon tries until it does.
 fn agent_socket(facts: &Facts, settings: &Settings) -> Finding {
-    let socket = settings.zds_socket.display();
+    let socket = settings.mesh.zds_socket.display();
     let line = |found: String| Line::new("CNI agent's socket", found, "the socket, or at least its directory");
     match facts.zds {
         Zds::Abstract => line(format!("abstract name {socket}")).good(),
@@ -279,7 +283,7 @@ fn agent_socket(facts: &Facts, settings: &Settings) -> Finding {
 }
 
 fn root_file(facts: &Facts, settings: &Settings) -> Finding {
-    let file = settings.ca_root_file.display();
+    let file = settings.certificates.root_file.display();
     let line = |found: String| Line::new("CA root", found, "a private file, or a directory to make it in");
     match &facts.root {
         Root::Present { regular: false, .. } => {

@@ -142,11 +142,11 @@ impl Facts {
             memlock: limit(Resource::Memlock),
             nofile: limit(Resource::Nofile),
             setns: Netns::current().and_then(|netns| netns.enter(|| ())).map_err(Refusal::from),
-            mark: mark(settings.packet_mark),
-            metrics_port: port(settings.metrics_addr),
-            readiness_port: port(settings.readiness_addr),
-            zds: zds(&settings.zds_socket),
-            root: root(&settings.ca_root_file),
+            mark: mark(settings.sockets.packet_mark),
+            metrics_port: port(settings.servers.metrics),
+            readiness_port: port(settings.servers.readiness),
+            zds: zds(&settings.mesh.zds_socket),
+            root: root(&settings.certificates.root_file),
         }
     }
 }
@@ -444,8 +444,8 @@ mod tests {
             readiness_addr: Some("127.0.0.1:0".to_owned()),
             ..Flags::default()
         };
-        let cpus = config::Cpus { usable: vec![0] };
-        let settings = config::load(&flags, &|_| None, &cpus).expect("the flags are good");
+        let host = config::Host { cpus: config::Cpus { usable: vec![0] }, has_ipv6: true };
+        let settings = config::load(&flags, &config::Environment::default(), &host).expect("the flags are good");
         let facts = Facts::gather(&settings);
         assert!(facts.release.contains('.'), "{facts:?}");
         assert_eq!((facts.metrics_port, facts.attempt), (Port::Free, Attempt::Started));

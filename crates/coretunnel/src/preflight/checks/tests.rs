@@ -25,7 +25,8 @@ fn fine() -> Facts {
 }
 
 fn settings() -> Settings {
-    config::load(&Flags::default(), &|_| None, &config::Cpus { usable: vec![0, 1] }).expect("defaults are good")
+    let host = config::Host { cpus: config::Cpus { usable: vec![0, 1] }, has_ipv6: true };
+    config::load(&Flags::default(), &config::Environment::default(), &host).expect("defaults are good")
 }
 
 fn refusal(errno: Errno) -> Refusal {
@@ -293,7 +294,8 @@ fn a_port_is_free_taken_or_not_to_be_had() {
 fn metrics_and_readiness_must_not_have_one_address_unless_the_kernel_chooses_the_port() {
     for (address, verdict) in [("127.0.0.1:9000", Fatal), ("127.0.0.1:0", Good)] {
         let address: SocketAddr = address.parse().expect("an address");
-        let settings = Settings { metrics_addr: address, readiness_addr: address, ..settings() };
+        let servers = config::Servers { metrics: address, readiness: address };
+        let settings = Settings { servers, ..settings() };
         assert_eq!(readiness_port(&fine(), &settings).verdict, verdict, "{address}");
     }
 }
