@@ -15,8 +15,8 @@ Examples:
   coretunnel --log info,access=debug --log-format json
       also a line for each connection when it opens
 
-A setting is taken from its flag, else from its environment variable, else it is the default. Bad ones are reported all
-at once, with exit code 2.";
+A setting is taken from its flag, else from its environment variable, else it is the default. \
+Bad ones are reported all at once, with exit code 2.";
 
 /// What `--help` adds: the settings that few need, so they have no flag, as with ztunnel.
 const VARIABLES: &str = "\
@@ -27,7 +27,7 @@ Settings that have an environment variable only:
   ZTUNNEL_RESOURCE_CPU_LIMIT    the container's CPU limit: the default number of cores
   ZTUNNEL_RESOURCE_CPU_REQUEST  the container's CPU request: the default number of cores is no less
   PACKET_MARK                   SO_MARK of all sockets inside pods; the CNI's rules know it [1337]
-  INPOD_PORT_REUSE              listeners inside pods share their ports with the daemon that is replaced [true]
+  INPOD_PORT_REUSE              share ports inside pods with the daemon that is replaced [true]
   ENABLE_RESPONSE_BAGGAGE       tell peers about the server in answers to CONNECT [true]
   HTTP2_STREAM_WINDOW_SIZE      bytes in flight per stream [4194304]
   HTTP2_CONNECTION_WINDOW_SIZE  bytes in flight per tunnel [16777216]
@@ -38,11 +38,13 @@ Settings that have an environment variable only:
   KEEPALIVE_RETRIES             unanswered probes until the connection is given up [9]
   USER_TIMEOUT_ENABLED          give up unacknowledged data after the same time [false]
 
-Durations are written as 5s, 10m or 1h30m; sizes are bytes. An empty variable counts as not set. Variables of ztunnel that
-this daemon cannot follow (a control plane's, the DNS proxy's) are named in the log at the start, or refused.
+Durations are written as 5s, 10m or 1h30m; sizes are bytes. An empty variable counts as not set. \
+Variables of ztunnel that this daemon cannot follow (a control plane's, the DNS proxy's) are named in the log at the \
+start, or refused.
 
-Signals: SIGTERM or SIGINT ends the daemon: listeners close at once, connections may finish until the termination
-deadline. A second SIGINT ends it at once.
+SIGTERM or SIGINT ends the daemon: listeners close at once, connections may finish until the termination deadline. A \
+second SIGINT ends it at once.
+
 Exit codes: 0 told to end, 1 could not start or go on, 2 a setting cannot be used.";
 
 /// A node proxy for ambient service mesh.
@@ -74,7 +76,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the proxy (the default).
     #[command(after_help = EXAMPLES, after_long_help = VARIABLES)]
-    Run(Flags),
+    Run(Box<Flags>),
     /// Check the host and the settings without starting: one line per finding, with the cure. Exit code 1 when
     /// something would keep the proxy from running.
     Preflight {
@@ -189,7 +191,7 @@ mod tests {
 
     #[test]
     fn run_is_the_default_and_ztunnels_arguments_are_understood() {
-        assert!(matches!(Cli::parse_from(["coretunnel"]).command, None));
+        assert!(Cli::parse_from(["coretunnel"]).command.is_none());
         let flags = Cli::parse_from(["coretunnel", "--cores", "2"]);
         assert_eq!(flags.settings.cores.as_deref(), Some("2"));
         let run = Cli::parse_from(["coretunnel", "run", "--node", "a"]);

@@ -3,6 +3,7 @@
 mod admin;
 mod cli;
 mod config;
+mod limits;
 mod metrics_page;
 mod preflight;
 mod publisher;
@@ -11,7 +12,7 @@ mod signal;
 mod start;
 mod version;
 
-use std::process::ExitCode;
+use std::{io::Write as _, process::ExitCode};
 
 use clap::Parser;
 
@@ -29,7 +30,8 @@ fn main() -> ExitCode {
         Some(Command::Proxy { .. }) => run(&Flags::default()),
         Some(Command::Preflight { format, settings }) => examine(&settings, format),
         Some(Command::Version) => {
-            print(&version::line());
+            let istio = std::env::var(version::ISTIO_VERSION).unwrap_or_else(|_| "unknown".to_owned());
+            print(&version::line(&istio));
             ExitCode::SUCCESS
         }
     }
@@ -40,7 +42,7 @@ fn run(flags: &Flags) -> ExitCode {
         Ok(settings) => settings,
         Err(code) => return code,
     };
-    match start::run(settings) {
+    match start::run(&settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             complain(&format!("coretunnel: {error:#}"));
@@ -54,6 +56,8 @@ fn examine(flags: &Flags, format: OutputFormat) -> ExitCode {
         Ok(settings) => settings,
         Err(code) => return code,
     };
+    // As a start does, so that both see the same; what cannot be raised is a finding.
+    drop(limits::raise());
     let findings = preflight::examine(&settings);
     print(&match format {
         OutputFormat::Table => preflight::table(&findings),
@@ -82,9 +86,10 @@ fn host() -> Host {
     Host { cpus: Cpus { usable }, has_ipv6 }
 }
 
-#[expect(clippy::print_stdout, reason = "what a command answers goes to standard output")]
+/// What a command answers goes to standard output.
 fn print(text: &str) {
-    println!("{}", text.trim_end());
+    // A reader that has gone, as `head` does, has read what it wanted.
+    let _read = writeln!(std::io::stdout(), "{}", text.trim_end());
 }
 
 #[expect(clippy::print_stderr, reason = "before there is a log, errors go to standard error")]

@@ -6,55 +6,52 @@ use hyper::StatusCode;
 use rustix::process::{Resource, getrlimit};
 use telemetry::exposition::{self, Exposition, Kind, Sample};
 
-use crate::{
-    admin::{Answer, Asked},
-    version,
-};
+use crate::admin::{Answer, Asked};
 
-/// Pods, as the control thread counts them.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Pods {
-    pub(crate) active: u64,
-    pub(crate) pending: u64,
-    pub(crate) started: u64,
-    pub(crate) stopped: u64,
+/// What the process knows of itself, read for one page.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) istio_version: String,
+    pub(crate) pods_active: u64,
+    pub(crate) pods_pending: u64,
+    pub(crate) pods_started: u64,
+    pub(crate) pods_stopped: u64,
+    /// Of the newest snapshot.
+    pub(crate) generation: u64,
+    pub(crate) log_lines_dropped: u64,
 }
 
 /// Answers a request on the metrics port.
-pub(crate) fn answer(asked: &Asked, page: &mut Exposition, pods: Pods, generation: u64, log_dropped: u64) -> Answer {
+pub(crate) fn answer(asked: &Asked, page: &mut Exposition, standing: &Standing) -> Answer {
     match asked.path.as_str() {
         "/metrics" | "/stats/prometheus" => Answer {
             status: StatusCode::OK,
             content_type: exposition::content_type(asked.accept.as_deref()),
-            body: page.render(&samples(pods, generation, log_dropped)),
+            body: page.render(&samples(standing)),
         },
         _ => Answer::empty(StatusCode::NOT_FOUND),
     }
 }
 
-fn samples(pods: Pods, generation: u64, log_dropped: u64) -> Vec<Sample> {
+fn samples(standing: &Standing) -> Vec<Sample> {
+    use Kind::{Counter, Gauge};
+    let build = vec![("component", "ztunnel".to_owned()), ("tag", standing.istio_version.clone())];
+    // Gauges are signed, and no limit at all is the largest one.
+    let descriptors_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX).min(i64::MAX as u64);
     let sample = |family, help, kind, value| Sample { family, help, kind, labels: Vec::new(), value };
-    let build = vec![("component", "ztunnel".to_owned()), ("tag", version::istio_version())];
-    let descriptors_max = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    vec![
-        Sample {
-            labels: build,
-            ..sample("istio_build", "The mesh's version, and which part of it this is", Kind::Gauge, 1)
-        },
-        sample("workload_manager_active_proxy_count", "Pods captured now", Kind::Gauge, pods.active),
-        sample("workload_manager_pending_proxy_count", "Pods waiting to be captured", Kind::Gauge, pods.pending),
-        sample("workload_manager_proxies_started", "Pods ever captured", Kind::Counter, pods.started),
-        sample("workload_manager_proxies_stopped", "Pods ever let go", Kind::Counter, pods.stopped),
-        sample("process_open_fds", "Descriptors open now", Kind::Gauge, open_descriptors()),
-        sample("process_max_fds", "Descriptors that may be open at once", Kind::Gauge, descriptors_max),
-        sample("coretunnel_snapshot_generation", "The newest generation of the mesh", Kind::Gauge, generation),
-        sample(
-            "coretunnel_log_lines_dropped",
-            "Log lines that could not be written in time",
-            Kind::Counter,
-            log_dropped,
-        ),
-    ]
+    let mut samples = vec![
+        sample("istio_build", "The mesh's version, and which part of it this is", Gauge, 1),
+        sample("workload_manager_active_proxy_count", "Pods captured now", Gauge, standing.pods_active),
+        sample("workload_manager_pending_proxy_count", "Pods waiting to be captured", Gauge, standing.pods_pending),
+        sample("workload_manager_proxies_started", "Pods ever captured", Counter, standing.pods_started),
+        sample("workload_manager_proxies_stopped", "Pods ever let go", Counter, standing.pods_stopped),
+        sample("process_open_fds", "Descriptors open now", Gauge, open_descriptors()),
+        sample("process_max_fds", "Descriptors that may be open at once", Gauge, descriptors_max),
+        sample("coretunnel_snapshot_generation", "The newest generation of the mesh", Gauge, standing.generation),
+        sample("coretunnel_log_lines_dropped", "Log lines not written in time", Counter, standing.log_lines_dropped),
+    ];
+    samples[0].labels = build;
+    samples
 }
 
 fn open_descriptors() -> u64 {
@@ -75,7 +72,9 @@ mod tests {
             [(Method::GET, "/metrics", 200), (Method::POST, "/stats/prometheus", 200), (Method::GET, "/", 404)]
         {
             let asked = Asked { method, path: path.to_owned(), accept: None };
-            let answer = answer(&asked, &mut page, Pods { active: 3, ..Pods::default() }, 7, 0);
+            let standing =
+                Standing { pods_active: 3, generation: 7, istio_version: "1.30".into(), ..Standing::default() };
+            let answer = answer(&asked, &mut page, &standing);
             assert_eq!(answer.status.as_u16(), status, "{path}");
             if status == 200 {
                 for line in [

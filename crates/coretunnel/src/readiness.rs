@@ -7,7 +7,8 @@ use hyper::{Method, StatusCode};
 use crate::admin::{Answer, Asked};
 
 /// How long a core may take to answer. A core that is kept from its mailbox for longer does not serve its pods either.
-const CORE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Below the second that kubelet waits, so that it hears which core it is.
+const CORE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Answers a request on the readiness port.
 pub(crate) async fn answer(asked: Asked, pending: impl AsyncFnOnce() -> BTreeSet<String>) -> Answer {

@@ -1,19 +1,29 @@
 //! Starts everything, in the order in which each part needs the one before, and ends it the other way round.
 
-use std::{cell::RefCell, collections::BTreeSet, rc::Rc, sync::Arc, sync::atomic::Ordering, time::Duration};
+use std::{
+    cell::RefCell,
+    net::SocketAddr,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::Context;
+use tokio::{sync::watch, task::LocalSet};
+
 use control::Status;
 use dataplane::{Cores, CoresConfig};
 use mesh_state::name::NetworkId;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use telemetry::exposition::Exposition;
-use tokio::task::LocalSet;
+use telemetry::{exposition::Exposition, log::LogGuard};
 
 use crate::{
-    admin,
+    admin::{Asked, Server, Stop},
     config::{LocalMesh, Settings, Sockets},
-    metrics_page::{self, Pods},
+    limits,
+    metrics_page::{self, Standing},
     preflight,
     publisher::{Publisher, retire},
     readiness,
@@ -28,55 +38,74 @@ const WANTED_MAX: usize = 1_024;
 /// After the drain's deadline: how long the cores may take to end. They need milliseconds.
 const CORES_END: Duration = Duration::from_secs(2);
 
+/// How often the page takes in new series where nobody scrapes.
+const PAGE_CATCH_UP: Duration = Duration::from_secs(1);
+
+/// How often the end of the cores is looked for.
+const END_POLL: Duration = Duration::from_millis(10);
+
 /// Runs the daemon until it was told to stop and has drained.
 ///
 /// # Errors
 /// What kept it from starting, or ended it.
-pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
+pub(crate) fn run(settings: &Settings) -> anyhow::Result<()> {
     let log = telemetry::log::init(&settings.log)?;
-    tracing::info!("version: {}", version::line());
-    // Every captured connection takes two descriptors, every core some locked memory.
-    raise("open files", Resource::Nofile);
-    raise("locked memory", Resource::Memlock);
-    let findings = preflight::examine(&settings);
-    if preflight::blocks_start(&findings) {
-        anyhow::bail!("this host cannot run coretunnel:\n{}", preflight::table(&findings));
+    tracing::info!("version: {}", version::line(&settings.istio_version));
+    let ended = run_logged(settings, &log);
+    if let Err(error) = &ended {
+        tracing::error!(error = format!("{error:#}"), "ended");
     }
-    tracing::info!(?settings, "settings");
+    // What was logged last is what everybody looks for.
+    drop(log);
+    ended
+}
+
+fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
+    for warning in limits::raise() {
+        tracing::warn!("{warning}");
+    }
+    tell(settings);
+    let findings = preflight::examine(settings);
+    preflight::log(&findings);
+    anyhow::ensure!(
+        !preflight::blocks_start(&findings),
+        "this host cannot run coretunnel:\n{}",
+        preflight::table(&preflight::fatal(&findings))
+    );
 
     let (wanted_sender, wanted) = async_channel::bounded(WANTED_MAX);
     let (recorders, page) = telemetry::recorder::recorders(settings.cores.len());
-    let cores = CoresConfig {
+    let (cores, home) = Cores::start(CoresConfig {
         cores: settings.cores.iter().enumerate().map(|(index, cpu)| core(index, *cpu)).collect(),
-        engine: engine(&settings),
+        engine: engine(settings),
         sockets: socket_options(&settings.sockets),
         wanted: wanted_sender,
         recorders,
-    };
-    let (cores, home) = Cores::start(cores).context("cannot start the cores; `coretunnel preflight` tells more")?;
+    })
+    .context("cannot start the cores; `coretunnel preflight` tells more")?;
     let cores = Rc::new(RefCell::new(cores));
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("cannot start the control thread's runtime")?;
-    let dropped = log.dropped();
     let ended = LocalSet::new().block_on(&runtime, async {
         let mut signals = Signals::listen().context("cannot listen for signals")?;
         let status = Status::default();
         tokio::task::spawn_local(retire(cores.clone(), home));
-        serve_metrics(&settings, page, status.clone(), dropped)?;
-        serve_readiness(&settings, cores.clone(), status.clone())?;
+        let (stop_servers, stop) = watch::channel(false);
+        serve_metrics(settings, page, status.clone(), log.dropped(), stop.clone())?;
+        serve_readiness(settings.servers.readiness, cores.clone(), status.clone(), stop)?;
 
-        let (stop, stopped) = async_channel::bounded::<()>(1);
+        let (stop_control, control_stopped) = async_channel::bounded::<()>(1);
         let mut control = tokio::task::spawn_local(control::run(
-            control_config(&settings),
+            control_config(settings),
             Publisher::new(cores.clone()),
             wanted,
             status,
             async move {
                 // Dropping the sender says the same.
-                let _told = stopped.recv().await;
+                let _told = control_stopped.recv().await;
             },
         ));
         let signal = tokio::select! {
@@ -85,10 +114,13 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
                 return ended.context("the control task panicked")?.context("the control plane ended");
             }
         };
-        tracing::info!(signal, deadline = ?settings.connections.termination_deadline, "draining");
+        let deadline = settings.connections.termination_deadline;
+        tracing::info!(signal, ?deadline, "draining");
+        // As the reference: nobody sends new connections here, and a daemon that takes over has the ports for itself.
+        stop_servers.send_replace(true);
         // Control goes on meanwhile: a policy that changes during the drain still closes what it refuses.
-        drain(&cores, settings.connections.termination_deadline, &mut signals).await;
-        drop(stop);
+        drain(&cores, deadline, &mut signals).await;
+        drop(stop_control);
         Ok(())
     });
     // Whatever ended it: the cores are told, and end.
@@ -98,8 +130,20 @@ pub(crate) fn run(settings: Settings) -> anyhow::Result<()> {
     {
         cores.into_inner().join();
     }
-    drop(log);
     ended
+}
+
+/// Says what the daemon was told, and what of it has no effect.
+fn tell(settings: &Settings) {
+    tracing::info!(?settings, "settings");
+    for ignored in &settings.ignored {
+        tracing::warn!(variable = ignored.variable, "has no effect: {}", ignored.why);
+    }
+    if settings.mesh.local == LocalMesh::None {
+        tracing::warn!(
+            "no mesh is described, so captured connections have nowhere to go: give a file with --local-xds-path"
+        );
+    }
 }
 
 /// Lets the cores drain until the deadline, or until a second SIGINT.
@@ -107,7 +151,7 @@ async fn drain(cores: &RefCell<Cores>, deadline: Duration, signals: &mut Signals
     cores.borrow().drain(deadline);
     let ending = async {
         while !cores.borrow().ended() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(END_POLL).await;
         }
     };
     tokio::select! {
@@ -123,38 +167,50 @@ fn serve_metrics(
     settings: &Settings,
     page: Exposition,
     status: Status,
-    dropped: Arc<std::sync::atomic::AtomicU64>,
+    log_lines_dropped: Arc<AtomicU64>,
+    stop: Stop,
 ) -> anyhow::Result<()> {
-    let listener = admin::listen("metrics", settings.servers.metrics)?;
+    let server = Server::listen("metrics", settings.servers.metrics)?;
     let page = Rc::new(RefCell::new(page));
-    tokio::task::spawn_local(admin::serve(listener, move |asked| {
-        let pods = Pods {
-            active: status.pods_active() as u64,
-            pending: status.pods_pending() as u64,
-            started: status.proxies_started(),
-            stopped: status.proxies_stopped(),
+    let catching_up = page.clone();
+    tokio::task::spawn_local(async move {
+        loop {
+            tokio::time::sleep(PAGE_CATCH_UP).await;
+            catching_up.borrow_mut().catch_up();
+        }
+    });
+    let istio_version = settings.istio_version.clone();
+    let answer = move |asked: Asked| {
+        let standing = Standing {
+            istio_version: istio_version.clone(),
+            pods_active: status.pods_active() as u64,
+            pods_pending: status.pods_pending() as u64,
+            pods_started: status.proxies_started(),
+            pods_stopped: status.proxies_stopped(),
+            generation: status.generation(),
+            log_lines_dropped: log_lines_dropped.load(Ordering::Relaxed),
         };
-        let dropped = dropped.load(Ordering::Relaxed);
-        let answer = metrics_page::answer(&asked, &mut page.borrow_mut(), pods, status.generation(), dropped);
-        async move { answer }
-    }));
+        std::future::ready(metrics_page::answer(&asked, &mut page.borrow_mut(), &standing))
+    };
+    tokio::task::spawn_local(server.serve(answer, stop));
     Ok(())
 }
 
-fn serve_readiness(settings: &Settings, cores: Rc<RefCell<Cores>>, status: Status) -> anyhow::Result<()> {
-    let listener = admin::listen("readiness", settings.servers.readiness)?;
-    tokio::task::spawn_local(admin::serve(listener, move |asked| {
+fn serve_readiness(address: SocketAddr, cores: Rc<RefCell<Cores>>, status: Status, stop: Stop) -> anyhow::Result<()> {
+    let server = Server::listen("readiness", address)?;
+    let answer = move |asked| {
         let (cores, status) = (cores.clone(), status.clone());
         readiness::answer(asked, async move || {
             let (answers, count) = {
                 let cores = cores.borrow();
                 (cores.ping(), cores.len())
             };
-            let mut pending: BTreeSet<String> = readiness::silent_cores(answers, count).await;
+            let mut pending = readiness::silent_cores(answers, count).await;
             pending.extend(status.pending().into_iter().map(Into::into));
             pending
         })
-    }));
+    };
+    tokio::task::spawn_local(server.serve(answer, stop));
     Ok(())
 }
 
@@ -217,14 +273,5 @@ fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Co
         local_inline,
         ca: control::CaSource::Embedded { root_file: certificates.root_file.clone(), leaf_ttl: certificates.lifetime },
         zds_socket: Some(mesh.zds_socket.clone()),
-    }
-}
-
-/// Raises a soft limit to its hard one: soft limits are made for shells.
-fn raise(what: &str, resource: Resource) {
-    let limit = getrlimit(resource);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
-    if let Err(error) = setrlimit(resource, raised) {
-        tracing::warn!(what, %error, current = ?limit.current, "cannot raise a soft limit to its maximum");
     }
 }

@@ -21,7 +21,7 @@ pub(crate) use environment::Environment;
 pub(crate) use sources::SettingError;
 pub(crate) use unsupported::Ignored;
 
-use crate::cli::Flags;
+use crate::{cli::Flags, version::ISTIO_VERSION};
 use sources::{Origin, Reader};
 use values::{TRUTH, truth};
 
@@ -37,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) connections: Connections,
     pub(crate) sockets: Sockets,
     pub(crate) log: LogConfig,
+    /// Which mesh's this is, to be shown; no decision depends on it.
+    pub(crate) istio_version: String,
     /// Variables that were set and have no effect.
     pub(crate) ignored: Vec<Ignored>,
 }
@@ -137,6 +139,7 @@ pub(crate) fn load(flags: &Flags, environment: &Environment, host: &Host) -> Res
         connections: connections(&mut read, flags),
         sockets: sockets(&mut read),
         log: log(&mut read, flags),
+        istio_version: read.text(None, &[ISTIO_VERSION]).unwrap_or_else(|| "unknown".to_owned()),
         ignored,
     };
     let errors = read.errors();

@@ -5,7 +5,7 @@ mod checks;
 mod facts;
 mod report;
 
-pub(crate) use report::{json, table};
+pub(crate) use report::{json, log, table};
 
 use crate::config::Settings;
 use facts::Facts;
@@ -43,6 +43,11 @@ pub(crate) fn blocks_start(findings: &[Finding]) -> bool {
     findings.iter().any(|finding| finding.verdict == Verdict::Fatal)
 }
 
+/// The findings that block a start.
+pub(crate) fn fatal(findings: &[Finding]) -> Vec<Finding> {
+    findings.iter().filter(|finding| finding.verdict == Verdict::Fatal).cloned().collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,6 +57,8 @@ mod tests {
         let finding = |verdict| Finding { what: "x", verdict, found: String::new(), need: String::new(), cure: None };
         assert!(!blocks_start(&[]));
         assert!(!blocks_start(&[finding(Verdict::Good), finding(Verdict::Warning)]));
-        assert!(blocks_start(&[finding(Verdict::Good), finding(Verdict::Fatal)]));
+        let bad = [finding(Verdict::Good), finding(Verdict::Fatal)];
+        assert!(blocks_start(&bad));
+        assert_eq!(fatal(&bad), [finding(Verdict::Fatal)]);
     }
 }

@@ -1,4 +1,4 @@
-//! Findings as text for people and as JSON for programs. It judges nothing.
+//! Findings as text for people, as JSON for programs and as log lines. It judges nothing.
 
 use std::fmt::Write as _;
 
@@ -19,6 +19,18 @@ pub(crate) fn table(findings: &[Finding]) -> String {
         table.push('\n');
     }
     table
+}
+
+/// Log lines for what is not good.
+pub(crate) fn log(findings: &[Finding]) {
+    for Finding { what, verdict, found, need, cure } in findings {
+        let cure = cure.as_deref();
+        match verdict {
+            Verdict::Good => {}
+            Verdict::Warning => tracing::warn!(what, found, need, cure, "preflight"),
+            Verdict::Fatal => tracing::error!(what, found, need, cure, "preflight"),
+        }
+    }
 }
 
 /// An array of objects: `what`, `verdict` (`ok`, `warn`, `fatal`), `found`, `need`, and `cure`, which may be null.
