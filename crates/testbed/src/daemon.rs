@@ -8,9 +8,10 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal};
 
 use crate::launcher::Launcher;
@@ -52,6 +53,7 @@ pub struct Daemon {
     namespace: Namespace,
     child: Child,
     log: Log,
+    readers: Vec<JoinHandle<()>>,
 }
 
 impl Daemon {
@@ -82,9 +84,11 @@ impl Daemon {
             .stderr(Stdio::piped());
         let mut child = launcher.spawn(namespace, command)?;
         let log = Log::default();
-        log.follow(child.stdout.take().expect("stdout was piped above"))?;
-        log.follow(child.stderr.take().expect("stderr was piped above"))?;
-        Ok(Self { node: spec.node.clone(), namespace: namespace.clone(), child, log })
+        let readers = vec![
+            log.follow(child.stdout.take().expect("stdout was piped above"))?,
+            log.follow(child.stderr.take().expect("stderr was piped above"))?,
+        ];
+        Ok(Self { node: spec.node.clone(), namespace: namespace.clone(), child, log, readers })
     }
 
     /// Its log.
@@ -121,11 +125,10 @@ impl Daemon {
         match outcome {
             Ok(Ok(())) => Ok(()),
             Ok(Err(status)) => {
-                bail!("the daemon of {} exited at its start ({status}):\n{}", self.node, self.log.tail(Log::start()))
+                self.finish_log();
+                Err(self.telling(anyhow!("exited at its start ({status})")))
             }
-            Err(error) => {
-                bail!("the daemon of {}: {error} (last: {last}); its log:\n{}", self.node, self.log.tail(Log::start()))
-            }
+            Err(error) => Err(self.telling(anyhow!("{error} (last: {last})"))),
         }
     }
 
@@ -207,9 +210,22 @@ impl Daemon {
     /// When it still runs after `patience`; with the end of its log.
     pub fn await_exit(&mut self, patience: Duration) -> Result<ExitStatus> {
         let child = &mut self.child;
-        wait::until_some("the daemon's exit", patience, || child.try_wait().transpose())
-            .with_context(|| format!("the daemon of {}; its log:\n{}", self.node, self.log.tail(Log::start())))?
-            .context("wait for the daemon")
+        let exited = wait::until_some("the daemon's exit", patience, || child.try_wait().transpose());
+        let status = exited.map_err(|error| self.telling(error))?;
+        self.finish_log();
+        status.context("wait for the daemon")
+    }
+
+    /// Takes in what it said last. It has exited, so its pipes have an end.
+    fn finish_log(&mut self) {
+        for reader in self.readers.drain(..) {
+            let _ = reader.join();
+        }
+    }
+
+    /// An error of this daemon's, its log's end after it: in front, it would hide it.
+    fn telling(&self, error: anyhow::Error) -> anyhow::Error {
+        anyhow!("the daemon of {}: {error:#}\n{}", self.node, self.log.tail(Log::start()))
     }
 
     /// Kills it with `SIGKILL` and waits for its end.

@@ -12,7 +12,7 @@ use crate::log::Log;
 use crate::mesh::{Mesh, MeshSpec, NodeId, PodSpec};
 use crate::wait;
 
-/// How long daemons may take to let go of what a test's connections held: tunnels are idle for 300 ms first.
+/// How long daemons may take to let go of what a test's connections held: tunnels are idle for a second first.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an idle daemon may take from SIGTERM to its exit.
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);

@@ -6,6 +6,7 @@
 //! | write a fact about the daemon | [`fixture::run`], then [`mesh::Mesh`] for what can be done to the mesh |
 //! | have something to talk to | [`serve`], [`client`], [`transfer`], [`http`] |
 //! | be a peer by hand, right or wrong | [`peer`], [`impostor`], [`certificate`], [`zds_agent`] |
+//! | have an Envoy for a peer | [`envoy`] |
 //! | ask what happened | [`log`], [`metrics_page`], [`wire`], [`daemon::Daemon`] |
 //!
 //! The tests need root. What they make is held by descriptors of the test's process, so nothing outlives it.
@@ -13,6 +14,7 @@
 pub mod certificate;
 pub mod client;
 pub mod daemon;
+pub mod envoy;
 pub mod fixture;
 pub mod http;
 pub mod impostor;

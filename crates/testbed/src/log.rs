@@ -4,7 +4,7 @@
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -39,18 +39,14 @@ struct Shared {
 }
 
 impl Log {
-    /// Reads `pipe` to its end on a thread of its own.
+    /// Reads `pipe` to its end on a thread of its own, which ends with it.
     ///
     /// # Errors
     /// When no thread can be had.
-    pub fn follow(&self, pipe: impl Read + Send + 'static) -> Result<()> {
+    pub fn follow(&self, pipe: impl Read + Send + 'static) -> Result<JoinHandle<()>> {
         let log = self.clone();
-        thread::Builder::new().name("log".into()).spawn(move || {
-            for text in BufReader::new(pipe).lines().map_while(Result::ok) {
-                log.push(text);
-            }
-        })?;
-        Ok(())
+        let read = move || BufReader::new(pipe).lines().map_while(Result::ok).for_each(|text| log.push(text));
+        Ok(thread::Builder::new().name("log".into()).spawn(read)?)
     }
 
     /// Where the log ends now.

@@ -31,7 +31,7 @@ use crate::zds_agent::{PodRecord, ZdsAgent};
 /// How long a pod's Add may take to be answered, connection to the daemon included.
 const ADD_PATIENCE: Duration = Duration::from_secs(10);
 /// Idle tunnels are let go this soon, so that a test can see its descriptors come home.
-const POOL_IDLE: &str = "300ms";
+const POOL_IDLE: &str = "1s";
 
 /// One of the two nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
