@@ -295,6 +295,15 @@ mod tests {
     }
 
     #[test]
+    fn a_message_that_is_a_field_stands_where_messages_stand() {
+        let plain = lines(Format::Plain, "info", || info!(count = 1, message = "one\ntwo"));
+        let (_, rest) = plain[0].split_once("log::tests\t").expect("this module is the target");
+        assert_eq!(rest, "one\\ntwo\tcount=1\n");
+        let json = lines(Format::Json, "info", || info!(count = 1, message = "one\ntwo"));
+        assert!(json[0].ends_with(",\"message\":\"one\\ntwo\",\"count\":1}\n"), "{json:?}");
+    }
+
+    #[test]
     fn the_longest_target_of_the_filter_decides_whichever_way_it_is_written() {
         let log = || {
             debug!(target: "access", "a");
