@@ -5,12 +5,15 @@
 
 pub mod ca;
 mod config;
+mod credentials;
 pub mod file_source;
+mod pods;
 mod publish;
 mod status;
 mod thread;
 
 pub use config::{CaSource, Config};
+pub use pods::PodsError;
 pub use publish::{PodUp, Publish, Receipt};
 pub use status::Status;
 pub use thread::{ControlError, run};

@@ -30,6 +30,8 @@ pub trait Publish: 'static {
     fn snapshot(&mut self, snapshot: Arc<Snapshot>);
     /// What connections of `identity` use from now on, or why there is nothing.
     fn credential(&mut self, identity: &Identity, credential: Result<Arc<Credential>, Arc<str>>);
+    /// No pod of `identity` is up any more.
+    fn credential_gone(&mut self, identity: &Identity);
     /// Capture a pod.
     fn pod_up(&mut self, pod: PodUp) -> Receipt;
     /// Stop a pod.

@@ -1,97 +1,176 @@
-//! hedge
-use std::{collections::HashMap, future::Future, sync::Arc, time::{Duration, Instant}};
-use mesh_state::{builder::SnapshotBuilder, identity::Identity, snapshot::Snapshot, wanted::Wanted};
-use inpod::{pod::{PodInfo, PodUid}, zds::{backoff::{Backoff, Failure}, session::{Action, Session, SessionError, Ticket}, socket::{Received, ZdsSocket}}};
+//! The control thread's one loop: whatever happens, it is told to the part it concerns, and what comes of it is
+//! published. It waits for nothing but the next thing that happens.
+
+use std::{future::Future, pin::pin, sync::Arc, time::Instant};
+
+use mesh_state::{builder::SnapshotBuilder, change::Change, snapshot::Snapshot, wanted::Wanted};
 use time::OffsetDateTime;
-use tokio::sync::mpsc;
-use crate::{CaSource, Config, PodUp, Publish, Status, ca::{embedded::{CaError, EmbeddedCa}, rotation::{AfterFailure, Rotation}}, file_source::{Defaults, FileError, FileSource, Origin, Watch}, status::{STATE_MANAGER, WORKLOAD_PROXY_MANAGER}};
-/// Errors
+
+use crate::{
+    CaSource, Config, Publish, Status,
+    ca::embedded::{CaError, EmbeddedCa},
+    credentials::Credentials,
+    file_source::{Defaults, FileError, FileSource, Origin, Watch},
+    pods::{PodEvent, Pods, PodsError},
+    status::STATE_MANAGER,
+};
+
+/// Why the control thread ended, or did not begin.
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError { 
- /// ca
- #[error(transparent)] Ca(#[from] CaError), 
- /// file
- #[error(transparent)] File(#[from] FileError), 
- /// zds
- #[error("{0}")] Zds(String) }
-enum Done { Started(PodUid, Ticket, PodInfo, Result<(), String>), Stopped(PodUid, Ticket, Result<(), String>) }
-struct Ctl<P> { config: Config, publish: P, status: Status, builder: SnapshotBuilder, snapshot: Arc<Snapshot>, ca: EmbeddedCa, ttl: Duration, rotation: Rotation, pods: HashMap<PodUid, PodInfo>, done: mpsc::UnboundedSender<Done> }
-/// run
-pub async fn run<P: Publish>(config: Config, publish: P, wanted: async_channel::Receiver<Wanted>, status: Status, shutdown: impl Future<Output = ()>) -> Result<(), ControlError> {
-    let CaSource::Embedded { root_file, leaf_ttl } = config.ca.clone();
-    let ca = EmbeddedCa::open(&root_file, leaf_ttl, OffsetDateTime::now_utc())?;
-    let (done, mut outcomes) = mpsc::unbounded_channel();
-    let mut builder = SnapshotBuilder::new();
-    let snapshot = Arc::new(builder.freeze());
-    let mut c = Ctl { config: config.clone(), publish, status, builder, snapshot, ca, ttl: leaf_ttl, rotation: Rotation::default(), pods: HashMap::new(), done };
-    let origin = config.local_file.clone().map(Origin::File).or(config.local_inline.clone().map(Origin::Inline));
-    let mut watch = match &config.local_file { Some(f) => Watch::new(f).ok(), None => None };
-    let mut source = origin.map(|o| FileSource::new(o, Defaults { trust_domain: config.trust_domain.clone(), cluster: config.cluster.clone() }));
-    if let Some(s) = &mut source { match s.load() { Ok(ch) => c.apply(ch), Err(e) => { tracing::error!(error=%e, "mesh file not in force") } } }
-    c.status.set_pending(STATE_MANAGER, false);
-    let mut session = Session::new(); let mut backoff = Backoff::new(); let mut socket: Option<ZdsSocket> = None; let mut connect_at = Instant::now();
-    let mut shutdown = std::pin::pin!(shutdown);
+pub enum ControlError {
+    /// The CA's root.
+    #[error(transparent)]
+    Ca(#[from] CaError),
+    /// The mesh file, at the start. Later the last good one stays in force.
+    #[error("cannot start with this mesh file: {0}")]
+    File(#[from] FileError),
+    /// The file is there but cannot be watched.
+    #[error("cannot watch {file}: {source}; inotify watches may be exhausted (fs.inotify.max_user_watches)")]
+    Watch {
+        /// Which.
+        file: String,
+        /// What notify said.
+        source: notify::Error,
+    },
+    /// The CNI agent.
+    #[error(transparent)]
+    Pods(#[from] PodsError),
+}
+
+/// Runs until `shutdown` resolves. Must run inside a `LocalSet`, on a runtime with time and I/O.
+///
+/// # Errors
+/// [`ControlError`]. Nothing that a peer or a file does later ends it, except a CNI agent of another protocol.
+pub async fn run(
+    config: Config,
+    publish: impl Publish,
+    wanted: async_channel::Receiver<Wanted>,
+    status: Status,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ControlError> {
+    let CaSource::Embedded { root_file, leaf_ttl } = &config.ca;
+    let ca = EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?;
+    let mut mesh = Mesh::new(publish, status.clone());
+    let mut source = Source::open(&config)?;
+    if let Some(source) = &mut source {
+        mesh.apply(source.file.load()?);
+    }
+    status.set_pending(STATE_MANAGER, false);
+    let mut credentials = Credentials::new(ca, *leaf_ttl);
+    let mut pods = Pods::new(config.zds_socket.as_deref(), status.clone());
+
+    let mut shutdown = pin!(shutdown);
     loop {
-        let due = c.rotation.next_due();
-        let sleep_to = [due, session.deadline(), socket.is_none().then_some(connect_at)].into_iter().flatten().min().unwrap_or(Instant::now() + Duration::from_secs(3600));
-        let actions = tokio::select! {
+        let due = [credentials.next_due(), pods.next_due()].into_iter().flatten().min();
+        tokio::select! {
             () = &mut shutdown => return Ok(()),
-            w = wanted.recv(), if !wanted.is_closed() => { if let Ok(Wanted::Identity(id)) = w { c.want(&id); } vec![] }
-            () = async { match &mut watch { Some(w) => w.changed().await, None => std::future::pending().await } } => {
-                match source.as_mut().expect("s").load() { Ok(ch) => c.apply(ch), Err(e) => tracing::error!(error=%e, "mesh file not in force") } vec![]
-            }
-            Some(d) = outcomes.recv() => match d {
-                Done::Started(uid, t, info, r) => { if r.is_ok() { c.pods.insert(uid.clone(), info.clone()); c.status.count_started(); let id = c.identity(&info); if let Some(id) = id { c.want(&id) } } session.on_started(Instant::now(), &uid, t, r) }
-                Done::Stopped(uid, t, r) => { if c.pods.remove(&uid).is_some() { c.status.count_stopped(); } session.on_stopped(t, r) }
-            },
-            r = async { match &socket { Some(s) => s.receive().await, None => std::future::pending().await } } => match r {
-                Ok(Received::Packet { packet, descriptors }) => session.on_packet(Instant::now(), &packet, descriptors),
-                Ok(Received::Closed) => { session.on_lost(); socket = None; connect_at = Instant::now() + backoff.wait(Failure::Lost, fastrand::u64(..)); vec![] }
-                Err(e) if e.is_of_packet() => session.on_unreadable(e.to_string()),
-                Err(e) => { tracing::warn!(error=%e, "zds"); session.on_lost(); socket = None; connect_at = Instant::now() + backoff.wait(Failure::Lost, fastrand::u64(..)); vec![] }
-            },
-            () = tokio::time::sleep_until(sleep_to.into()) => {
-                let now = Instant::now();
-                for id in c.rotation.due(now) { c.issue(&id); }
-                let mut a = session.on_time(now);
-                if socket.is_none() && connect_at <= now {
-                    if let Some(path) = &config.zds_socket {
-                        match ZdsSocket::connect(path.to_str().unwrap_or_default()) {
-                            Ok(s) => { socket = Some(s); backoff.on_connected(); a.extend(session.on_connected()); }
-                            Err(e) => { tracing::warn!("{e}"); connect_at = now + backoff.wait(Failure::Connect, fastrand::u64(..)); }
-                        }
-                    } else { connect_at = now + Duration::from_secs(3600); }
+            () = changed(&mut source) => {
+                if let Some(source) = &mut source {
+                    mesh.reload(source);
                 }
-                a
+                // A workload that came may say which identity its pod has.
+                for info in pods.captured() {
+                    credentials.want_for(&config, &mesh.snapshot, info, &mut mesh.publish);
+                }
             }
+            // Closed once the cores have ended, which is before this loop does.
+            Ok(wish) = wanted.recv(), if !wanted.is_closed() => {
+                if let Wanted::Identity(identity) = wish
+                    && pods.captured().any(|info| credentials.identity_of(&config, &mesh.snapshot, info).as_ref() == Some(&identity))
+                {
+                    credentials.want(&identity, &mut mesh.publish);
+                }
+            }
+            happened = pods.next() => match pods.on(happened, &mut mesh.publish).await? {
+                PodEvent::Captured(info) => credentials.want_for(&config, &mesh.snapshot, &info, &mut mesh.publish),
+                PodEvent::Released => {
+                    let needed = |credentials: &Credentials, identity: &_| {
+                        pods.captured().any(|info| credentials.identity_of(&config, &mesh.snapshot, info).as_ref() == Some(identity))
+                    };
+                    for identity in credentials.unneeded(needed) {
+                        mesh.publish.credential_gone(&identity);
+                    }
+                }
+                PodEvent::Nothing => {}
+            },
+            () = until(due) => {
+                credentials.renew(&mut mesh.publish);
+                pods.on_time(&mut mesh.publish).await?;
+            }
+        }
+    }
+}
+
+/// Resolves at `due`, or never.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn changed(source: &mut Option<Source>) {
+    match source.as_mut().and_then(|source| source.watch.as_mut()) {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where the mesh comes from.
+struct Source {
+    file: FileSource,
+    /// An inline mesh does not change.
+    watch: Option<Watch>,
+}
+
+impl Source {
+    fn open(config: &Config) -> Result<Option<Self>, ControlError> {
+        let defaults = Defaults { trust_domain: config.trust_domain.clone(), cluster: config.cluster.clone() };
+        let watch = match &config.local_file {
+            Some(file) => Some(
+                Watch::new(file).map_err(|source| ControlError::Watch { file: file.display().to_string(), source })?,
+            ),
+            None => None,
         };
-        for action in actions {
-            match action {
-                Action::Send(p) => if let Some(s) = &socket { if let Err(e) = s.send(&p).await { tracing::warn!(error=%e, "zds send"); } },
-                Action::StartPod(s) => { let rec = c.publish.pod_up(PodUp { uid: s.uid.clone(), info: s.info.clone(), netns: s.netns }); let done = c.done.clone();
-                    tokio::task::spawn_local(async move { let r = rec.await; let _ = done.send(Done::Started(s.uid, s.ticket, s.info, r)); }); }
-                Action::StopPod(s) => { let rec = c.publish.pod_down(&s.uid); let done = c.done.clone(); tokio::task::spawn_local(async move { let r = rec.await; let _ = done.send(Done::Stopped(s.uid, s.ticket, r)); }); }
-                Action::Disconnect(e) => { tracing::warn!(error=%e, "zds disconnect"); session.on_lost(); socket = None; connect_at = Instant::now() + backoff.wait(Failure::Lost, fastrand::u64(..)); }
-                Action::Exit(e) => return Err(ControlError::Zds(e.to_string())),
-            }
-        }
-        let st = session.standing();
-        if st.snapshot { backoff.on_ready(); }
-        c.status.set_pending(WORKLOAD_PROXY_MANAGER, !st.snapshot);
-        c.status.set_pods(st.running, st.pending.len());
+        let file = config.local_file.clone().map(Origin::File);
+        let origin = file.or_else(|| config.local_inline.clone().map(Origin::Inline));
+        Ok(origin.map(|origin| Self { file: FileSource::new(origin, defaults), watch }))
     }
 }
-impl<P: Publish> Ctl<P> {
-    fn apply(&mut self, changes: Vec<mesh_state::change::Change>) { for ch in changes { self.builder.apply(ch); } self.snapshot = Arc::new(self.builder.freeze()); self.status.set_generation(self.snapshot.generation()); self.publish.snapshot(self.snapshot.clone()); tracing::info!(generation = self.snapshot.generation(), "published"); }
-    fn identity(&self, info: &PodInfo) -> Option<Identity> {
-        self.snapshot.local_workload(self.config.node.as_deref(), &info.namespace, &info.name, &info.service_account).map(|w| w.identity.clone()).or_else(|| Identity::new(&self.config.trust_domain, &info.namespace, &info.service_account).ok())
+
+/// The mesh as the cores know it.
+struct Mesh<P> {
+    builder: SnapshotBuilder,
+    snapshot: Arc<Snapshot>,
+    publish: P,
+    status: Status,
+}
+
+impl<P: Publish> Mesh<P> {
+    fn new(publish: P, status: Status) -> Self {
+        let mut builder = SnapshotBuilder::new();
+        let snapshot = Arc::new(builder.freeze());
+        Self { builder, snapshot, publish, status }
     }
-    fn want(&mut self, id: &Identity) { if self.rotation.want(id, Instant::now()) { self.issue(id); } }
-    fn issue(&mut self, id: &Identity) {
-        match self.ca.issue(id, OffsetDateTime::now_utc()) {
-            Ok(cr) => { self.rotation.issued(id, Instant::now(), self.ttl, fastrand::u64(..)); self.publish.credential(id, Ok(Arc::new(cr))); }
-            Err(e) => if self.rotation.failed(id, Instant::now(), fastrand::u64(..)) == AfterFailure::Unavailable { self.publish.credential(id, Err(e.to_string().into())); }
+
+    fn apply(&mut self, changes: Vec<Change>) {
+        if changes.is_empty() {
+            return;
+        }
+        let count = changes.len();
+        for change in changes {
+            self.builder.apply(change);
+        }
+        self.snapshot = Arc::new(self.builder.freeze());
+        self.status.set_generation(self.snapshot.generation());
+        self.publish.snapshot(self.snapshot.clone());
+        tracing::info!(generation = self.snapshot.generation(), changes = count, "mesh published");
+    }
+
+    fn reload(&mut self, source: &mut Source) {
+        match source.file.load() {
+            Ok(changes) => self.apply(changes),
+            Err(error) => tracing::error!(%error, "mesh file refused; the last good one stays in force"),
         }
     }
 }
-#[allow(unused)] fn _x(_: SessionError) {}

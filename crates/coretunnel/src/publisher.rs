@@ -28,6 +28,10 @@ impl Publish for Publisher {
         self.cores.borrow_mut().credential(identity, &credential);
     }
 
+    fn credential_gone(&mut self, identity: &Identity) {
+        self.cores.borrow_mut().credential_gone(identity);
+    }
+
     fn pod_up(&mut self, pod: PodUp) -> Receipt {
         let PodUp { uid, info, netns } = pod;
         receipt(self.cores.borrow_mut().pod_up(uid, info, netns))

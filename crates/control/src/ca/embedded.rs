@@ -39,7 +39,9 @@ pub enum CaError {
         source: io::Error,
     },
     /// The file is not a root.
-    #[error("CA root file {file}: {cause}; give one PEM file with a CA certificate and its private key, or remove it to have one made")]
+    #[error(
+        "CA root file {file}: {cause}; give one PEM file with a CA certificate and its private key, or remove it to have one made"
+    )]
     Root {
         /// Which.
         file: PathBuf,
@@ -86,13 +88,8 @@ impl EmbeddedCa {
         // The lock is beside the file, because the file comes into being by a rename.
         let mut beside = file.as_os_str().to_owned();
         beside.push(".lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&beside)
-            .map_err(refused)?;
+        let lock =
+            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&beside).map_err(refused)?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|error| refused(error.into()))?;
         if !file.try_exists().map_err(refused)? {
             make_root(file, now)?;
@@ -124,8 +121,8 @@ impl EmbeddedCa {
         if root_not_after <= now {
             return Err(format!("its certificate expired at {root_not_after}"));
         }
-        let issuer =
-            Issuer::from_ca_cert_pem(certificate, key).map_err(|error| format!("its certificate is unreadable: {error}"))?;
+        let issuer = Issuer::from_ca_cert_pem(certificate, key)
+            .map_err(|error| format!("its certificate is unreadable: {error}"))?;
         Ok(Self { issuer, root_pem: certificate.to_owned(), root_not_after, leaf_ttl })
     }
 
@@ -145,7 +142,8 @@ impl EmbeddedCa {
         params.subject_alt_names = vec![SanType::URI(name)];
         let key = KeyPair::generate().map_err(|error| failed(error.to_string()))?;
         let leaf = params.signed_by(&key, &self.issuer).map_err(|error| failed(error.to_string()))?;
-        let unix = u64::try_from(now.unix_timestamp()).map_err(|_| failed("the clock says a time before 1970".to_owned()))?;
+        let unix =
+            u64::try_from(now.unix_timestamp()).map_err(|_| failed("the clock says a time before 1970".to_owned()))?;
         Credential::from_pem(identity, &leaf.pem(), &key.serialize_pem(), &self.root_pem, unix)
             .map_err(|source| CaError::Unusable { identity: identity.clone(), source })
     }
@@ -167,8 +165,7 @@ fn make_root(file: &Path, now: OffsetDateTime) -> Result<(), CaError> {
     beside.push(".new");
     // The name is ours alone while the lock is held; a leftover is of a daemon that died here.
     drop(fs::remove_file(&beside));
-    let mut new: File =
-        OpenOptions::new().create_new(true).write(true).mode(0o600).open(&beside).map_err(refused)?;
+    let mut new: File = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&beside).map_err(refused)?;
     new.write_all(root.pem().as_bytes()).map_err(refused)?;
     new.write_all(key.serialize_pem().as_bytes()).map_err(refused)?;
     new.sync_all().map_err(refused)?;
@@ -177,13 +174,10 @@ fn make_root(file: &Path, now: OffsetDateTime) -> Result<(), CaError> {
 
 /// When a certificate ends, its public key, and whether it is a CA's.
 fn describe(pem: &str) -> Result<(OffsetDateTime, Vec<u8>, bool), String> {
-    let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|error| format!("its PEM is unreadable: {error}"))?;
+    let (_, pem) =
+        x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|error| format!("its PEM is unreadable: {error}"))?;
     let certificate = pem.parse_x509().map_err(|error| format!("its certificate is unreadable: {error}"))?;
-    Ok((
-        certificate.validity().not_after.to_datetime(),
-        certificate.public_key().raw.to_vec(),
-        certificate.is_ca(),
-    ))
+    Ok((certificate.validity().not_after.to_datetime(), certificate.public_key().raw.to_vec(), certificate.is_ca()))
 }
 
 /// The first PEM section whose label ends in `label`; a key's may be longer.

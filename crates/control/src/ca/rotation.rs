@@ -43,6 +43,11 @@ impl Rotation {
         true
     }
 
+    /// All that certificates are kept for.
+    pub fn identities(&self) -> Vec<Identity> {
+        self.0.keys().cloned().collect()
+    }
+
     /// No pod is of `identity` any more.
     pub fn forget(&mut self, identity: &Identity) {
         self.0.remove(identity);

@@ -201,7 +201,11 @@ fn to_policy(from: schema::Policy) -> Policy {
             schema::Action::Allow => policy::Action::Allow,
             schema::Action::Deny => policy::Action::Deny,
         },
-        rules: from.rules.into_iter().map(|clauses| Rule { clauses: clauses.into_iter().map(clause).collect() }).collect(),
+        rules: from
+            .rules
+            .into_iter()
+            .map(|clauses| Rule { clauses: clauses.into_iter().map(clause).collect() })
+            .collect(),
         dry_run: from.dry_run,
     }
 }

@@ -142,7 +142,8 @@ fn differences<K: Clone + Eq + std::hash::Hash, V: Clone + PartialEq>(
     upsert: impl Fn(V) -> Change,
     gone: impl Fn(K) -> Change,
 ) -> Vec<Change> {
-    let changed = new.iter().filter(|(key, value)| old.get(*key) != Some(*value)).map(|(_, value)| upsert(value.clone()));
+    let changed =
+        new.iter().filter(|(key, value)| old.get(*key) != Some(*value)).map(|(_, value)| upsert(value.clone()));
     let removed = old.keys().filter(|key| !new.contains_key(*key)).map(|key| gone(key.clone()));
     changed.chain(removed).collect()
 }

@@ -13,7 +13,9 @@ const EVENTS_MAX: usize = 1;
 
 /// Tells when a file may have changed, as long as it lives.
 pub(crate) struct Watch {
-    events: mpsc::Receiver<()>, due: bool,
+    events: mpsc::Receiver<()>,
+    /// Something happened, and whoever asked went away before it was quiet.
+    due: bool,
     _watcher: RecommendedWatcher,
 }
 
