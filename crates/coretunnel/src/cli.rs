@@ -147,10 +147,10 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "DURATION", help_heading = "Certificates")]
     pub(crate) secret_ttl: Option<String>,
 
-    /// Where metrics are served, at `/metrics` and `/stats/prometheus`. [default: [::]:15020]
+    /// Where metrics are served, at `/metrics` and `/stats/prometheus`. [default: `[::]:15020`]
     #[arg(long, value_name = "ADDR", help_heading = "Servers")]
     pub(crate) metrics_addr: Option<String>,
-    /// Where readiness is told, at `/healthz/ready`. [default: [::]:15021]
+    /// Where readiness is told, at `/healthz/ready`. [default: `[::]:15021`]
     #[arg(long, value_name = "ADDR", help_heading = "Servers")]
     pub(crate) readiness_addr: Option<String>,
 
