@@ -84,7 +84,8 @@ fn pods_come_and_go_under_traffic_and_take_their_descriptors_with_them() -> Resu
             client::round_trip(&stream, b"a new pod talks at once")?;
             // Removed with this connection open: the application there must not take that for an orderly end.
             mesh.remove_pod(&far)?;
-            ensure!(matches!(client::await_end(&stream)?, End::Reset(0)), "a removed pod's connection ended well");
+            let end = client::await_end(&stream)?;
+            ensure!(end == End::Reset(0), "a removed pod's connection ended with {end:?}");
             mesh.remove_pod(&near)?;
             traffic.await_more(1)?;
         }

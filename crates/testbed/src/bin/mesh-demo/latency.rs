@@ -1,31 +1,26 @@
 //! The quiet tenant beside a noisy one: round trips at a steady rate, timed from when each should have been sent, alone
 //! and under two kinds of noise.
 //!
-//! An uncaptured pair runs the same schedule at the same time: what it suffers is the machine's share, not the
-//! daemons'.
+//! An uncaptured pair runs the same schedule at the same time: what it suffers is the machine's share, not the daemons'.
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use hdrhistogram::Histogram;
-use testbed::client;
+use perf_tests::serve::{Role, Server};
+use perf_tests::{bulk, open_loop, short_connections};
 use testbed::mesh::{Mesh, Pod};
-use testbed::serve::echo;
 
 use crate::screen::Screen;
 
-const QUIET_PORT: u16 = 9000;
-const NOISE_PORT: u16 = 9001;
-const CHURN_PORT: u16 = 9002;
 const MESSAGE_BYTES: usize = 1024;
-const MESSAGES_PER_SECOND: u32 = 500;
-const MEASURED: Duration = Duration::from_secs(6);
-/// The first connection's handshake is no steady state.
+const MESSAGES_PER_SECOND: f64 = 500.0;
 const WARM_UP: Duration = Duration::from_millis(500);
+const MEASURED: Duration = Duration::from_secs(6);
+/// Noise begins before the warm-up and ends after the last answer.
+const NOISE: Duration = Duration::from_secs(7);
 const BULK_STREAMS: usize = 8;
 const CHURNERS: usize = 8;
 
@@ -37,10 +32,16 @@ enum Noise {
     Churn,
 }
 
-struct Sample {
-    tunnelled: Histogram<u64>,
-    direct: Histogram<u64>,
-    noise: String,
+/// Clients, where they go, and the servers there.
+struct Stage {
+    web: Pod,
+    shop: SocketAddr,
+    plain: Pod,
+    still: SocketAddr,
+    spy: Pod,
+    sink: SocketAddr,
+    churn: SocketAddr,
+    _servers: Vec<Server>,
 }
 
 pub(crate) fn quiet_and_noisy(screen: &Screen, mesh: &Mesh) -> Result<()> {
@@ -52,24 +53,16 @@ pub(crate) fn quiet_and_noisy(screen: &Screen, mesh: &Mesh) -> Result<()> {
          Latency counts from when a message should have been sent, so that no stall hides behind what it held back.",
         MEASURED.as_secs()
     ));
-    let [web, shop, spy, store, plain, still] =
-        ["web", "shop", "spy", "store", "plain", "still"].map(|name| mesh.pod(name));
-    let _servers = [
-        shop.serve(QUIET_PORT, echo)?,
-        still.serve(QUIET_PORT, echo)?,
-        store.serve(NOISE_PORT, drink)?,
-        store.serve(CHURN_PORT, echo)?,
-    ];
+    let stage = Stage::set(mesh)?;
     let mut rows = vec![["microseconds", "p50", "p90", "p99", "max", "messages", "noise"].map(String::from).to_vec()];
     let mut direct = Vec::new();
     for (name, noise) in
         [("alone", Noise::None), ("beside bulk streams", Noise::Bulk), ("beside new connections", Noise::Churn)]
     {
-        let sample = screen.step(&format!("measuring {name}"), || {
-            measure((&web, shop.at(QUIET_PORT)), (&plain, still.at(QUIET_PORT)), (&spy, &store), noise)
-        })?;
-        rows.push(row(&format!("in tunnels, {name}"), &sample.tunnelled, &sample.noise));
-        direct.push(row(&format!("no mesh, {name}"), &sample.direct, &sample.noise));
+        let (outcomes, noise) = screen.step(&format!("measuring {name}"), || stage.measure(noise))?;
+        let [tunnelled, calibrating] = outcomes.as_slice() else { return Err(anyhow!("two paths were measured")) };
+        rows.push(row(&format!("in tunnels, {name}"), tunnelled, &noise));
+        direct.push(row(&format!("no mesh, {name}"), calibrating, &noise));
     }
     rows.extend(direct);
     screen.table(&rows);
@@ -77,103 +70,91 @@ pub(crate) fn quiet_and_noisy(screen: &Screen, mesh: &Mesh) -> Result<()> {
     Ok(())
 }
 
-fn measure(quiet: (&Pod, SocketAddr), direct: (&Pod, SocketAddr), noisy: (&Pod, &Pod), noise: Noise) -> Result<Sample> {
-    let stop = AtomicBool::new(false);
-    let units = AtomicU64::new(0);
-    let connect = |(pod, target): (&Pod, SocketAddr)| pod.connect(target);
-    let (tunnelled, beside) = (connect(quiet)?, connect(direct)?);
-    thread::scope(|scope| {
-        let workers: Vec<_> = match noise {
-            Noise::None => vec![],
-            Noise::Bulk => (0..BULK_STREAMS).map(|_| scope.spawn(|| pour(noisy, &stop, &units))).collect(),
-            Noise::Churn => (0..CHURNERS).map(|_| scope.spawn(|| churn(noisy, &stop, &units))).collect(),
+impl Stage {
+    fn set(mesh: &Mesh) -> Result<Self> {
+        let [web, shop, spy, store, plain, still] =
+            ["web", "shop", "spy", "store", "plain", "still"].map(|name| mesh.pod(name));
+        let mut servers = Vec::new();
+        let mut serve = |pod: &Pod, role: Role| -> Result<SocketAddr> {
+            let server = Server::start(pod.netns.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)))?, role)?;
+            let address = pod.at(server.address().port());
+            servers.push(server);
+            Ok(address)
         };
-        // Out of phase by half a period, so that the two never wait for each other's wake-up.
-        let calibrating = scope.spawn(|| open_loop(&beside, period() / 2));
-        let before = (Instant::now(), units.load(Ordering::Relaxed));
-        let tunnelled = open_loop(&tunnelled, Duration::ZERO);
-        let per_second =
-            units.load(Ordering::Relaxed).saturating_sub(before.1) as f64 / before.0.elapsed().as_secs_f64();
-        let direct = calibrating.join().map_err(|_| anyhow!("the calibrating thread panicked"))?;
-        stop.store(true, Ordering::Relaxed);
-        for worker in workers {
-            worker.join().map_err(|_| anyhow!("a noisy thread panicked"))?.context("the noisy tenant")?;
-        }
-        let noise = match noise {
-            Noise::None => "-".into(),
-            Noise::Bulk => format!("{:.0} MB/s in {BULK_STREAMS} streams", per_second / 1e6),
-            Noise::Churn => format!("{per_second:.0} connections/s"),
-        };
-        Ok(Sample {
-            tunnelled: tunnelled.context("the quiet tenant")?,
-            direct: direct.context("the direct pair")?,
-            noise,
+        let (shop, still) = (serve(&shop, Role::Echo)?, serve(&still, Role::Echo)?);
+        let (sink, churn) = (serve(&store, Role::Sink)?, serve(&store, Role::Echo)?);
+        Ok(Self { web, shop, plain, still, spy, sink, churn, _servers: servers })
+    }
+
+    /// The quiet tenant's and the calibrating pair's outcomes, and how much noise there was.
+    fn measure(&self, noise: Noise) -> Result<(Vec<open_loop::Outcome>, String)> {
+        thread::scope(|scope| {
+            let noisy = scope.spawn(|| self.make(noise));
+            let outcomes = self.round_trips();
+            let noise = noisy.join().map_err(|_| anyhow!("the noisy tenant's generator panicked"))?;
+            Ok((outcomes?, noise.context("the noisy tenant")?))
         })
-    })
-}
+    }
 
-fn period() -> Duration {
-    Duration::from_secs(1) / MESSAGES_PER_SECOND
-}
+    fn round_trips(&self) -> Result<Vec<open_loop::Outcome>> {
+        let tunnelled = || connect(&self.web, self.shop);
+        let direct = || connect(&self.plain, self.still);
+        let paths = [
+            open_loop::Path { name: "tunnelled", connect: &tunnelled },
+            open_loop::Path { name: "direct", connect: &direct },
+        ];
+        let plan = open_loop::Plan {
+            connections: 1,
+            rate: MESSAGES_PER_SECOND,
+            message: MESSAGE_BYTES,
+            warm_up: WARM_UP,
+            duration: MEASURED,
+            ..open_loop::Plan::default()
+        };
+        let outcomes = open_loop::run(&paths, &plan)?;
+        for outcome in &outcomes {
+            ensure!(outcome.unanswered == 0, "{}: {} messages were not answered", outcome.name, outcome.unanswered);
+        }
+        Ok(outcomes)
+    }
 
-/// Sends on schedule whatever comes back, and times each reply from its message's place in the schedule.
-fn open_loop(stream: &TcpStream, phase: Duration) -> Result<Histogram<u64>> {
-    let count = u32::try_from((WARM_UP + MEASURED).as_millis() / period().as_millis())?;
-    let begin = Instant::now() + Duration::from_millis(20) + phase;
-    let intended = move |number: u32| begin + period() * number;
-    thread::scope(|scope| {
-        let sending = scope.spawn(move || -> Result<()> {
-            let mut out = stream;
-            for number in 0..count {
-                thread::sleep(intended(number).saturating_duration_since(Instant::now()));
-                out.write_all(&[0; MESSAGE_BYTES])?;
+    fn make(&self, noise: Noise) -> Result<String> {
+        match noise {
+            Noise::None => Ok("-".into()),
+            Noise::Bulk => {
+                let plan = bulk::Plan {
+                    flows: BULK_STREAMS,
+                    bytes_per_flow: u64::MAX,
+                    duration_max: NOISE,
+                    ..bulk::Plan::default()
+                };
+                let outcome = bulk::run(&|| connect(&self.spy, self.sink), &plan)?;
+                Ok(format!("{:.1} Gbit/s in {BULK_STREAMS} streams", outcome.bits_per_second() / 1e9))
             }
-            Ok(stream.shutdown(Shutdown::Write)?)
-        });
-        let mut histogram = Histogram::new_with_bounds(1, 60_000_000, 3)?;
-        let mut message = [0; MESSAGE_BYTES];
-        let mut input = stream;
-        for number in 0..count {
-            input.read_exact(&mut message).with_context(|| format!("reply {number} of {count}"))?;
-            if intended(number) >= begin + WARM_UP {
-                let late = Instant::now().saturating_duration_since(intended(number));
-                histogram.record(u64::try_from(late.as_micros())?.max(1))?;
+            Noise::Churn => {
+                let plan = short_connections::Plan {
+                    in_flight: CHURNERS,
+                    duration: NOISE,
+                    ..short_connections::Plan::default()
+                };
+                let outcome = short_connections::run(&|| connect(&self.spy, self.churn), &plan)?;
+                let failure = outcome.failure.as_deref().unwrap_or("none");
+                ensure!(outcome.failed == 0, "{} connections failed, the first: {failure}", outcome.failed);
+                Ok(format!("{:.0} connections/s", outcome.rate()))
             }
         }
-        sending.join().map_err(|_| anyhow!("the sending thread panicked"))??;
-        ensure!(client::await_end(stream)? == client::End::Clean(0), "the quiet tenant's connection did not end well");
-        Ok(histogram)
-    })
-}
-
-/// Sends as fast as it can; counts bytes.
-fn pour((from, to): (&Pod, &Pod), stop: &AtomicBool, bytes: &AtomicU64) -> Result<()> {
-    let mut stream = from.connect(to.at(NOISE_PORT))?;
-    let block = vec![0; 128 * 1024];
-    while !stop.load(Ordering::Relaxed) {
-        stream.write_all(&block)?;
-        bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
     }
-    Ok(())
 }
 
-/// Connects, asks, closes, as fast as it can; counts connections.
-fn churn((from, to): (&Pod, &Pod), stop: &AtomicBool, connections: &AtomicU64) -> Result<()> {
-    while !stop.load(Ordering::Relaxed) {
-        client::round_trip(&from.connect(to.at(CHURN_PORT))?, b"hello")?;
-        connections.fetch_add(1, Ordering::Relaxed);
-    }
-    Ok(())
+fn connect(pod: &Pod, target: SocketAddr) -> io::Result<TcpStream> {
+    pod.connect(target).map_err(io::Error::other)
 }
 
-fn drink(mut stream: &TcpStream, _peer: SocketAddr) -> io::Result<()> {
-    io::copy(&mut stream, &mut io::sink()).map(drop)
-}
-
-fn row(name: &str, histogram: &Histogram<u64>, noise: &str) -> Vec<String> {
-    let quantiles = [0.5, 0.9, 0.99].map(|quantile| histogram.value_at_quantile(quantile).to_string());
+fn row(name: &str, outcome: &open_loop::Outcome, noise: &str) -> Vec<String> {
+    let latency = &outcome.latency;
+    let times = [latency.quantile(0.5), latency.quantile(0.9), latency.quantile(0.99), latency.longest()];
     let mut row = vec![name.to_owned()];
-    row.extend(quantiles);
-    row.extend([histogram.max().to_string(), histogram.len().to_string(), noise.to_owned()]);
+    row.extend(times.map(|time| time.as_micros().to_string()));
+    row.extend([outcome.answered.to_string(), noise.to_owned()]);
     row
 }
