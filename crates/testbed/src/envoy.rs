@@ -127,7 +127,9 @@ impl Envoy {
             .env_clear()
             .envs(env::var_os("PATH").map(|path| ("PATH", path)))
             // One worker, so that one pool of tunnels: Envoy keeps one for each.
-            .args(["--concurrency", "1", "--disable-hot-restart", "--log-level", "info"])
+            .args(["--concurrency", "1", "--disable-hot-restart"])
+            // The alerts it gets from a peer are said there and nowhere else.
+            .args(["--log-level", "info", "--component-log-level", "connection:debug"])
             .args(["--file-flush-interval-msec", FLUSH_EVERY_MS])
             .arg("-c")
             .arg(&file)
@@ -157,6 +159,14 @@ impl Envoy {
     pub fn await_connect(&self, mark: Mark, what: &str, wanted: impl Fn(&Line) -> bool) -> Result<Line> {
         let patience = Duration::from_secs(5);
         self.log.await_line(mark, what, patience, |line| line.has("event", "connect") && wanted(line))
+    }
+
+    /// Waits until it says that its peer refused a handshake by an alert.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub fn await_alert(&self) -> Result<Line> {
+        self.log.await_line(Log::start(), "a TLS alert", Duration::from_secs(5), |line| line.text().contains("_ALERT_"))
     }
 
     /// Lines about CONNECTs that have ended since `mark`.
