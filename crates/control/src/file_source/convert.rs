@@ -10,6 +10,8 @@ use mesh_state::{
     workload::{self, Workload},
 };
 
+use serde::Deserialize as _;
+
 use super::{Contents, FileError, schema};
 
 /// What a workload is that does not say.
@@ -28,9 +30,18 @@ pub(super) fn parse(origin: &str, text: &str, defaults: &Defaults) -> Result<Con
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
         return Ok(Contents::default());
     }
-    let mesh: schema::Mesh = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
+    let mut field = String::new();
+    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |yaml| {
+        let mut track = serde_path_to_error::Track::new();
+        let mesh = schema::Mesh::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track));
+        if mesh.is_err() {
+            field = track.path().to_string();
+        }
+        mesh
+    });
+    let mesh = read.map_err(|error| {
         let (line, column) = error.location().map_or((0, 0), |place| (place.line(), place.column()));
-        at(line, column, cause(&error))
+        at(line, column, format!("{field}: {}", cause(&error)))
     })?;
     let mut contents = Contents::default();
     for service in mesh.services {
@@ -65,8 +76,12 @@ fn options() -> serde_saphyr::Options {
     options
 }
 
+/// Without the place, which stands before it, and in one line.
 fn cause(error: &serde_saphyr::Error) -> String {
-    error.without_snippet().to_string().lines().next().unwrap_or_default().to_owned()
+    let text = error.without_snippet().to_string().replace('\n', " ");
+    let text = text.rfind(" at line ").map_or(text.as_str(), |place| &text[..place]);
+    // The reader's advice is for those who call it, not for those who write YAML.
+    text.split(", set DuplicateKeyPolicy").next().unwrap_or(text).to_owned()
 }
 
 fn to_workload(from: schema::Workload, defaults: &Defaults) -> Result<Workload, String> {
