@@ -11,6 +11,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::sign::CertifiedKey;
 
 /// What a leaf is to say.
 #[derive(Clone, Debug)]
@@ -47,10 +48,28 @@ impl LeafSpec {
 }
 
 impl Leaf {
-    /// A copy of chain and key, as rustls wants them.
+    /// A copy of chain and key.
     #[must_use]
     pub fn presented(&self) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         (self.chain.clone(), self.key.clone_key())
+    }
+
+    /// Chain and key as rustls presents them, without a look at what the chain says.
+    ///
+    /// # Errors
+    /// When the key can't be read.
+    pub fn certified(&self) -> Result<Arc<CertifiedKey>> {
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&self.key)?;
+        Ok(Arc::new(CertifiedKey::new(self.chain.clone(), key)))
+    }
+
+    /// The same with a certificate that no parser gets to the end of.
+    #[must_use]
+    pub fn cut_short(mut self) -> Self {
+        for certificate in &mut self.chain {
+            *certificate = CertificateDer::from(certificate[..certificate.len() / 2].to_vec());
+        }
+        self
     }
 }
 

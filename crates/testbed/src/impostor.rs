@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
+use rustls::sign::SingleCertAndKey;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::certificate::{Leaf, provider};
@@ -26,11 +27,10 @@ impl Impostor {
     /// # Errors
     /// When the port is taken or the leaf can't be used.
     pub fn start(pod: &Pod, leaf: &Leaf) -> Result<Self> {
-        let (chain, key) = leaf.presented();
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_no_client_auth()
-            .with_single_cert(chain, key)?;
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(leaf.certified()?)));
         config.alpn_protocols = vec![b"h2".to_vec()];
         let config = Arc::new(config);
         let believers = Arc::new(AtomicUsize::new(0));

@@ -1,7 +1,7 @@
 //! What peers, agents and operators may get wrong: each time a clear refusal that names the cause, no leak, and
 //! everyone else undisturbed.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -192,7 +192,7 @@ fn a_client_certificate_that_proves_nothing_is_refused_and_the_log_says_what_is_
         let authority = Authority::from_root_file(&mesh.ca_root_file())?;
         let good = LeafSpec::named(&["spiffe://cluster.local/ns/default/sa/client"]);
         let sign = |spec: &LeafSpec| authority.sign(spec).map(Some);
-        let rows: [(&str, Option<Leaf>, &str); 6] = [
+        let rows: [(&str, Option<Leaf>, &str); 7] = [
             (
                 "another trust domain",
                 sign(&LeafSpec::named(&["spiffe://other.example/ns/default/sa/client"]))?,
@@ -202,6 +202,7 @@ fn a_client_certificate_that_proves_nothing_is_refused_and_the_log_says_what_is_
             ("no SPIFFE name", sign(&LeafSpec::named(&["https://cluster.local/client"]))?, "SPIFFE"),
             ("no name at all", sign(&LeafSpec::named(&[]))?, "SPIFFE"),
             ("a stranger's signature", Some(Authority::stranger()?.sign(&good)?), "issue"),
+            ("cut short", Some(authority.sign(&good)?.cut_short()), "certificate"),
             ("no certificate", None, "certificate"),
         ];
         let log = mesh.daemon(NodeId::B).log();
@@ -368,11 +369,18 @@ fn a_workload_file_that_can_not_be_read_is_refused_by_line_and_field_and_the_old
 fn a_daemon_that_is_started_with_a_broken_file_or_flag_says_so_and_does_not_run() -> Result<()> {
     with_mesh(|mesh| {
         mesh.take_daemon(NodeId::A).context("a daemon")?.kill()?;
-        let path = mesh.workload_file(NodeId::A).to_owned();
-        workload_file::replace(&path, "workloads:\n- name: 7\n  nonsense: true\n")?;
-        let error = format!("{:#}", mesh.start_daemon(NodeId::A).err().context("it started")?);
-        ensure!(error.contains("exited") && error.contains(&*path.to_string_lossy()), "{error}");
-        workload_file::replace(&path, &mesh.model().to_yaml())?;
+        let (mesh_file, root_file) = (mesh.workload_file(NodeId::A).to_owned(), mesh.ca_root_file());
+        let root = fs::read_to_string(&root_file)?;
+        let half_a_certificate = root[..root.len() / 3].to_owned();
+        for (path, good, broken) in [
+            (&mesh_file, mesh.model().to_yaml(), "workloads:\n- name: 7\n  nonsense: true\n"),
+            (&root_file, root, &half_a_certificate),
+        ] {
+            workload_file::replace(path, broken)?;
+            let error = format!("{:#}", mesh.start_daemon(NodeId::A).err().context("it started")?);
+            ensure!(error.contains("exited") && error.contains(&*path.to_string_lossy()), "{error}");
+            workload_file::replace(path, &good)?;
+        }
         for cores in ["100000", "many", "1-0", "0%"] {
             mesh.set_cores(cores);
             let error = format!("{:#}", mesh.start_daemon(NodeId::A).err().context("it started")?);
