@@ -176,7 +176,7 @@ fn a_host_that_cannot_run_it_is_told_apart_from_bad_settings() {
     let (code, stdout, stderr) = run(command(&arguments).args(["--readiness-addr", "127.0.0.1:0"]));
     assert_eq!(code, Some(1), "{stdout}");
     assert!(stderr.contains("this host cannot run coretunnel") && stderr.contains("CA root:"), "{stderr}");
-    assert!(stdout.lines().any(|line| line.contains("\terror\t") && line.contains("CA root")), "{stdout}");
+    assert!(stdout.lines().any(|line| line.contains("\terror\t") && line.contains("what=\"CA root\"")), "{stdout}");
     assert!(!stderr.contains("\nok "), "only what is wrong: {stderr}");
 }
 

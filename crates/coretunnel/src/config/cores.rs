@@ -152,6 +152,7 @@ mod tests {
             (Some("3"), none, vec![0, 1, 2]),
             (Some("50%"), none, (0..8).collect()),
             (Some("1%"), none, vec![0]),
+            (Some("30%"), none, (0..5).collect()),
             (Some("50%"), limited, vec![0, 1]),
             (Some("1,4-6"), none, vec![1, 4, 5, 6]),
         ] {
