@@ -37,8 +37,6 @@ const TOKIO_RUNTIME: [&str; 6] = ["full", "net", "rt", "rt-multi-thread", "signa
 const CLOCKLESS: [&str; 3] = ["mesh-state", "hbone", "dataplane"];
 
 const LINES_MAX: usize = 650;
-/// Longer files, each with its reason.
-const LONGER: [(&str, &str); 0] = [];
 
 /// Where an unbounded channel is in use, with what bounds it.
 const UNBOUNDED: [(&str, &str); 1] =
@@ -248,8 +246,7 @@ fn opening(source: &Source) -> Option<String> {
 
 fn length(source: &Source) -> Option<String> {
     let lines = source.text.lines().count();
-    let fine = lines <= LINES_MAX || LONGER.iter().any(|(path, _)| *path == source.path);
-    (!fine).then(|| format!("{}: {lines} lines: one concept per file, or a reason in LONGER", source.path))
+    (lines > LINES_MAX).then(|| format!("{}: {lines} lines: one concept per file", source.path))
 }
 
 fn file_name(source: &Source) -> Option<String> {
@@ -328,11 +325,6 @@ fn data_path(source: &Source) -> Vec<String> {
 fn exceptions_still_needed(sources: &[Source]) -> Vec<String> {
     let find = |path: &str| sources.iter().find(|source| source.path == path);
     let mut wrong = Vec::new();
-    for (path, _) in LONGER {
-        if find(path).is_none_or(|source| source.text.lines().count() <= LINES_MAX) {
-            wrong.push(format!("{path} is in LONGER and is not longer"));
-        }
-    }
     for (path, _) in UNBOUNDED {
         if find(path).is_none_or(|source| places(&source.code, "unbounded").is_empty()) {
             wrong.push(format!("{path} is in UNBOUNDED and has no unbounded channel"));
@@ -349,7 +341,7 @@ fn places(text: &str, word: &str) -> Vec<usize> {
         .filter(|(offset, _)| {
             let before = text[..*offset].chars().next_back();
             let after = text[offset + word.len()..].chars().next();
-            !before.is_some_and(part_of_word) && !(last_matters && after.is_some_and(part_of_word))
+            !(before.is_some_and(part_of_word) || last_matters && after.is_some_and(part_of_word))
         })
         .map(|(offset, _)| offset)
         .collect()
@@ -594,7 +586,6 @@ fn files_that_open_badly_are_too_long_or_named_badly_are_found() {
 
     assert!(length(&Source::new("crates/a/src/a.rs", &"\n".repeat(LINES_MAX + 1))).is_some());
     assert!(length(&Source::new("crates/a/src/a.rs", &"\n".repeat(LINES_MAX))).is_none());
-    assert!(length(&Source::new(LONGER[0].0, &"\n".repeat(LINES_MAX + 1))).is_none());
 
     for (path, found) in [
         ("crates/a/src/util.rs", true),
@@ -604,7 +595,7 @@ fn files_that_open_badly_are_too_long_or_named_badly_are_found() {
     ] {
         assert_eq!(file_name(&Source::new(path, "")).is_some(), found, "{path}");
     }
-    assert_eq!(exceptions_still_needed(&[]).len(), LONGER.len() + UNBOUNDED.len());
+    assert_eq!(exceptions_still_needed(&[]).len(), UNBOUNDED.len());
 }
 
 #[test]
