@@ -102,16 +102,15 @@ impl Envoy {
         Self::start(pod, leaf, roots, |directory| acceptor.configuration(pod, directory))
     }
 
-    /// Starts an HBONE client in `pod`, which must not be captured, for each of `diallers`.
+    /// Starts an HBONE client in `pod`, which must not be captured. It presents `leaf` and trusts what is in `roots`, a PEM
+    /// file.
     ///
     /// # Errors
     /// When there is no Envoy (with the command that installs it) or it exits.
-    pub fn dial(pod: &Pod, leaf: &Leaf, roots: &Path, diallers: &[Dialler]) -> Result<Self> {
+    pub fn dial(pod: &Pod, leaf: &Leaf, roots: &Path, dialler: &Dialler) -> Result<Self> {
         Self::start(pod, leaf, roots, |directory| {
-            json!({ "static_resources": {
-                "listeners": diallers.iter().map(Dialler::listener).collect::<Vec<_>>(),
-                "clusters": diallers.iter().map(|dialler| dialler.cluster(directory)).collect::<Vec<_>>(),
-            }})
+            let (listener, cluster) = (dialler.listener(), dialler.cluster(directory));
+            json!({ "static_resources": { "listeners": [listener], "clusters": [cluster] } })
         })
     }
 
@@ -231,6 +230,8 @@ const TUNNELLED: [(&str, &str); 7] = [
 /// What a server's line about a tunnel's end, or its failed handshake, says.
 const ARRIVAL: [(&str, &str); 2] = [("event", "tunnel"), ("failure", "%DOWNSTREAM_TRANSPORT_FAILURE_REASON%")];
 
+/// What Envoy calls them.
+const TUNNELS: &str = "tunnels";
 const API: &str = "type.googleapis.com/envoy";
 
 impl Acceptor {
@@ -251,7 +252,7 @@ impl Acceptor {
             Answer::Forward | Answer::Status(_) => vec![router],
         };
         let connections = json!({
-            "stat_prefix": "tunnels",
+            "stat_prefix": TUNNELS,
             "codec_type": "HTTP2",
             "http2_protocol_options": { "allow_connect": true, "max_concurrent_streams": self.streams_max },
             "upgrade_configs": [{ "upgrade_type": "CONNECT" }],
@@ -289,15 +290,15 @@ impl Acceptor {
 impl Dialler {
     fn listener(&self) -> Value {
         let proxy = json!({
-            "stat_prefix": self.name(),
-            "cluster": self.name(),
+            "stat_prefix": TUNNELS,
+            "cluster": TUNNELS,
             "max_connect_attempts": 1,
             "tunneling_config": { "hostname": self.authority.to_string(), "propagate_response_headers": true },
             "access_log": [access_log(&TUNNELLED)],
         });
         let proxy = typed("network.tcp_proxy", "extensions.filters.network.tcp_proxy.v3.TcpProxy", proxy);
         json!({
-            "name": self.name(),
+            "name": TUNNELS,
             "address": socket_address((Ipv4Addr::LOCALHOST, self.port).into()),
             "filter_chains": [{ "filters": [proxy] }],
         })
@@ -306,11 +307,11 @@ impl Dialler {
     fn cluster(&self, directory: &Path) -> Value {
         let tls = json!({ "common_tls_context": tls(directory, &Peers::Exactly(self.expected.clone())) });
         json!({
-            "name": self.name(),
+            "name": TUNNELS,
             "type": "STATIC",
             "connect_timeout": CONNECT_TIMEOUT,
             "load_assignment": {
-                "cluster_name": self.name(),
+                "cluster_name": TUNNELS,
                 "endpoints": [{ "lb_endpoints": [{ "endpoint": { "address": socket_address(self.hop) } }] }],
             },
             "typed_extension_protocol_options": { "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -320,10 +321,6 @@ impl Dialler {
             "transport_socket": transport_socket("UpstreamTlsContext", tls),
             "circuit_breakers": circuit_breakers(),
         })
-    }
-
-    fn name(&self) -> String {
-        format!("from-{}", self.port)
     }
 }
 
