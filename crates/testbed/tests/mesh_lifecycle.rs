@@ -80,12 +80,15 @@ fn pods_come_and_go_under_traffic_and_take_their_descriptors_with_them() -> Resu
             let near = mesh.add_pod(&PodSpec::new(&format!("near-{round}"), NodeId::A))?;
             let far = mesh.add_pod(&PodSpec::new(&format!("far-{round}"), NodeId::B))?;
             let _server = far.serve(PORT, echo)?;
-            let stream = near.connect(far.at(PORT))?;
-            client::round_trip(&stream, b"a new pod talks at once")?;
-            // Removed with this connection open: the application there must not take that for an orderly end.
+            let streams = (0..30).map(|_| near.connect(far.at(PORT))).collect::<Result<Vec<_>>>()?;
+            streams.iter().try_for_each(|stream| client::round_trip(stream, b"a new pod talks at once"))?;
+            // Removed with these open, and its link is cut as soon as the daemon has acknowledged: what it has to say to
+            // the other node must have left by then. The applications there must not take it for an orderly end.
             mesh.remove_pod(&far)?;
-            let end = client::await_end(&stream)?;
-            ensure!(end == End::Reset(0), "a removed pod's connection ended with {end:?}");
+            for stream in &streams {
+                let end = client::await_end(stream)?;
+                ensure!(end == End::Reset(0), "a removed pod's connection ended with {end:?}");
+            }
             mesh.remove_pod(&near)?;
             traffic.await_more(1)?;
         }
