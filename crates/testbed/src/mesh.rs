@@ -11,6 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
+use crate::client::{self, End};
 use crate::daemon::{self, Daemon, DaemonSpec, START_PATIENCE};
 use crate::launcher::Launcher;
 use crate::namespace::{self, Namespace};
@@ -208,13 +210,29 @@ impl Pod {
         Ok(stream)
     }
 
+    /// Connects to where it will be turned away, says nothing and tells how it ended. A reset may come before connecting
+    /// has returned.
+    ///
+    /// # Errors
+    /// When it ends in another way than a connection does.
+    pub fn turned_away(&self, target: SocketAddr) -> Result<End> {
+        let reset = |error: &anyhow::Error| {
+            error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::ConnectionReset)
+        };
+        match self.connect(target) {
+            Ok(stream) => client::await_end(&stream),
+            Err(error) if reset(&error) => Ok(End::Reset(0)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Serves inside it at `port`.
     ///
     /// # Errors
     /// When the port is taken.
     pub fn serve<H>(&self, port: u16, handler: H) -> Result<Server>
     where
-        H: Fn(&TcpStream, SocketAddr) -> std::io::Result<()> + Send + Sync + 'static,
+        H: Fn(&TcpStream, SocketAddr) -> io::Result<()> + Send + Sync + 'static,
     {
         Server::start(&self.netns, port, handler)
     }

@@ -312,7 +312,7 @@ fn a_service_without_backends_refuses_the_client_and_says_why() -> Result<()> {
         // Until the service is known the address is passed through, and nobody answers there.
         wait::until_ok("the refusal", Duration::from_secs(8), || {
             let mark = log.mark();
-            let end = client::await_end(&client.connect(service)?)?;
+            let end = client.turned_away(service)?;
             ensure!(matches!(end, End::Clean(0) | End::Reset(0)), "{end:?}");
             log.await_line(mark, "the refusal", Duration::from_millis(300), |line| {
                 line.is_access() && line.text().contains("upstream")
@@ -327,7 +327,7 @@ fn a_port_nobody_listens_at_ends_the_connection_without_data_and_is_logged_as_an
     with_mesh(|mesh| {
         let (client, server) = (mesh.pod("client"), mesh.pod("server"));
         let marks = NodeId::ALL.map(|id| (id, mesh.daemon(id).log().mark()));
-        let end = client::await_end(&client.connect(server.at(9))?)?;
+        let end = client.turned_away(server.at(9))?;
         ensure!(matches!(end, End::Clean(0) | End::Reset(0)), "{end:?}");
         for (id, mark) in marks {
             mesh.daemon(id).log().await_access(mark, "an error", |line| {
