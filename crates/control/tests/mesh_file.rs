@@ -110,7 +110,7 @@ fn every_mistake_is_named_with_its_place_its_field_and_its_cause() {
         (
             "services:\n- name: s\n  namespace: n\n  hostname: h\n  vips: []\n  ports: {80: 70000}\n".into(),
             6,
-            &["services[0].ports", "70000"],
+            &["services[0].ports", "u16"],
         ),
         (
             "services:\n- name: s\n  namespace: n\n  hostname: h\n  vips: []\n  ports: {}\n  subjectAltNames: [me]\n".into(),
@@ -127,7 +127,7 @@ fn every_mistake_is_named_with_its_place_its_field_and_its_cause() {
             8,
             &["principals[0]", "Regex"],
         ),
-        ("workloads: [\n".into(), 2, &[]),
+        ("workloads: [\n".into(), 1, &["unclosed"]),
     ] {
         let error = source().apply(&text).expect_err(&text).to_string();
         assert!(error.starts_with(&format!("mesh.yaml:{line}:")), "{error}\n{text}");
