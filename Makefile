@@ -34,7 +34,10 @@ test: ## Every test, as root; fails if one can't run, is ignored, or is named by
 	@.ci/need --check test
 	cargo build -p coretunnel
 	@mkdir -p $(TARGET)
-	cargo test --workspace --no-fail-fast 2>&1 | tee $(OUTPUT)
+	cargo test --workspace --exclude inpod --no-fail-fast 2>&1 | tee $(OUTPUT)
+	@# By itself: its tests count descriptors in tables of their own, which lack the one that tokio's signals keep for the
+	@# whole process, and a build of the workspace compiles signals into every crate's tokio.
+	cargo test -p inpod --no-fail-fast 2>&1 | tee -a $(OUTPUT)
 	cargo test -p benches --benches 2>&1 | tee -a $(OUTPUT)
 	cargo run -q -p testbed --bin requirements-check -- docs/REQUIREMENTS.md $(OUTPUT)
 

@@ -29,9 +29,6 @@ use crate::{
 
 /// Runs an async test that leaves no descriptor open, the runtime's included.
 fn run(test: impl AsyncFnOnce() + Send) {
-    // With tokio's signals compiled in, as a build of the whole workspace has them, the first runtime of a process opens a
-    // descriptor for all later ones. It has to be there before the descriptors are counted, in a table of their own.
-    drop(tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap());
     none_left_open(|| {
         tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(test());
     });
