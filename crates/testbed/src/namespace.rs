@@ -101,6 +101,21 @@ impl Namespace {
             .with_context(|| format!("write {value:?} to {} in {}", path.display(), self.name))
     }
 
+    /// How many sockets listen at a TCP port inside, of any process and either family.
+    ///
+    /// # Errors
+    /// Without `/proc`.
+    pub fn listeners(&self, port: u16) -> Result<usize> {
+        // Not /proc/net: that shows the namespace of the process's first thread.
+        let tables =
+            self.run(|| ["tcp", "tcp6"].map(|table| fs::read_to_string(format!("/proc/thread-self/net/{table}"))));
+        let mut count = 0;
+        for table in tables {
+            count += table?.lines().filter(|line| is_listener(line, port)).count();
+        }
+        Ok(count)
+    }
+
     /// A path by which another process of this machine finds the namespace while this process lives.
     #[must_use]
     pub fn path(&self) -> PathBuf {
@@ -134,6 +149,13 @@ fn leave_for_new_namespace() -> rustix::io::Result<()> {
     rustix::thread::unshare(UnshareFlags::NEWNET)
 }
 
+/// Whether a line of `/proc/net/tcp` is of a socket that listens at `port`: `sl local:port remote:port state ..`, in hex.
+fn is_listener(line: &str, port: u16) -> bool {
+    let mut fields = line.split_whitespace();
+    let (local, state) = (fields.nth(1), fields.nth(1));
+    local.is_some_and(|local| local.ends_with(&format!(":{port:04X}"))) && state == Some("0A")
+}
+
 fn has_ipv6() -> bool {
     PathBuf::from("/proc/sys/net/ipv6").exists()
 }
@@ -155,6 +177,8 @@ mod tests {
         let listener = inside.run(|| TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         assert!(inside.run(|| TcpStream::connect(address)).is_ok());
+        let listeners = [&inside, &other].map(|namespace| namespace.listeners(address.port()).unwrap());
+        assert_eq!(listeners, [1, 0]);
         assert!(other.run(|| TcpStream::connect(address)).is_err(), "another namespace reached it");
         assert!(TcpStream::connect(address).is_err(), "the test's own namespace reached it");
     }
