@@ -2,6 +2,7 @@
 //! pod of an identity. No other identity ever gets one.
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -11,7 +12,7 @@ use mesh_state::{identity::Identity, snapshot::Snapshot};
 use time::OffsetDateTime;
 
 use crate::{
-    Config, Publish,
+    Publish,
     ca::{
         embedded::EmbeddedCa,
         rotation::{AfterFailure, Rotation},
@@ -22,50 +23,59 @@ use crate::{
 pub(crate) struct Credentials {
     ca: EmbeddedCa,
     leaf_ttl: Duration,
+    node: Option<String>,
+    trust_domain: String,
     rotation: Rotation,
 }
 
 impl Credentials {
-    pub(crate) fn new(ca: EmbeddedCa, leaf_ttl: Duration) -> Self {
-        Self { ca, leaf_ttl, rotation: Rotation::default() }
+    /// `node` is this node's name, `trust_domain` that of pods whose workload is not known.
+    pub(crate) fn new(ca: EmbeddedCa, leaf_ttl: Duration, node: Option<String>, trust_domain: String) -> Self {
+        Self { ca, leaf_ttl, node, trust_domain, rotation: Rotation::default() }
     }
 
-    /// Who a pod is: what the mesh says of its workload, else its service account in the configured trust domain.
-    #[expect(clippy::unused_self, reason = "an identity is this module's business; it has no other state yet")]
-    pub(crate) fn identity_of(&self, config: &Config, snapshot: &Snapshot, pod: &PodInfo) -> Option<Identity> {
-        let PodInfo { name, namespace, service_account } = pod;
-        match snapshot.local_workload(config.node.as_deref(), namespace, name, service_account) {
-            Some(workload) => Some(workload.identity.clone()),
-            None => Identity::new(&config.trust_domain, namespace, service_account)
-                .inspect_err(
-                    |error| tracing::warn!(pod = %format!("{namespace}/{name}"), %error, "no identity for a pod"),
-                )
-                .ok(),
+    /// A pod is captured: it has a certificate before its first connection asks.
+    pub(crate) fn on_captured(&mut self, pod: &PodInfo, snapshot: &Snapshot, publish: &mut impl Publish) {
+        match self.identity_of(snapshot, pod) {
+            Some(identity) => self.want(&identity, publish),
+            None => tracing::warn!(
+                %pod, service_account = pod.service_account, trust_domain = self.trust_domain,
+                "no certificate: these make no SPIFFE identity"
+            ),
         }
     }
 
-    /// Sees to it that a pod that is up has a certificate.
-    pub(crate) fn want_for(&mut self, config: &Config, snapshot: &Snapshot, pod: &PodInfo, publish: &mut impl Publish) {
-        if let Some(identity) = self.identity_of(config, snapshot, pod) {
-            self.want(&identity, publish);
+    /// A core has a connection that waits for `identity`.
+    pub(crate) fn on_wish<'a>(
+        &mut self,
+        identity: &Identity,
+        pods: impl Iterator<Item = &'a PodInfo>,
+        snapshot: &Snapshot,
+        publish: &mut impl Publish,
+    ) {
+        if self.identities_of(snapshot, pods).contains(identity) {
+            self.want(identity, publish);
+        } else {
+            tracing::warn!(%identity, "a certificate was asked for an identity that no pod here has; none is issued");
         }
     }
 
-    /// Issues a certificate unless there is one, or one was tried a moment ago.
-    pub(crate) fn want(&mut self, identity: &Identity, publish: &mut impl Publish) {
-        if self.rotation.want(identity, Instant::now()) {
-            self.issue(identity, publish);
+    /// The pods or the mesh have changed: certificates for all who are here, and none for those who are not.
+    pub(crate) fn keep_to<'a>(
+        &mut self,
+        pods: impl Iterator<Item = &'a PodInfo>,
+        snapshot: &Snapshot,
+        publish: &mut impl Publish,
+    ) {
+        let here = self.identities_of(snapshot, pods);
+        for gone in self.rotation.identities().into_iter().filter(|identity| !here.contains(identity)) {
+            self.rotation.forget(&gone);
+            tracing::info!(identity = %gone, "certificate forgotten: no pod here has this identity any more");
+            publish.credential_gone(&gone);
         }
-    }
-
-    /// Identities that none of the pods needs any more; they are forgotten.
-    pub(crate) fn unneeded(&mut self, needed: impl Fn(&Self, &Identity) -> bool) -> Vec<Identity> {
-        let unneeded: Vec<Identity> =
-            self.rotation.identities().into_iter().filter(|identity| !needed(self, identity)).collect();
-        for identity in &unneeded {
-            self.rotation.forget(identity);
+        for identity in &here {
+            self.want(identity, publish);
         }
-        unneeded
     }
 
     /// When the next certificate is due.
@@ -75,25 +85,50 @@ impl Credentials {
 
     /// Renews what is due.
     pub(crate) fn renew(&mut self, publish: &mut impl Publish) {
-        for identity in self.rotation.due(Instant::now()) {
+        for identity in self.rotation.due(now()) {
             self.issue(&identity, publish);
+        }
+    }
+
+    /// Who a pod is: what the mesh says of its workload, else its service account in the configured trust domain.
+    fn identity_of(&self, snapshot: &Snapshot, pod: &PodInfo) -> Option<Identity> {
+        let PodInfo { name, namespace, service_account } = pod;
+        match snapshot.local_workload(self.node.as_deref(), namespace, name, service_account) {
+            Some(workload) => Some(workload.identity.clone()),
+            None => Identity::new(&self.trust_domain, namespace, service_account).ok(),
+        }
+    }
+
+    fn identities_of<'a>(&self, snapshot: &Snapshot, pods: impl Iterator<Item = &'a PodInfo>) -> BTreeSet<Identity> {
+        pods.filter_map(|pod| self.identity_of(snapshot, pod)).collect()
+    }
+
+    /// Issues a certificate unless there is one, or one was tried a moment ago.
+    fn want(&mut self, identity: &Identity, publish: &mut impl Publish) {
+        if self.rotation.want(identity, now()) {
+            self.issue(identity, publish);
         }
     }
 
     fn issue(&mut self, identity: &Identity, publish: &mut impl Publish) {
         match self.ca.issue(identity, OffsetDateTime::now_utc()) {
             Ok(credential) => {
-                self.rotation.issued(identity, Instant::now(), self.leaf_ttl, fastrand::u64(..));
+                self.rotation.issued(identity, now(), self.leaf_ttl, fastrand::u64(..));
                 tracing::info!(%identity, "certificate issued");
                 publish.credential(identity, Ok(Arc::new(credential)));
             }
             Err(error) => {
                 tracing::error!(%identity, %error, "no certificate; trying again");
-                match self.rotation.failed(identity, Instant::now(), fastrand::u64(..)) {
+                match self.rotation.failed(identity, now(), fastrand::u64(..)) {
                     AfterFailure::Keep => {}
                     AfterFailure::Unavailable => publish.credential(identity, Err(error.to_string().into())),
                 }
             }
         }
     }
+}
+
+/// The runtime's clock, which tests may stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }

@@ -3,24 +3,29 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use inpod::{
     pod::{PodInfo, PodUid},
     zds::{
         backoff::{Backoff, Failure},
-        session::{Action, PODS_MAX, Session, SessionError, Ticket},
+        session::{Action, PODS_MAX, Session, SessionError, StartPod, StopPod, Ticket},
         socket::{ReceiveError, Received, ZdsSocket},
     },
 };
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time};
 
 use crate::{PodUp, Publish, Receipt, Status, status::WORKLOAD_PROXY_MANAGER};
 
 /// Receipts on their way. A session has at most one start and one stop of a pod in flight.
 const RECEIPTS_MAX: usize = 2 * PODS_MAX;
+
+/// How long the control thread waits for room in the agent's socket. An answer takes a few bytes there, so an agent
+/// without room has left hundreds unread, and nothing else may stand still for it.
+const SEND_WITHIN: Duration = Duration::from_millis(100);
 
 /// Why the conversation cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -47,12 +52,21 @@ pub(crate) struct Pods {
     /// `None` when no agent is configured.
     address: Option<PathBuf>,
     socket: Option<ZdsSocket>,
+    /// The hello has gone out on this connection.
+    greeted: bool,
     connect_at: Instant,
     session: Session,
     backoff: Backoff,
-    captured: BTreeMap<PodUid, PodInfo>,
+    pods: BTreeMap<PodUid, Pod>,
     receipts: (mpsc::Sender<Outcome>, mpsc::Receiver<Outcome>),
     status: Status,
+}
+
+/// A pod between its latest start and its stop.
+pub(crate) struct Pod {
+    ticket: Ticket,
+    info: PodInfo,
+    captured: bool,
 }
 
 /// What can happen to the conversation.
@@ -65,8 +79,8 @@ pub(crate) enum Happened {
 
 /// What a core said of a pod.
 pub(crate) enum Outcome {
-    Started { uid: PodUid, ticket: Ticket, info: PodInfo, result: Result<(), String> },
-    Stopped { uid: PodUid, ticket: Ticket, result: Result<(), String> },
+    Started { uid: PodUid, ticket: Ticket, result: Result<(), String> },
+    Stopped { uid: PodUid, ticket: Ticket, was: Option<Pod>, result: Result<(), String> },
 }
 
 impl Pods {
@@ -77,10 +91,11 @@ impl Pods {
         Self {
             address: address.map(Path::to_owned),
             socket: None,
-            connect_at: Instant::now(),
+            greeted: false,
+            connect_at: now(),
             session: Session::new(),
             backoff: Backoff::new(),
-            captured: BTreeMap::new(),
+            pods: BTreeMap::new(),
             receipts: mpsc::channel(RECEIPTS_MAX),
             status,
         }
@@ -88,7 +103,7 @@ impl Pods {
 
     /// Pods that are captured.
     pub(crate) fn captured(&self) -> impl Iterator<Item = &PodInfo> {
-        self.captured.values()
+        self.pods.values().filter(|pod| pod.captured).map(|pod| &pod.info)
     }
 
     /// When [`Pods::on_time`] has something to do.
@@ -117,7 +132,7 @@ impl Pods {
 
     /// Connects and retries what is due.
     pub(crate) async fn on_time(&mut self, publish: &mut impl Publish) -> Result<(), PodsError> {
-        let now = Instant::now();
+        let now = now();
         let mut actions = self.session.on_time(now);
         if let Some(address) = &self.address
             && self.socket.is_none()
@@ -127,7 +142,6 @@ impl Pods {
                 Ok(socket) => {
                     tracing::info!(address = %address.display(), "connected to the CNI agent");
                     self.socket = Some(socket);
-                    self.backoff.on_connected();
                     actions.extend(self.session.on_connected());
                 }
                 Err(error) => {
@@ -141,9 +155,7 @@ impl Pods {
 
     fn on_received(&mut self, received: Result<Received, ReceiveError>) -> Vec<Action> {
         match received {
-            Ok(Received::Packet { packet, descriptors }) => {
-                self.session.on_packet(Instant::now(), &packet, descriptors)
-            }
+            Ok(Received::Packet { packet, descriptors }) => self.session.on_packet(now(), &packet, descriptors),
             Ok(Received::Closed) => {
                 self.lost(Failure::Lost, &"it closed the connection");
                 Vec::new()
@@ -158,31 +170,41 @@ impl Pods {
 
     fn on_outcome(&mut self, outcome: Outcome) -> (Vec<Action>, PodEvent) {
         match outcome {
-            Outcome::Started { uid, ticket, info, result } => {
-                let event = match &result {
-                    Ok(()) => {
-                        tracing::info!(%uid, pod = %format!("{}/{}", info.namespace, info.name), "pod captured");
-                        self.captured.insert(uid.clone(), info.clone());
-                        self.status.count_started();
-                        PodEvent::Captured(info)
-                    }
-                    Err(error) => {
-                        tracing::error!(%uid, pod = %format!("{}/{}", info.namespace, info.name), error, "pod not captured; trying again");
-                        PodEvent::Nothing
-                    }
-                };
-                (self.session.on_started(Instant::now(), &uid, ticket, result), event)
+            Outcome::Started { uid, ticket, result } => {
+                let event = self.on_started(&uid, ticket, &result);
+                (self.session.on_started(now(), &uid, ticket, result), event)
             }
-            Outcome::Stopped { uid, ticket, result } => {
-                let event = match self.captured.remove(&uid) {
-                    Some(info) => {
-                        tracing::info!(%uid, pod = %format!("{}/{}", info.namespace, info.name), "pod released");
+            Outcome::Stopped { uid, ticket, was, result } => {
+                if let Err(error) = &result {
+                    tracing::error!(%uid, error, "pod not stopped cleanly");
+                }
+                let event = match was {
+                    Some(Pod { info, captured: true, .. }) => {
+                        tracing::info!(%uid, pod = %info, "pod released");
                         self.status.count_stopped();
                         PodEvent::Released
                     }
-                    None => PodEvent::Nothing,
+                    Some(_) | None => PodEvent::Nothing,
                 };
                 (self.session.on_stopped(ticket, result), event)
+            }
+        }
+    }
+
+    fn on_started(&mut self, uid: &PodUid, ticket: Ticket, result: &Result<(), String>) -> PodEvent {
+        // Stopped or started anew since: the later word counts.
+        let Some(pod) = self.pods.get_mut(uid).filter(|pod| pod.ticket == ticket) else { return PodEvent::Nothing };
+        match result {
+            Ok(()) => {
+                tracing::info!(%uid, pod = %pod.info, "pod captured");
+                self.status.count_started();
+                pod.captured = true;
+                PodEvent::Captured(pod.info.clone())
+            }
+            Err(error) => {
+                tracing::error!(%uid, pod = %pod.info, error, "pod not captured; trying again");
+                self.pods.remove(uid);
+                PodEvent::Nothing
             }
         }
     }
@@ -191,40 +213,54 @@ impl Pods {
         for action in actions {
             match action {
                 Action::Send(packet) => self.send(&packet).await,
-                Action::StartPod(start) => {
-                    let pod = PodUp { uid: start.uid.clone(), info: start.info.clone(), netns: start.netns };
-                    let (uid, ticket, info) = (start.uid, start.ticket, start.info);
-                    self.await_receipt(publish.pod_up(pod), move |result| Outcome::Started {
-                        uid,
-                        ticket,
-                        info,
-                        result,
-                    });
+                Action::StartPod(StartPod { uid, ticket, info, netns }) => {
+                    self.pods.insert(uid.clone(), Pod { ticket, info: info.clone(), captured: false });
+                    let receipt = publish.pod_up(PodUp { uid: uid.clone(), info, netns });
+                    self.await_receipt(receipt, move |result| Outcome::Started { uid, ticket, result });
                 }
-                Action::StopPod(stop) => {
-                    let (uid, ticket) = (stop.uid, stop.ticket);
+                Action::StopPod(StopPod { uid, ticket }) => {
+                    let was = self.pods.remove(&uid);
                     let receipt = publish.pod_down(&uid);
-                    self.await_receipt(receipt, move |result| Outcome::Stopped { uid, ticket, result });
+                    self.await_receipt(receipt, move |result| Outcome::Stopped { uid, ticket, was, result });
                 }
                 Action::Disconnect(error) => self.lost(Failure::Lost, &error),
                 Action::Exit(error) => return Err(PodsError::Protocol(error)),
             }
         }
+        self.tell_standing();
+        Ok(())
+    }
+
+    /// Ready once the agent has named its pods and each is captured. A pod that is being started takes readiness from
+    /// nobody and gives it to nobody: a pending one is tried again every few seconds, and is no better for it.
+    fn tell_standing(&mut self) {
         let standing = self.session.standing();
         if standing.snapshot {
             self.backoff.on_ready();
         }
-        let ready = self.address.is_none() || (standing.snapshot && standing.pending.is_empty());
-        self.status.set_pending(WORKLOAD_PROXY_MANAGER, !ready);
-        self.status.set_pods(self.captured.len(), standing.pending.len());
-        Ok(())
+        if self.address.is_some() {
+            if !standing.snapshot || !standing.pending.is_empty() {
+                self.status.set_pending(WORKLOAD_PROXY_MANAGER, true);
+            } else if standing.starting == 0 {
+                self.status.set_pending(WORKLOAD_PROXY_MANAGER, false);
+            }
+        }
+        self.status.set_pods(self.captured().count(), standing.pending.len());
     }
 
     async fn send(&mut self, packet: &[u8]) {
-        if let Some(socket) = &self.socket
-            && let Err(error) = socket.send(packet).await
-        {
-            self.lost(Failure::Hello, &error);
+        let Some(socket) = &self.socket else { return };
+        let sent = match time::timeout(SEND_WITHIN, socket.send(packet)).await {
+            Ok(sent) => sent,
+            Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "it does not read its answers")),
+        };
+        match sent {
+            Ok(()) => {
+                self.greeted = true;
+                self.backoff.on_connected();
+            }
+            Err(error) if self.greeted => self.lost(Failure::Lost, &error),
+            Err(error) => self.lost(Failure::Hello, &error),
         }
     }
 
@@ -234,7 +270,8 @@ impl Pods {
         tracing::warn!(%why, ?wait, "the connection to the CNI agent ended; connecting again");
         self.session.on_lost();
         self.socket = None;
-        self.connect_at = Instant::now() + wait;
+        self.greeted = false;
+        self.connect_at = now() + wait;
     }
 
     /// Waits for a core's word beside all else.
@@ -252,4 +289,9 @@ async fn receive(socket: Option<&ZdsSocket>) -> Result<Received, ReceiveError> {
         Some(socket) => socket.receive().await,
         None => std::future::pending().await,
     }
+}
+
+/// The runtime's clock, which tests may stop.
+fn now() -> Instant {
+    time::Instant::now().into_std()
 }

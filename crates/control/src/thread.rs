@@ -1,9 +1,14 @@
 //! The control thread's one loop: whatever happens, it is told to the part it concerns, and what comes of it is
 //! published. It waits for nothing but the next thing that happens.
 
-use std::{future::Future, pin::pin, sync::Arc, time::Instant};
+use std::{
+    future::Future,
+    pin::pin,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
-use mesh_state::{builder::SnapshotBuilder, change::Change, snapshot::Snapshot, wanted::Wanted};
+use mesh_state::{builder::SnapshotBuilder, snapshot::Snapshot, wanted::Wanted};
 use time::OffsetDateTime;
 
 use crate::{
@@ -50,14 +55,14 @@ pub async fn run(
 ) -> Result<(), ControlError> {
     let CaSource::Embedded { root_file, leaf_ttl } = &config.ca;
     let ca = EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?;
+    let mut credentials = Credentials::new(ca, *leaf_ttl, config.node.clone(), config.trust_domain.clone());
     let mut mesh = Mesh::new(publish, status.clone());
     let mut source = Source::open(&config)?;
     if let Some(source) = &mut source {
-        mesh.apply(source.file.load()?);
+        mesh.load(source)?;
     }
     status.set_pending(STATE_MANAGER, false);
-    let mut credentials = Credentials::new(ca, *leaf_ttl);
-    let mut pods = Pods::new(config.zds_socket.as_deref(), status.clone());
+    let mut pods = Pods::new(config.zds_socket.as_deref(), status);
 
     let mut shutdown = pin!(shutdown);
     loop {
@@ -68,29 +73,20 @@ pub async fn run(
                 if let Some(source) = &mut source {
                     mesh.reload(source);
                 }
-                // A workload that came may say which identity its pod has.
-                for info in pods.captured() {
-                    credentials.want_for(&config, &mesh.snapshot, info, &mut mesh.publish);
-                }
+                // It is the mesh that says whose workload a pod is.
+                credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish);
             }
             // Closed once the cores have ended, which is before this loop does.
-            Ok(wish) = wanted.recv(), if !wanted.is_closed() => {
-                if let Wanted::Identity(identity) = wish
-                    && pods.captured().any(|info| credentials.identity_of(&config, &mesh.snapshot, info).as_ref() == Some(&identity))
-                {
-                    credentials.want(&identity, &mut mesh.publish);
+            Ok(wish) = wanted.recv(), if !wanted.is_closed() => match wish {
+                Wanted::Identity(identity) => {
+                    credentials.on_wish(&identity, pods.captured(), &mesh.snapshot, &mut mesh.publish);
                 }
-            }
+                // A file says all it knows; nothing can be fetched on demand.
+                Wanted::Address { .. } | Wanted::Hostname(_) => {}
+            },
             happened = pods.next() => match pods.on(happened, &mut mesh.publish).await? {
-                PodEvent::Captured(info) => credentials.want_for(&config, &mesh.snapshot, &info, &mut mesh.publish),
-                PodEvent::Released => {
-                    let needed = |credentials: &Credentials, identity: &_| {
-                        pods.captured().any(|info| credentials.identity_of(&config, &mesh.snapshot, info).as_ref() == Some(identity))
-                    };
-                    for identity in credentials.unneeded(needed) {
-                        mesh.publish.credential_gone(&identity);
-                    }
-                }
+                PodEvent::Captured(pod) => credentials.on_captured(&pod, &mesh.snapshot, &mut mesh.publish),
+                PodEvent::Released => credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish),
                 PodEvent::Nothing => {}
             },
             () = until(due) => {
@@ -121,6 +117,8 @@ struct Source {
     file: FileSource,
     /// An inline mesh does not change.
     watch: Option<Watch>,
+    /// Why the file is not in force, and of when it is.
+    refused: Option<(String, Option<SystemTime>)>,
 }
 
 impl Source {
@@ -134,7 +132,7 @@ impl Source {
         };
         let file = config.local_file.clone().map(Origin::File);
         let origin = file.or_else(|| config.local_inline.clone().map(Origin::Inline));
-        Ok(origin.map(|origin| Self { file: FileSource::new(origin, defaults), watch }))
+        Ok(origin.map(|origin| Self { file: FileSource::new(origin, defaults), watch, refused: None }))
     }
 }
 
@@ -153,24 +151,32 @@ impl<P: Publish> Mesh<P> {
         Self { builder, snapshot, publish, status }
     }
 
-    fn apply(&mut self, changes: Vec<Change>) {
-        if changes.is_empty() {
-            return;
-        }
+    fn load(&mut self, source: &mut Source) -> Result<(), FileError> {
+        let changes = source.file.load()?;
         let count = changes.len();
-        for change in changes {
-            self.builder.apply(change);
+        if count > 0 {
+            for change in changes {
+                self.builder.apply(change);
+            }
+            self.snapshot = Arc::new(self.builder.freeze());
+            self.status.set_generation(self.snapshot.generation());
+            self.publish.snapshot(self.snapshot.clone());
+            tracing::info!(
+                file = %source.file.origin(), changes = count, generation = self.snapshot.generation(),
+                "mesh file loaded"
+            );
         }
-        self.snapshot = Arc::new(self.builder.freeze());
-        self.status.set_generation(self.snapshot.generation());
-        self.publish.snapshot(self.snapshot.clone());
-        tracing::info!(generation = self.snapshot.generation(), changes = count, "mesh published");
+        source.refused = None;
+        Ok(())
     }
 
     fn reload(&mut self, source: &mut Source) {
-        match source.file.load() {
-            Ok(changes) => self.apply(changes),
-            Err(error) => tracing::error!(%error, "mesh file refused; the last good one stays in force"),
+        let Err(error) = self.load(source) else { return };
+        // Said once of each version: where the log is written beside the file, saying it is a change there.
+        let refused = Some((error.to_string(), source.file.modified()));
+        if source.refused != refused {
+            tracing::error!(%error, "mesh file refused; the last good one stays in force");
+            source.refused = refused;
         }
     }
 }

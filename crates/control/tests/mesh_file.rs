@@ -1,65 +1,42 @@
 //! What the mesh file may say, and what is said of it when it says something else.
 
 use control::file_source::{Defaults, FileSource, Origin};
-use mesh_state::change::Change;
+use mesh_state::{change::Change, name::PolicyKey};
 
 fn source() -> FileSource {
     let defaults = Defaults { trust_domain: "cluster.local".into(), cluster: "Kubernetes".into() };
     FileSource::new(Origin::File("mesh.yaml".into()), defaults)
 }
 
-const GOOD: &str = r#"
-services:
-- name: shop
-  namespace: retail
-  hostname: shop.retail.svc.cluster.local
-  vips: ["/10.96.7.7"]
-  ports: {80: 8080}
-  subjectAltNames: ["spiffe://cluster.local/ns/retail/sa/shop"]
-  loadBalancer: {mode: Failover, routingPreferences: [Region, Zone], healthPolicy: OnlyHealthy}
-workloads:
-- uid: cluster1//v1/Pod/retail/shop-0
-  name: shop-0
-  namespace: retail
-  trustDomain: cluster.local
-  serviceAccount: shop
-  workloadIps: ["10.40.0.9"]
-  protocol: HBONE
-  node: node-a
-  network: ""
-  services:
-    "retail/shop.retail.svc.cluster.local": {80: 8080}
-  authorizationPolicies: ["retail/only-web"]
-- uid: cluster1//v1/Pod/retail/cart-0
-  name: cart-0
-  namespace: retail
-  workloadIps: ["10.40.0.11", "fd00::11"]
-  waypoint: {destination: "/10.40.0.10", hboneMtlsPort: 15008}
-  services: {}
-policies:
-- name: only-web
-  namespace: retail
-  scope: WorkloadSelector
-  action: Allow
-  dryRun: false
-  rules:
-  - - - principals: [{Exact: cluster.local/ns/retail/sa/web}]
-        notSourceIps: ["10.0.0.0/8", "fd00::1"]
-        namespaces: [{Presence: []}]
-"#;
+const GOOD: &str = include_str!("mesh_file/good.yaml");
 
 #[test]
 fn a_whole_mesh_is_read_with_its_defaults() {
     let changes = source().apply(GOOD).expect("it is good");
-    let workloads: Vec<_> = changes
-        .iter()
-        .filter_map(|change| if let Change::Workload(workload) = change { Some(workload) } else { None })
-        .collect();
-    assert_eq!((changes.len(), workloads.len()), (4, 2));
-    let cart = workloads.iter().find(|workload| &*workload.name == "cart-0").expect("it is there");
+    assert_eq!(changes.len(), 5);
+    let workload = |name: &str| {
+        changes
+            .iter()
+            .find_map(|change| match change {
+                Change::Workload(workload) if &*workload.name == name => Some(workload),
+                _ => None,
+            })
+            .unwrap_or_else(|| panic!("{name} is not in {changes:?}"))
+    };
+    let (shop, cart) = (workload("shop-0"), workload("cart-0"));
+    assert_eq!(shop.identity.as_str(), "spiffe://cluster.local/ns/retail/sa/shop");
+    assert_eq!((&*shop.node, shop.services.len()), ("node-a", 1));
+    assert_eq!(shop.authorization_policies, [PolicyKey::new("retail", "only-web")]);
     assert_eq!(cart.identity.as_str(), "spiffe://cluster.local/ns/retail/sa/default");
     assert_eq!((cart.addresses.len(), cart.capacity, &*cart.cluster_id), (2, 1, "Kubernetes"));
-    assert!(cart.waypoint.is_some());
+    assert_eq!(cart.waypoint.as_ref().map(|waypoint| waypoint.hbone_port), Some(15008));
+    let service =
+        changes.iter().find_map(|change| if let Change::Service(service) = change { Some(service) } else { None });
+    assert_eq!(service.map(|service| (service.vips.len(), service.load_balancing.scopes.len())), Some((1, 2)));
+    let policy =
+        changes.iter().find_map(|change| if let Change::Policy(policy) = change { Some(policy) } else { None });
+    let only = &policy.expect("it is there").rules[0].clauses[0].matches[0];
+    assert_eq!((only.principals.len(), only.not_source_ips.len(), only.namespaces.len()), (1, 2, 1));
 }
 
 #[test]
@@ -72,12 +49,12 @@ fn nothing_but_comments_is_an_empty_mesh() {
 #[test]
 fn a_reload_says_only_what_has_changed() {
     let mut source = source();
-    assert_eq!(source.apply(GOOD).expect("good").len(), 4);
+    assert_eq!(source.apply(GOOD).expect("good").len(), 5);
     assert_eq!(source.apply(GOOD).expect("good"), []);
     let moved = source.apply(&GOOD.replace("10.40.0.9", "10.40.0.99")).expect("good");
     assert!(matches!(&moved[..], [Change::Workload(workload)] if &*workload.name == "shop-0"), "{moved:?}");
     let gone = source.apply("{}").expect("good");
-    assert_eq!(gone.len(), 4);
+    assert_eq!(gone.len(), 5);
 }
 
 #[test]
@@ -90,59 +67,111 @@ fn a_bad_file_changes_nothing_and_the_next_good_one_is_compared_with_the_last_go
 
 #[test]
 fn every_mistake_is_named_with_its_place_its_field_and_its_cause() {
-    let workload = |lines: &str| format!("workloads:\n- name: a\n  namespace: n\n{lines}");
-    for (text, line, says) in [
-        ("workloads: 7\n".into(), 1, &["workloads"][..]),
-        ("wrokloads: []\n".into(), 1, &["wrokloads", "unknown field"]),
-        (workload("  workloadIps: []\n  services: {}\n  colour: red\n"), 6, &["workloads[0]", "colour"]),
-        (workload("  workloadIps: 10.0.0.1\n  services: {}\n"), 4, &["workloads[0].workloadIps"]),
-        (workload("  workloadIps: [10.0.0.300]\n  services: {}\n"), 4, &["workloads[0].workloadIps[0]", "10.0.0.300", "IP address"]),
-        (workload("  services: {}\n"), 4, &["workloads[0]", "workloadIps"]),
-        (workload("  workloadIps: []\n  services: {shop: {80: 80}}\n"), 5, &["services", "NAMESPACE/HOSTNAME"]),
-        (workload("  workloadIps: []\n  services: {}\n  capacity: -1\n"), 6, &["workloads[0].capacity"]),
-        (workload("  workloadIps: []\n  services: {}\n  protocol: UDP\n"), 6, &["workloads[0].protocol", "UDP"]),
-        (workload("  name: b\n  workloadIps: []\n  services: {}\n"), 4, &["duplicate", "name"]),
+    /// A workload that needs only one line more, which is line 6.
+    fn workload(line: &str) -> String {
+        format!("workloads:\n- name: a\n  namespace: n\n  workloadIps: []\n  services: {{}}\n{line}\n")
+    }
+    /// The same of a service, whose line is line 5.
+    fn service(line: &str) -> String {
+        format!("services:\n- name: s\n  namespace: n\n  hostname: h\n{line}\n")
+    }
+    /// The same of a policy's only match, which is line 8.
+    fn policy(line: &str) -> String {
+        let head = "policies:\n- name: p\n  namespace: n\n  scope: Global\n  action: Deny\n  dryRun: false\n";
+        format!("{head}  rules:\n  - - - {line}\n")
+    }
+    let bomb = format!("workloads: {}{}\n", "[".repeat(100_000), "]".repeat(100_000));
+    // The file, where it is wrong, which field is named first, and a word of why.
+    for (text, place, field, why) in [
+        ("workloads: 7", "1:12", "workloads", "a list"),
+        ("wrokloads: []", "1:1", "wrokloads", "unknown field"),
+        (&workload("  colour: red"), "6:3", "workloads[0].colour", "unknown field"),
+        (&workload("  value: 7"), "6:3", "workloads[0].value", "unknown field"),
+        (&workload("  capacity: -1"), "6:13", "workloads[0].capacity", "whole number"),
+        (&workload("  protocol: UDP"), "6:13", "workloads[0].protocol", "expected one of TCP, HBONE"),
+        (&workload("  nativeTunnel: often"), "6:17", "workloads[0].nativeTunnel", "bool"),
+        (&workload("  name: b"), "6:3", "workloads[0]", "the key name is there twice"),
         (
-            "services:\n- name: s\n  namespace: n\n  hostname: h\n  vips: [10.0.0.1]\n  ports: {}\n".into(),
-            5,
-            &["services[0].vips[0]", "NETWORK/IP"],
+            &workload("  waypoint: {destination: here, hboneMtlsPort: 1}"),
+            "6:27",
+            "workloads[0].waypoint.destination",
+            "no slash",
+        ),
+        (&workload("  waypoint: {destination: /10.0.0.1}"), "6:14", "workloads[0].waypoint", "hboneMtlsPort"),
+        (&workload("  serviceAccount: a/b"), "2:3", "workloads[0]", "service account \"a/b\""),
+        (&workload("workloads: []"), "6:1", "the key workloads", "is there twice"),
+        (&workload("- name: b\n  namespace: n\n  workloadIps: 10.0.0.1"), "8:16", "workloads[1].workloadIps", "a list"),
+        (
+            &workload("- name: a\n  namespace: n\n  workloadIps: []\n  services: {}"),
+            "6:3",
+            "workloads[1].uid",
+            "is there twice",
         ),
         (
-            "services:\n- name: s\n  namespace: n\n  hostname: h\n  vips: []\n  ports: {80: 70000}\n".into(),
-            6,
-            &["services[0].ports", "u16"],
+            "workloads:\n- namespace: n\n  workloadIps: []\n  services: {}",
+            "2:3",
+            "workloads[0]",
+            "neither a name nor a uid",
         ),
+        ("workloads:\n- name: a\n  namespace: n\n  services: {}", "4:3", "workloads[0]", "missing field `workloadIps`"),
+        ("workloads:\n- workloadIps: [10.0.0.300]", "2:17", "workloads[0].workloadIps[0]", "is no IP address"),
+        ("workloads:\n- services: {shop: {80: 80}}", "2:14", "workloads[0].services.shop", "NAMESPACE/HOSTNAME"),
+        (&service("  vips: [10.0.0.1]"), "5:10", "services[0].vips[0]", "NETWORK/IP"),
+        (&service("  vips: [/10.0.0]"), "5:10", "services[0].vips[0]", "NETWORK/IP"),
+        (&service("  ports: {80: 70000}"), "5:15", "services[0].ports.80", "65535"),
+        (&service("  cidrVips: [{cidr: 10.0.0.0/33}]"), "5:21", "services[0].cidrVips[0].cidr", "CIDR"),
+        (&service("  subjectAltNames: [me]"), "5:21", "services[0].subjectAltNames[0]", "SPIFFE"),
         (
-            "services:\n- name: s\n  namespace: n\n  hostname: h\n  vips: []\n  ports: {}\n  subjectAltNames: [me]\n".into(),
-            7,
-            &["subjectAltNames[0]", "SPIFFE"],
+            &service("  vips: []\n  ports: {}\n- {name: s, namespace: n, hostname: h, vips: [], ports: {}}"),
+            "7:3",
+            "services[1]",
+            "is there twice",
         ),
+        (&policy("sourceIps: [10.0.0.0/33]"), "8:21", "policies[0].rules[0][0][0].sourceIps[0]", "CIDR"),
+        (&policy("principals: [{Regex: x}]"), "8:23", "policies[0].rules[0][0][0].principals[0]", "Regex"),
         (
-            "policies:\n- name: p\n  namespace: n\n  scope: Global\n  action: Deny\n  dryRun: false\n  rules:\n  - - - sourceIps: [10.0.0.0/33]\n".into(),
-            8,
-            &["policies[0].rules[0][0][0].sourceIps[0]", "10.0.0.0/33"],
+            &policy("{}\n- {name: p, namespace: n, scope: Global, action: Deny, dryRun: false, rules: []}"),
+            "9:3",
+            "policies[1]",
+            "is there twice",
         ),
-        (
-            "policies:\n- name: p\n  namespace: n\n  scope: Global\n  action: Deny\n  dryRun: false\n  rules:\n  - - - principals: [{Regex: x}]\n".into(),
-            8,
-            &["principals[0]", "Regex"],
-        ),
-        ("workloads: [\n".into(), 1, &["unclosed"]),
+        ("a flat text", "1:1", "a mapping", ""),
+        ("- a\n- b", "1:1", "a mapping", ""),
+        ("workloads: [", "1:12", "workloads", "unclosed"),
+        ("workloads:\n\t- name: a", "2:2", "tabs", ""),
+        ("workloads: []\n---\nworkloads: []", "3:1", "a second document", ""),
+        ("workloads: &a [*a]", "1:16", "workloads", "recursive"),
+        (&bomb, "1:", "workloads", ""),
     ] {
-        let error = source().apply(&text).expect_err(&text).to_string();
-        assert!(error.starts_with(&format!("mesh.yaml:{line}:")), "{error}\n{text}");
-        for word in says {
-            assert!(error.contains(word), "{word:?} is not in {error}\n{text}");
-        }
-        assert_eq!(error.lines().count(), 1, "{error}");
+        let error = source().apply(text).expect_err(text).to_string();
+        let shown: String = text.chars().take(300).collect();
+        assert!(error.starts_with(&format!("mesh.yaml:{place}")), "not at {place}: {error}\n{shown}");
+        let cause = error.splitn(4, ':').nth(3).map_or("", str::trim_start);
+        assert!(cause.starts_with(field), "not of {field}: {error}\n{shown}");
+        assert!(cause.contains(why), "no {why:?}: {error}\n{shown}");
+        assert!(!cause.contains("line ") && error.lines().count() == 1, "{error}");
     }
 }
 
 #[test]
 fn what_is_there_twice_is_refused() {
-    let twice = "workloads:\n- {uid: u, namespace: n, workloadIps: [], services: {}}\n- {uid: u, namespace: n, workloadIps: [], services: {}}\n";
-    let error = source().apply(twice).expect_err("twice").to_string();
-    assert!(error.contains("uid u is there twice"), "{error}");
+    let same = |list: &str, row: &str| format!("{list}:\n- {{{row}}}\n- {{{row}}}\n");
+    for (text, says) in [
+        (
+            same("workloads", "uid: u, namespace: n, workloadIps: [], services: {}"),
+            "mesh.yaml:3:3: workloads[1].uid: u is there twice; each workload has a uid of its own",
+        ),
+        (
+            same("services", "name: s, namespace: n, hostname: h, vips: [], ports: {}"),
+            "mesh.yaml:3:3: services[1]: n/h is there twice",
+        ),
+        (
+            same("policies", "name: p, namespace: n, scope: Global, action: Deny, dryRun: false, rules: []"),
+            "mesh.yaml:3:3: policies[1]: n/p is there twice",
+        ),
+    ] {
+        assert_eq!(source().apply(&text).expect_err(&text).to_string(), says);
+    }
 }
 
 #[test]

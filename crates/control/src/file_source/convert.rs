@@ -9,8 +9,9 @@ use mesh_state::{
     service::{self, PortMapping, Service},
     workload::{self, Workload},
 };
-
 use serde::Deserialize as _;
+use serde_path_to_error::Segment;
+use serde_saphyr::{Budget, Location, Spanned};
 
 use super::{Contents, FileError, schema};
 
@@ -25,72 +26,118 @@ pub struct Defaults {
 
 /// Reads a whole file.
 pub(super) fn parse(origin: &str, text: &str, defaults: &Defaults) -> Result<Contents, FileError> {
-    let at = |line, column, cause| FileError::Text { origin: origin.to_owned(), line, column, cause };
+    let refused = |place: Location, cause| FileError::Text {
+        origin: origin.to_owned(),
+        line: place.line(),
+        column: place.column(),
+        cause,
+    };
+    let mut contents = Contents::default();
     // A file of comments alone is an empty mesh, which the reader would call a null.
     if text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#')) {
-        return Ok(Contents::default());
+        return Ok(contents);
     }
-    let mut field = String::new();
-    let read = serde_saphyr::with_deserializer_from_str_with_options(text, options(), |yaml| {
-        let mut track = serde_path_to_error::Track::new();
-        let mesh = schema::Mesh::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track));
-        if mesh.is_err() {
-            field = track.path().to_string();
-        }
-        mesh
-    });
-    let mesh = read.map_err(|error| {
-        let (line, column) = error.location().map_or((0, 0), |place| (place.line(), place.column()));
-        at(line, column, format!("{field}: {}", cause(&error)))
-    })?;
-    let mut contents = Contents::default();
-    for service in mesh.services {
-        let service = to_service(service);
-        let key = service.key();
-        if contents.services.insert(key.clone(), service).is_some() {
-            return Err(at(0, 0, format!("services: {key} is there twice")));
+    let mesh = read(text).map_err(|(place, cause)| refused(place, cause))?;
+    for (index, Spanned { value, referenced: place, .. }) in mesh.services.into_iter().enumerate() {
+        let service = to_service(value);
+        if let Some(twice) = contents.services.insert(service.key(), service) {
+            let cause = format!("services[{index}]: {} is there twice", twice.key());
+            return Err(refused(place, cause));
         }
     }
-    for policy in mesh.policies {
-        let policy = to_policy(policy);
-        let key = policy.key.clone();
-        if contents.policies.insert(key.clone(), policy).is_some() {
-            return Err(at(0, 0, format!("policies: {key} is there twice")));
+    for (index, Spanned { value, referenced: place, .. }) in mesh.policies.into_iter().enumerate() {
+        let policy = to_policy(value);
+        if let Some(twice) = contents.policies.insert(policy.key.clone(), policy) {
+            return Err(refused(place, format!("policies[{index}]: {} is there twice", twice.key)));
         }
     }
-    for workload in mesh.workloads {
-        let workload = to_workload(workload, defaults).map_err(|cause| at(0, 0, cause))?;
-        let uid = workload.uid.clone();
-        if contents.workloads.insert(uid.clone(), workload).is_some() {
-            return Err(at(0, 0, format!("workloads: uid {uid} is there twice; give each workload a uid of its own")));
+    for (index, Spanned { value, referenced: place, .. }) in mesh.workloads.into_iter().enumerate() {
+        let workload =
+            to_workload(value, defaults).map_err(|cause| refused(place, format!("workloads[{index}]: {cause}")))?;
+        if let Some(twice) = contents.workloads.insert(workload.uid.clone(), workload) {
+            let cause =
+                format!("workloads[{index}].uid: {} is there twice; each workload has a uid of its own", twice.uid);
+            return Err(refused(place, cause));
         }
     }
     Ok(contents)
 }
 
+/// The fields, or where which one is wrong.
+fn read(text: &str) -> Result<schema::Mesh, (Location, String)> {
+    let mut field = String::new();
+    serde_saphyr::with_deserializer_from_str_with_options(text, options(), |yaml| {
+        let mut track = serde_path_to_error::Track::new();
+        let mesh = schema::Mesh::deserialize(serde_path_to_error::Deserializer::new(yaml, &mut track));
+        if mesh.is_err() {
+            field = named(&track.path());
+        }
+        mesh
+    })
+    .map_err(|error| {
+        let cause = cause(&error);
+        let cause = if field.is_empty() { cause } else { format!("{field}: {cause}") };
+        (error.location().unwrap_or(Location::UNKNOWN), cause)
+    })
+}
+
+/// `workloads[1].workloadIps`, as the file has it.
+fn named(path: &serde_path_to_error::Path) -> String {
+    let mut name = String::new();
+    for (depth, segment) in path.iter().enumerate() {
+        match segment {
+            // `Spanned`'s own field, around each element of the three lists.
+            Segment::Map { .. } if depth == 2 => {}
+            Segment::Seq { index } => name.push_str(&format!("[{index}]")),
+            Segment::Map { key } | Segment::Enum { variant: key } => {
+                if !name.is_empty() {
+                    name.push('.');
+                }
+                name.push_str(key);
+            }
+            Segment::Unknown => {}
+        }
+    }
+    name
+}
+
 fn options() -> serde_saphyr::Options {
     let mut options = serde_saphyr::Options::default();
-    // The file's size is bounded before it is read; the reader's own budget is for texts of strangers.
-    options.budget = None;
+    // The file's size is bounded before it is read, so what grows with it needs no second bound. What makes much of
+    // little (nesting, aliases) keeps the reader's.
+    let mut budget = Budget::default();
+    budget.max_events = usize::MAX;
+    budget.max_nodes = usize::MAX;
+    budget.max_total_scalar_bytes = usize::MAX;
+    options.budget = Some(budget);
     options.with_snippet = false;
     options
 }
 
-/// Without the place, which stands before it, and in one line.
+/// Without the place, which stands before it, in one line, and for those who write YAML rather than Rust.
 fn cause(error: &serde_saphyr::Error) -> String {
     let text = error.without_snippet().to_string().replace('\n', " ");
     let text = text.rfind(" at line ").map_or(text.as_str(), |place| &text[..place]);
-    // The reader's advice is for those who call it, not for those who write YAML.
-    text.split(", set DuplicateKeyPolicy").next().unwrap_or(text).to_owned()
+    let text = text.split(", set DuplicateKeyPolicy").next().unwrap_or(text);
+    match text {
+        "expected sequence start" => "a list is expected here".to_owned(),
+        "expected mapping start" => "a mapping (key: value) is expected here".to_owned(),
+        "invalid u16" => "a whole number from 0 to 65535 is expected here (u16)".to_owned(),
+        "invalid u32" => "a whole number from 0 to 4294967295 is expected here (u32)".to_owned(),
+        _ if text.starts_with("multiple YAML documents") => "a second document begins; one file is one mesh".to_owned(),
+        _ => match text.strip_prefix("duplicate mapping key: ") {
+            Some(key) => format!("the key {key} is there twice"),
+            None => text.to_owned(),
+        },
+    }
 }
 
 fn to_workload(from: schema::Workload, defaults: &Defaults) -> Result<Workload, String> {
-    let name = from.name.or_else(|| from.uid.clone()).ok_or("workloads: one has neither name nor uid")?;
+    let name = from.name.or_else(|| from.uid.clone()).ok_or("it has neither a name nor a uid")?;
     let uid = from.uid.unwrap_or_else(|| format!("{}//Pod/{}/{name}", defaults.cluster, from.namespace));
     let trust_domain = from.trust_domain.as_deref().unwrap_or(&defaults.trust_domain);
     let account = from.service_account.as_deref().unwrap_or("default");
-    let identity =
-        Identity::new(trust_domain, &from.namespace, account).map_err(|error| format!("workloads: {uid}: {error}"))?;
+    let identity = Identity::new(trust_domain, &from.namespace, account).map_err(|error| format!("{uid}: {error}"))?;
     let text = |text: String| -> Arc<str> { text.into() };
     let services = from.services.into_iter().map(|(key, ports)| (key.0, mappings(ports))).collect();
     Ok(Workload {

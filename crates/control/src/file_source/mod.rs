@@ -10,6 +10,7 @@ use std::{
     collections::HashMap,
     fmt, fs, io,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 use mesh_state::{
@@ -97,6 +98,19 @@ impl FileSource {
     /// Nothing is read yet.
     pub fn new(origin: Origin, defaults: Defaults) -> Self {
         Self { origin, defaults, current: Contents::default() }
+    }
+
+    /// Where it comes from.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// When the file was last written, if that can be told.
+    pub fn modified(&self) -> Option<SystemTime> {
+        match &self.origin {
+            Origin::File(path) => fs::metadata(path).and_then(|data| data.modified()).ok(),
+            Origin::Inline(_) => None,
+        }
     }
 
     /// Reads the mesh and says what has changed since the last time.

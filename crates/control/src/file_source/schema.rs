@@ -12,16 +12,18 @@ use mesh_state::{
     workload::{GatewayAddress, GatewayDestination},
 };
 use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_saphyr::Spanned;
 
+/// Each knows where in the file it begins, for what only shows when all is read.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub(super) struct Mesh {
     #[serde(default)]
-    pub(super) services: Vec<Service>,
+    pub(super) services: Vec<Spanned<Service>>,
     #[serde(default)]
-    pub(super) workloads: Vec<Workload>,
+    pub(super) workloads: Vec<Spanned<Workload>>,
     #[serde(default)]
-    pub(super) policies: Vec<Policy>,
+    pub(super) policies: Vec<Spanned<Policy>>,
 }
 
 #[derive(Debug, Deserialize)]

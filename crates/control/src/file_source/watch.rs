@@ -8,6 +8,9 @@ use tokio::sync::mpsc;
 /// A change is read once nothing more has happened for this long: an editor and a ConfigMap both touch a file in steps.
 const QUIET: Duration = Duration::from_millis(100);
 
+/// It is read after this long even if its directory is never quiet: a log may be written there.
+const UNREST_MAX: Duration = Duration::from_secs(2);
+
 /// One pending event says as much as a hundred.
 const EVENTS_MAX: usize = 1;
 
@@ -47,7 +50,9 @@ impl Watch {
             std::future::pending::<()>().await;
         }
         self.due = true;
-        while let Ok(Some(())) = tokio::time::timeout(QUIET, self.events.recv()).await {}
+        let quiet = async { while let Ok(Some(())) = tokio::time::timeout(QUIET, self.events.recv()).await {} };
+        // Late is as good as quiet.
+        let _late = tokio::time::timeout(UNREST_MAX, quiet).await;
         self.due = false;
     }
 }
