@@ -32,6 +32,8 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 const FLUSH_EVERY_MS: &str = "20";
 /// How long Envoy waits for its own connections and handshakes.
 const CONNECT_TIMEOUT: &str = "5s";
+/// Between the first GOAWAY, which forbids nothing yet, and the last.
+const DRAIN_TIMEOUT: &str = "0.2s";
 /// Envoy's defaults of 1024 would be what a test of many connections finds.
 const CIRCUIT_BREAKER: u32 = 100_000;
 /// Where the key of a tunnel's client and its certificate lie, and what it trusts.
@@ -55,8 +57,10 @@ pub struct Acceptor {
     pub peers: Peers,
     /// What becomes of a CONNECT.
     pub answer: Answer,
-    /// Streams that it allows each tunnel.
+    /// Streams that it allows each tunnel at once.
     pub streams_max: u32,
+    /// CONNECTs after which it says goodbye to a tunnel with GOAWAY; 0 for never.
+    pub goodbye_after: u32,
 }
 
 /// The HBONE client that an Envoy is to be.
@@ -254,6 +258,8 @@ impl Acceptor {
         let connections = json!({
             "stat_prefix": TUNNELS,
             "codec_type": "HTTP2",
+            "common_http_protocol_options": { "max_requests_per_connection": self.goodbye_after },
+            "drain_timeout": DRAIN_TIMEOUT,
             "http2_protocol_options": { "allow_connect": true, "max_concurrent_streams": self.streams_max },
             "upgrade_configs": [{ "upgrade_type": "CONNECT" }],
             "route_config": { "virtual_hosts": [{ "name": "all", "domains": ["*"], "routes": [route] }] },
