@@ -1,0 +1,7 @@
+//! The whole control thread: a CNI agent and a mesh file on one side, what the cores are told on the other.
+
+mod agent;
+mod certificates;
+mod mesh;
+mod pods;
+mod world;
