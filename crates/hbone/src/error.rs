@@ -125,7 +125,7 @@ pub enum TunnelError {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum OpenError {
     /// The other end answered, and not with 200.
-    #[error("CONNECT refused with status {0}: {hint}", hint = status_hint(*.0))]
+    #[error("http status: {0}: {hint}", hint = status_hint(*.0))]
     Status(u16),
     /// The other end reset the stream instead of answering.
     #[error("CONNECT was reset: {0}")]
