@@ -134,6 +134,15 @@ impl Source {
         let origin = file.or_else(|| config.local_inline.clone().map(Origin::Inline));
         Ok(origin.map(|origin| Self { file: FileSource::new(origin, defaults), watch, refused: None }))
     }
+
+    /// Whether it has not been said yet of this version of the file. Where the log is written beside the file, saying
+    /// it is a change of the directory, and would be read and said again for ever.
+    fn is_news(&mut self, error: &FileError) -> bool {
+        let refused = Some((error.to_string(), self.file.modified()));
+        let is_news = self.refused != refused;
+        self.refused = refused;
+        is_news
+    }
 }
 
 /// The mesh as the cores know it.
@@ -172,11 +181,36 @@ impl<P: Publish> Mesh<P> {
 
     fn reload(&mut self, source: &mut Source) {
         let Err(error) = self.load(source) else { return };
-        // Said once of each version: where the log is written beside the file, saying it is a change there.
-        let refused = Some((error.to_string(), source.file.modified()));
-        if source.refused != refused {
+        if source.is_news(&error) {
             tracing::error!(%error, "mesh file refused; the last good one stays in force");
-            source.refused = refused;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, time::Duration};
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_stays_broken_is_told_once_and_again_when_it_is_written_anew() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join("mesh.yaml");
+        let config = Config { local_file: Some(file.clone()), ..Config::default() };
+        let mut source = Source::open(&config).expect("the directory is there").expect("there is a file");
+        let mut is_news = || {
+            let error = source.file.load().expect_err("broken");
+            source.is_news(&error)
+        };
+        assert!(is_news(), "missing");
+        assert!(!is_news());
+        std::fs::write(&file, "workloads: 7").expect("written");
+        assert!(is_news(), "broken");
+        assert!(!is_news());
+        let later = SystemTime::now() + Duration::from_secs(60);
+        File::options().write(true).open(&file).and_then(|file| file.set_modified(later)).expect("touched");
+        assert!(is_news(), "still broken");
+        assert!(!is_news());
     }
 }

@@ -19,9 +19,13 @@ const ACK: &[u8] = &[0x0A, 0x00];
 pub(crate) const SNAPSHOT: &[u8] = &[0x1A, 0x00];
 
 /// A pod that is added: its uid, and the service account that it runs as.
-pub(crate) fn add(uid: &str, service_account: &str) -> Vec<u8> {
+fn add(uid: &str, service_account: &str) -> Vec<u8> {
     let info = [field(0x0A, uid.as_bytes()), field(0x12, b"shop"), field(0x1A, service_account.as_bytes())].concat();
     field(0x0A, &[field(0x0A, uid.as_bytes()), field(0x12, &info)].concat())
+}
+
+pub(crate) fn add_without_info(uid: &str) -> Vec<u8> {
+    field(0x0A, &field(0x0A, uid.as_bytes()))
 }
 
 pub(crate) fn del(uid: &str) -> Vec<u8> {
@@ -70,13 +74,16 @@ pub(crate) struct Connection {
 impl Connection {
     /// Adds a pod in the network namespace of the test.
     pub(crate) fn add(&self, uid: &str, service_account: &str) {
+        self.send_with_netns(&add(uid, service_account));
+    }
+
+    pub(crate) fn send_with_netns(&self, packet: &[u8]) {
         let netns = File::open("/proc/thread-self/ns/net").expect("/proc is mounted");
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut room);
         let descriptors = [netns.as_fd()];
         assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)), "there is room for one");
-        let packet = add(uid, service_account);
-        rustix::net::sendmsg(&self.fd, &[IoSlice::new(&packet)], &mut control, SendFlags::NOSIGNAL).expect("sent");
+        rustix::net::sendmsg(&self.fd, &[IoSlice::new(packet)], &mut control, SendFlags::NOSIGNAL).expect("sent");
     }
 
     /// Sends a packet without a descriptor; false once the control thread has hung up.

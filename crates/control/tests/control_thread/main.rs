@@ -2,6 +2,7 @@
 
 mod agent;
 mod certificates;
+mod log;
 mod mesh;
 mod pods;
 mod world;

@@ -1,6 +1,9 @@
 //! The mesh file under a running control thread: taken, refused, and what it says of the pods that are here.
 
-use crate::world::{Clock, Event, identity, with};
+use crate::{
+    log::Log,
+    world::{Clock, Event, identity, with},
+};
 
 fn workload(trust_domain: &str) -> String {
     format!(
@@ -9,14 +12,22 @@ fn workload(trust_domain: &str) -> String {
 }
 
 #[test]
-fn a_broken_change_changes_nothing_and_a_good_one_is_the_next_generation() {
+fn a_broken_change_is_named_and_changes_nothing_and_a_good_one_is_the_next_generation() {
     with(Clock::Wall, Some(&workload("cluster.local")), async |world| {
+        let mut log = Log::listen();
         let Event::Snapshot(first) = world.event().await else { panic!("the mesh comes first") };
         assert!(!world.status.pending().contains(&"state manager"));
-        world.replace_mesh("workloads: 7");
-        world.replace_mesh(&format!("# The same, later.\n{}", workload("cluster.local")));
-        world.replace_mesh("workloads: [");
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        for (text, why) in [
+            ("workloads: 7", ":1:12: workloads: a list"),
+            ("workloads: [", ":1:12: workloads: unclosed"),
+            ("workloads:\n- {namespace: 7}", ":2:4: workloads[0]: missing field"),
+        ] {
+            world.replace_mesh(text);
+            let named = format!("{}{why}", world.mesh_file().display());
+            let line = log.line().await;
+            assert!(line.contains(&named), "{named} is not in {line}");
+        }
+        log.nothing_more();
         world.nothing_more();
         world.replace_mesh(&workload("prod"));
         assert_eq!(world.event().await, Event::Snapshot(first + 1));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::{
-    agent::{SNAPSHOT, add, del, keep},
+    agent::{SNAPSHOT, add_without_info, del, keep},
     world::{Clock, Event, World, identity, with},
 };
 
@@ -150,32 +150,24 @@ fn pods_outlive_their_agent_and_the_next_snapshot_stops_those_it_does_not_name()
 
 #[test]
 fn an_agent_of_another_protocol_is_told_and_ends_the_control_thread() {
-    let no_info = {
-        let whole = add("u", "sa");
-        vec![whole[0], 3, whole[2], whole[3], whole[4]]
-    };
-    for (name, first, second, why) in [
-        ("a second snapshot", SNAPSHOT.to_vec(), SNAPSHOT.to_vec(), "a second time"),
-        ("a keep after the snapshot", SNAPSHOT.to_vec(), keep("u"), "after the snapshot"),
+    for (packet, has_netns, why) in [
+        (SNAPSHOT.to_vec(), false, "a second time"),
+        (keep("u"), false, "after the snapshot"),
+        (add_without_info("u"), true, "no workload_info"),
     ] {
         with(Clock::Jumping, None, async |world| {
             let agent = world.agent.accept().await;
-            assert!(agent.send(&first), "{name}");
+            assert!(agent.send(SNAPSHOT));
             agent.hear_ack().await;
-            assert!(agent.send(&second), "{name}");
+            match has_netns {
+                true => agent.send_with_netns(&packet),
+                false => assert!(agent.send(&packet)),
+            }
             agent.hear_nack("protocol error").await;
-            let error = world.ended().await.expect_err(name).to_string();
-            assert!(error.contains("CNI agent") && error.contains(why), "{name}: {error}");
+            let error = world.ended().await.expect_err(why).to_string();
+            assert!(error.contains("CNI agent") && error.contains(why), "{error}");
         });
     }
-    with(Clock::Jumping, None, async |world| {
-        let agent = world.agent.accept().await;
-        assert!(agent.send(&no_info));
-        agent.hear_nack("AddWorkload").await;
-        agent.hear_the_end().await;
-        // It came without a descriptor too, which a new connection may cure.
-        world.agent.accept().await;
-    });
 }
 
 #[test]
