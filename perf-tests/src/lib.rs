@@ -30,7 +30,7 @@ use std::time::Duration;
 /// threads of its own by [`short_connections`].
 pub type Connect<'a> = &'a (dyn Fn() -> io::Result<TcpStream> + Sync);
 
-/// Connections of one scenario. Worst case: two threads of [`STACK`] and two socket buffers each.
+/// Connections of one scenario. Worst case: two threads with 256 KiB stacks and two socket buffers each.
 pub const CONNECTIONS_MAX: usize = 2048;
 /// Bytes of one message. Worst case: two buffers of it per connection.
 pub const MESSAGE_MAX: usize = 1 << 20;

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use inpod::pod::PodInfo;
@@ -22,7 +22,6 @@ use crate::{
 /// The CA, and for whom it works.
 pub(crate) struct Credentials {
     ca: EmbeddedCa,
-    leaf_ttl: Duration,
     node: Option<String>,
     trust_domain: String,
     rotation: Rotation,
@@ -30,8 +29,8 @@ pub(crate) struct Credentials {
 
 impl Credentials {
     /// `node` is this node's name, `trust_domain` that of pods whose workload is not known.
-    pub(crate) fn new(ca: EmbeddedCa, leaf_ttl: Duration, node: Option<String>, trust_domain: String) -> Self {
-        Self { ca, leaf_ttl, node, trust_domain, rotation: Rotation::default() }
+    pub(crate) fn new(ca: EmbeddedCa, node: Option<String>, trust_domain: String) -> Self {
+        Self { ca, node, trust_domain, rotation: Rotation::default() }
     }
 
     /// A pod is captured: it has a certificate before its first connection asks.
@@ -113,8 +112,11 @@ impl Credentials {
     fn issue(&mut self, identity: &Identity, publish: &mut impl Publish) {
         match self.ca.issue(identity, OffsetDateTime::now_utc()) {
             Ok(credential) => {
-                self.rotation.issued(identity, now(), self.leaf_ttl, fastrand::u64(..));
-                tracing::info!(%identity, "certificate issued");
+                // Shorter than asked where the root ends first.
+                let end = UNIX_EPOCH + Duration::from_secs(credential.not_after_unix_s());
+                let lifetime = end.duration_since(SystemTime::now()).unwrap_or_default();
+                self.rotation.issued(identity, now(), lifetime, fastrand::u64(..));
+                tracing::info!(%identity, ?lifetime, "certificate issued");
                 publish.credential(identity, Ok(Arc::new(credential)));
             }
             Err(error) => {

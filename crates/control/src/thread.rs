@@ -55,7 +55,7 @@ pub async fn run(
 ) -> Result<(), ControlError> {
     let CaSource::Embedded { root_file, leaf_ttl } = &config.ca;
     let ca = EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?;
-    let mut credentials = Credentials::new(ca, *leaf_ttl, config.node.clone(), config.trust_domain.clone());
+    let mut credentials = Credentials::new(ca, config.node.clone(), config.trust_domain.clone());
     let mut mesh = Mesh::new(publish, status.clone());
     let mut source = Source::open(&config)?;
     if let Some(source) = &mut source {

@@ -1,5 +1,5 @@
-//! The endpoints of one service in the order of their keys: a persistent sorted list. Which one to take is
-//! [`crate::route::balance`]'s choice.
+//! The endpoints of one service in the order of their keys: a persistent sorted list. Which one to take is the choice of
+//! `route::balance`.
 
 use alloc::sync::Arc;
 use alloc::vec;

@@ -91,7 +91,10 @@ pub fn run(stream: &TcpStream, pattern: &Pattern, side: Side) -> Result<()> {
         let received = receive(stream, pattern, side);
         drop(ended);
         let sent = sending.join().map_err(|_| anyhow!("the sending thread panicked"))?;
-        received.and(sent)
+        match (received, sent) {
+            (Err(received), Err(sent)) => Err(anyhow!("{received:#}; and {sent:#}")),
+            (received, sent) => received.and(sent),
+        }
     })
 }
 

@@ -54,8 +54,13 @@ fn transfers_arrive_whole(first: First) -> Result<()> {
                     let serving = scope.spawn(|| transfer::run(&far, &pattern, Side::server(flow, BYTES, first)));
                     let here = transfer::run(&near, &pattern, Side::client(flow, BYTES, first));
                     let there = serving.join().map_err(|_| anyhow!("the server's side panicked"))?;
-                    here.with_context(|| format!("transfer {flow}, the client's side"))?;
-                    there.with_context(|| format!("transfer {flow}, the server's side"))
+                    // Both, since one alone does not tell which way the bytes were lost.
+                    let told = [&here, &there].map(|side| side.as_ref().err().map(|error| format!("{error:#}")));
+                    ensure!(
+                        here.is_ok() && there.is_ok(),
+                        "transfer {flow}: the client's and the server's side: {told:?}"
+                    );
+                    Ok(())
                 })?;
             }
         };

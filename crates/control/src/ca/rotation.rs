@@ -67,7 +67,9 @@ impl Rotation {
     /// `draw` over a tenth, so that certificates issued together are not renewed together.
     pub fn issued(&mut self, identity: &Identity, now: Instant, lifetime: Duration, draw: u64) {
         if let Some(state) = self.0.get_mut(identity) {
-            *state = State { due: now + spread(lifetime / 2, 10, draw), ends: Some(now + lifetime), failures: 0 };
+            // Not at once, however short the life: a root about to end would have us issue without end.
+            let wait = (lifetime / 2).max(WAIT_MIN);
+            *state = State { due: now + spread(wait, 10, draw), ends: Some(now + lifetime), failures: 0 };
         }
     }
 
@@ -116,6 +118,15 @@ mod tests {
             assert_eq!(rotation.due(start + DAY.mul_f64(most)), [web()], "{draw}");
             assert!(!rotation.want(&web(), start), "wanted already");
         }
+    }
+
+    #[test]
+    fn a_certificate_that_is_about_to_end_is_not_renewed_without_pause() {
+        let start = Instant::now();
+        let mut rotation = Rotation::default();
+        rotation.want(&web(), start);
+        rotation.issued(&web(), start, Duration::ZERO, 0);
+        assert!(rotation.next_due().expect("wanted") >= start + WAIT_MIN / 2);
     }
 
     #[test]

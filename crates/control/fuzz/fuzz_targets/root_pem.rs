@@ -1,0 +1,12 @@
+//! A CA's root file with anything in it; what must hold is in `promises`.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../promises.rs"]
+#[expect(dead_code, reason = "the other target's is here too")]
+mod promises;
+
+fuzz_target!(|text: &[u8]| {
+    promises::of_a_root(text);
+});

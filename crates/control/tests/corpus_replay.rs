@@ -1,0 +1,29 @@
+//! Replays the committed fuzz corpora, so that what a fuzzer once found stays found without one.
+
+use std::{fs, path::Path};
+
+#[path = "../fuzz/promises.rs"]
+mod promises;
+
+#[test]
+fn mesh_files_of_the_corpus_are_taken_whole_or_not_at_all() {
+    let taken = replay("local_yaml", promises::of_a_mesh_file);
+    assert!(taken.contains(&"good".to_owned()), "the corpus should hold a mesh, not only mistakes: {taken:?}");
+}
+
+#[test]
+fn roots_of_the_corpus_issue_certificates_or_are_refused() {
+    let taken = replay("root_pem", promises::of_a_root);
+    assert!(taken.contains(&"good".to_owned()), "the corpus should hold a root, not only mistakes: {taken:?}");
+}
+
+/// Files of which the promise says that they are good.
+fn replay(name: &str, promise: fn(&[u8]) -> bool) -> Vec<String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let files = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+    files
+        .map(|file| file.expect("listed").path())
+        .filter(|path| promise(&fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))))
+        .map(|path| path.file_name().expect("a file").to_string_lossy().into_owned())
+        .collect()
+}
