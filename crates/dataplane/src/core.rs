@@ -28,7 +28,6 @@ use crate::{
     config::Config,
     connections::{Connections, Stop},
     cores::Retired,
-    crowd::Crowd,
     deadline::within,
     dial,
     error::Error,
@@ -80,8 +79,6 @@ pub struct Core<R: Runtime, N> {
     retired: async_channel::Sender<Retired>,
     wanted: async_channel::Sender<Wanted>,
     draining: Cell<bool>,
-    /// The tasks that drive tunnels, either way: a drain lets them say goodbye.
-    pub(crate) tunnels: Crowd,
 }
 
 impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
@@ -102,7 +99,6 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             retired,
             wanted,
             draining: Cell::new(false),
-            tunnels: Crowd::of(usize::MAX),
         });
         let installing = core.clone();
         let installer = core.runtime.spawn(TenantKey::CORE, async move {
@@ -139,8 +135,16 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             // A receipt that nobody waits for any more is no concern of ours.
             Command::PodUp { pod, receipt } => drop(receipt.try_send(self.pod_up(pod))),
             Command::PodDown { uid, receipt } => {
-                self.pod_down(&uid);
-                drop(receipt.try_send(Ok(())));
+                let gone = self.pod_down(&uid);
+                let core = self.clone();
+                let farewell = async move {
+                    if let Some(pod) = gone {
+                        core.farewell(&pod).await;
+                    }
+                    drop(receipt.try_send(Ok(())));
+                };
+                // The CNI agent waits for it, so it is not to wait for its tenant's turn.
+                self.runtime.spawn(TenantKey::CORE, farewell).detach();
             }
             Command::Ping { answer } => drop(answer.try_send(self.index)),
             Command::Drain { .. } => {}
@@ -151,19 +155,32 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         if self.draining.get() {
             return Err(PodError::Draining);
         }
-        self.pod_down(&captured.uid);
+        if let Some(replaced) = self.pod_down(&captured.uid) {
+            let core = self.clone();
+            self.runtime.spawn(TenantKey::CORE, async move { core.farewell(&replaced).await }).detach();
+        }
         let uid = captured.uid.clone();
         let pod = Pod::open(self, captured)?;
         self.pods.borrow_mut().insert(uid, pod);
         Ok(())
     }
 
-    /// Stops a pod at once: the CNI agent has taken its network away, or is about to.
-    fn pod_down(&self, uid: &PodUid) {
-        let gone = self.pods.borrow_mut().remove(uid);
-        if let Some(pod) = gone {
-            pod.enter(Stage::Closed);
-            self.connections.stop_all(Some(uid), &Stop::PodGone);
+    /// Closes a pod's listeners and stops its connections: the CNI agent is about to take its network away.
+    fn pod_down(&self, uid: &PodUid) -> Option<Rc<Pod<R, N>>> {
+        let gone = self.pods.borrow_mut().remove(uid)?;
+        gone.enter(Stage::Draining);
+        self.connections.stop_all(Some(uid), &Stop::PodGone);
+        Some(gone)
+    }
+
+    /// Resolves when a pod that was taken down has said all it had to say, or cannot: once its network is gone, a reset
+    /// that has not left never will, and the other end would wait for its own timeout.
+    async fn farewell(&self, pod: &Pod<R, N>) {
+        let stopped = within(&self.runtime, LAST_RECORDS, pod.emptied()).await;
+        pod.enter(Stage::Closed);
+        let told = within(&self.runtime, dial::LAST_FRAMES * 2, pod.tunnels.empty()).await;
+        if stopped.is_err() || told.is_err() {
+            tracing::debug!(pod = %pod.name(), "removed before all its peers could be told");
         }
     }
 
@@ -265,11 +282,16 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         for pod in &pods {
             pod.pool.close();
         }
-        let _left = within(&self.runtime, LAST_RECORDS, self.tunnels.empty()).await;
+        let silent = || async {
+            for pod in &pods {
+                pod.tunnels.empty().await;
+            }
+        };
+        let _left = within(&self.runtime, LAST_RECORDS, silent()).await;
         for pod in &pods {
             pod.enter(Stage::Closed);
         }
-        let _left = within(&self.runtime, dial::LAST_FRAMES * 2, self.tunnels.empty()).await;
+        let _left = within(&self.runtime, dial::LAST_FRAMES * 2, silent()).await;
         tracing::info!(core = self.index, "shutdown complete");
     }
 

@@ -101,7 +101,7 @@ async fn handshake<R: Runtime, N: PodNetwork<R>>(
 
     let pinger = tunnel.pinger();
     let (driving_core, driving_pod) = (core.clone(), pod.clone());
-    let member = core.tunnels.join();
+    let member = pod.tunnels.join();
     let drive = async move {
         let _member = member;
         let mut driver = pin!(driver);

@@ -43,7 +43,7 @@ struct Peer {
 pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, pod: Rc<Pod<R, N>>, stream: R::Stream) {
     let (Ok(peer), Ok(local)) = (stream.peer_addr(), stream.local_addr()) else { return };
     let _open = core.metrics.socket(Reporter::Destination);
-    let _member = core.tunnels.join();
+    let _member = pod.tunnels.join();
     let closed = pin!(pod.reached(Stage::Closed));
     match select(pin!(tunnel(&core, &pod, stream, peer, local)), closed).await {
         Either::Left((Ok(()), _)) => {}

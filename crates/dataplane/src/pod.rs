@@ -46,6 +46,8 @@ pub(crate) struct Pod<R: Runtime, N> {
     staged: Bell,
     alive: Crowd,
     inbound_tunnels: Crowd,
+    /// The tasks that drive tunnels, either way: they say goodbye before the pod is gone.
+    pub(crate) tunnels: Crowd,
     runtime: std::marker::PhantomData<R>,
 }
 
@@ -115,6 +117,7 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
             staged: Bell::default(),
             alive: Crowd::of(config.connections_max),
             inbound_tunnels: Crowd::of(config.inbound_tunnels_max),
+            tunnels: Crowd::of(usize::MAX),
             runtime: std::marker::PhantomData,
         }
     }
@@ -150,6 +153,11 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
         self.alive
             .join()
             .ok_or_else(|| Error::TooManyConnections { pod: self.name(), connections: self.alive.members_max() })
+    }
+
+    /// Resolves when none of its connections is alive.
+    pub(crate) async fn emptied(&self) {
+        self.alive.empty().await;
     }
 
     /// A place among the tunnels the pod has accepted.
