@@ -33,6 +33,18 @@ fn daemons_that_start_at_once_agree_on_one_root_that_only_its_owner_reads() {
     assert_eq!(fs::read_to_string(&file).expect("it is there"), text, "and stays");
 }
 
+#[test]
+fn a_root_that_is_there_is_read_without_writing_beside_it() {
+    let (made, mounted) = (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
+    let (file, copy) = (made.path().join("root.pem"), mounted.path().join("root.pem"));
+    EmbeddedCa::open(&file, DAY, now()).map(drop).expect("it is made");
+    fs::copy(&file, &copy).expect("copied");
+    EmbeddedCa::open(&copy, DAY, now()).map(drop).expect("a root that is there is used");
+    let beside = |directory: &std::path::Path| fs::read_dir(directory).expect("listed").count();
+    assert_eq!(beside(mounted.path()), 1, "a Secret's mount is read-only");
+    assert_eq!(beside(made.path()), 2, "the lock of the one that made it, so that the count above can fail");
+}
+
 #[tokio::test]
 async fn two_daemons_with_one_root_file_accept_each_others_leaves() {
     let directory = tempfile::tempdir().expect("a directory");

@@ -82,25 +82,20 @@ impl EmbeddedCa {
     /// [`CaError`].
     pub fn open(file: &Path, leaf_ttl: Duration, now: OffsetDateTime) -> Result<Self, CaError> {
         let refused = |source| CaError::File { file: file.to_owned(), source };
-        if let Some(parent) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            fs::create_dir_all(parent).map_err(refused)?;
-        }
-        // The lock is beside the file, because the file comes into being by a rename.
-        let mut beside = file.as_os_str().to_owned();
-        beside.push(".lock");
-        let lock =
-            OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&beside).map_err(refused)?;
-        flock(&lock, FlockOperation::LockExclusive).map_err(|error| refused(error.into()))?;
+        // A root that is there is only read: it may be mounted from a Secret, read-only.
         if !file.try_exists().map_err(refused)? {
-            make_root(file, now)?;
+            make_root_once(file, now)?;
         }
-        let bytes = fs::metadata(file).map_err(refused)?.len();
-        if bytes > ROOT_BYTES_MAX {
-            let cause = format!("{bytes} bytes, more than the {ROOT_BYTES_MAX} that are read");
-            return Err(CaError::Root { file: file.to_owned(), cause });
+        let metadata = fs::metadata(file).map_err(refused)?;
+        let root = |cause| CaError::Root { file: file.to_owned(), cause };
+        if !metadata.is_file() {
+            return Err(root("it is no regular file".to_owned()));
+        }
+        if metadata.len() > ROOT_BYTES_MAX {
+            return Err(root(format!("{} bytes, more than the {ROOT_BYTES_MAX} that are read", metadata.len())));
         }
         let text = fs::read_to_string(file).map_err(refused)?;
-        Self::from_pem(&text, leaf_ttl, now).map_err(|cause| CaError::Root { file: file.to_owned(), cause })
+        Self::from_pem(&text, leaf_ttl, now).map_err(root)
     }
 
     /// Takes the root from a text.
@@ -147,6 +142,24 @@ impl EmbeddedCa {
         Credential::from_pem(identity, &leaf.pem(), &key.serialize_pem(), &self.root_pem, unix)
             .map_err(|source| CaError::Unusable { identity: identity.clone(), source })
     }
+}
+
+/// Makes a root, unless another daemon that starts at the same time is quicker.
+fn make_root_once(file: &Path, now: OffsetDateTime) -> Result<(), CaError> {
+    let refused = |source| CaError::File { file: file.to_owned(), source };
+    if let Some(parent) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        fs::create_dir_all(parent).map_err(refused)?;
+    }
+    // The lock is beside the file, because the file comes into being by a rename.
+    let mut beside = file.as_os_str().to_owned();
+    beside.push(".lock");
+    let lock =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&beside).map_err(refused)?;
+    flock(&lock, FlockOperation::LockExclusive).map_err(|error| refused(error.into()))?;
+    if file.try_exists().map_err(refused)? {
+        return Ok(());
+    }
+    make_root(file, now)
 }
 
 fn make_root(file: &Path, now: OffsetDateTime) -> Result<(), CaError> {
