@@ -87,6 +87,8 @@ fn every_mistake_is_named_with_its_place_its_field_and_its_cause() {
         ("wrokloads: []", "1:1", "wrokloads", "unknown field"),
         (&workload("  colour: red"), "6:3", "workloads[0].colour", "unknown field"),
         (&workload("  value: 7"), "6:3", "workloads[0].value", "unknown field"),
+        (&workload("  serviceAccount: 17"), "6:19", "workloads[0].serviceAccount", "quoted"),
+        (&workload("  node: true"), "6:9", "workloads[0].node", "quoted"),
         (&workload("  capacity: -1"), "6:13", "workloads[0].capacity", "whole number"),
         (&workload("  protocol: UDP"), "6:13", "workloads[0].protocol", "expected one of TCP, HBONE"),
         (&workload("  nativeTunnel: often"), "6:17", "workloads[0].nativeTunnel", "bool"),

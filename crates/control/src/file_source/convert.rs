@@ -111,6 +111,9 @@ fn options() -> serde_saphyr::Options {
     budget.max_total_scalar_bytes = usize::MAX;
     options.budget = Some(budget);
     options.with_snippet = false;
+    // A number or a boolean (of YAML 1.2: true and false) where a name belongs is a mistake, not a name.
+    options.no_schema = true;
+    options.strict_booleans = true;
     options
 }
 
