@@ -4,7 +4,9 @@ use std::io::ErrorKind;
 use std::sync::Arc;
 
 use super::fixture::{ALICE, BOB, Ca, Issued, Leaf, MALLORY, identity, now_unix_s, run};
+use bytes::Bytes;
 use hbone::error::{CertificateProblem, TlsError};
+use hbone::h2::{H2Config, client};
 use hbone::tls::stream::TlsStream;
 use mesh_state::identity::Identity;
 use rcgen::ExtendedKeyUsagePurpose;
@@ -408,5 +410,20 @@ fn a_client_that_is_refused_learns_it_with_its_first_read() {
         let mut client = client.expect("the client's half is over");
         let error = client.read(&mut [0; 8]).await.expect_err("an alert");
         assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
+    });
+}
+
+#[test]
+fn a_tunnel_whose_first_write_meets_a_closed_connection_says_the_alert_that_came_before() {
+    run(async {
+        let ca = Ca::new();
+        let (client, server) = shake((&ca, &Leaf::of(MALLORY), &[BOB]), (&ca, &Leaf::of(BOB))).await;
+        assert!(server.map(drop).is_err(), "another trust domain");
+        let error = match client::handshake::<_, Bytes>(client.expect("its half"), &H2Config::default()).await {
+            Err(error) => error,
+            Ok((_tunnel, driver)) => driver.await.expect_err("nobody is there"),
+        };
+        let told = error.to_string();
+        assert!(told.contains("alert") && !told.contains("pipe"), "{told}");
     });
 }
