@@ -190,6 +190,14 @@ fn describe(pem: &str) -> Result<(OffsetDateTime, Vec<u8>, bool), String> {
     let (_, pem) =
         x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|error| format!("its PEM is unreadable: {error}"))?;
     let certificate = pem.parse_x509().map_err(|error| format!("its certificate is unreadable: {error}"))?;
+    // The subject is written into every leaf as its issuer, and rcgen panics at a kind that cannot be written.
+    for attribute in certificate.subject().iter_attributes() {
+        let kind = attribute.attr_type();
+        let parts: Option<Vec<u64>> = kind.iter().map(Iterator::collect);
+        if !matches!(parts.as_deref(), Some([0 | 1, 0..40, ..] | [2, ..])) {
+            return Err(format!("its subject has an attribute of a kind that cannot be: OID {kind}"));
+        }
+    }
     Ok((certificate.validity().not_after.to_datetime(), certificate.public_key().raw.to_vec(), certificate.is_ca()))
 }
 

@@ -26,11 +26,11 @@ pub struct Defaults {
 
 /// Reads a whole file.
 pub(super) fn parse(origin: &str, text: &str, defaults: &Defaults) -> Result<Contents, FileError> {
-    let refused = |place: Location, cause| FileError::Text {
+    let refused = |place: Location, cause: String| FileError::Text {
         origin: origin.to_owned(),
         line: place.line(),
         column: place.column(),
-        cause,
+        cause: on_one_line(&cause),
     };
     let mut contents = Contents::default();
     // A file of comments alone is an empty mesh, which the reader would call a null.
@@ -61,6 +61,20 @@ pub(super) fn parse(origin: &str, text: &str, defaults: &Defaults) -> Result<Con
         }
     }
     Ok(contents)
+}
+
+/// Names in the file may hold anything, and be of any length; an error is one line that people read.
+fn on_one_line(cause: &str) -> String {
+    const SHOWN_MAX: usize = 1_000;
+    let mut line = String::new();
+    for character in cause.chars() {
+        if line.len() >= SHOWN_MAX {
+            line.push_str("...");
+            break;
+        }
+        if character.is_control() { line.extend(character.escape_default()) } else { line.push(character) }
+    }
+    line
 }
 
 /// The fields, or where which one is wrong.
@@ -119,7 +133,7 @@ fn options() -> serde_saphyr::Options {
 
 /// Without the place, which stands before it, in one line, and for those who write YAML rather than Rust.
 fn cause(error: &serde_saphyr::Error) -> String {
-    let text = error.without_snippet().to_string().replace('\n', " ");
+    let text = error.without_snippet().to_string();
     let text = text.rfind(" at line ").map_or(text.as_str(), |place| &text[..place]);
     let text = text.split(", set DuplicateKeyPolicy").next().unwrap_or(text);
     match text {

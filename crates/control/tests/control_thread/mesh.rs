@@ -20,7 +20,7 @@ fn a_broken_change_is_named_and_changes_nothing_and_a_good_one_is_the_next_gener
         for (text, why) in [
             ("workloads: 7", ":1:12: workloads: a list"),
             ("workloads: [", ":1:12: workloads: unclosed"),
-            ("workloads:\n- {namespace: 7}", ":2:4: workloads[0]: missing field"),
+            ("workloads:\n- {namespace: n}", ":2:4: workloads[0]: missing field"),
         ] {
             world.replace_mesh(text);
             let named = format!("{}{why}", world.mesh_file().display());
