@@ -31,13 +31,6 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
     let (Ok(peer), Ok(target)) = (client.peer_addr(), client.original_dst()) else { return };
     let _open = core.metrics.socket(Reporter::Source);
     let outbound = Outbound { core: &core, pod: &pod, peer, target };
-    let (source, route) = match outbound.decide().await {
-        Ok(decided) => decided,
-        Err(error) => {
-            record::refused_early(Direction::Outbound, peer, target, &error);
-            return turn_away(client);
-        }
-    };
     let _place = match pod.place() {
         Ok(place) => place,
         Err(error) => {
@@ -45,7 +38,16 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
             return turn_away(client);
         }
     };
+    // Before it is decided, which may take as long as its workload does to arrive: a pod that goes meanwhile takes it
+    // along, and a drain waits for it.
     let tracked = core.connections.track(pod.uid.clone(), None);
+    let (source, route) = match unless_stopped(&tracked, outbound.decide()).await {
+        Ok(decided) => decided,
+        Err(error) => {
+            record::refused_early(Direction::Outbound, peer, target, &error);
+            return turn_away(client);
+        }
+    };
     match route {
         Route::Passthrough { target } => {
             outbound.relay_plain(&source, client, target, &Destination::default(), &tracked).await

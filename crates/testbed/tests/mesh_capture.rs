@@ -254,6 +254,36 @@ fn a_half_closed_connection_still_carries_the_other_direction() -> Result<()> {
 }
 
 #[test]
+fn a_server_that_dies_with_requests_unread_resets_its_client_which_never_sees_half_an_answer_as_a_whole_one()
+-> Result<()> {
+    const ASKED: usize = 400_000;
+    const READ: usize = 32_000;
+    with_mesh(|mesh| {
+        let client = mesh.pod("client");
+        for to in ["server", "near"] {
+            let server = mesh.pod(to);
+            let _server = server.serve(PORT, |mut stream, _| {
+                stream.write_all(&[b'h'; 50_000])?;
+                stream.read_exact(&mut [0; READ])?;
+                // More is there, and left unread: the kernel closes as it does for a process that was killed.
+                stream.peek(&mut [0])?;
+                Ok(())
+            })?;
+            // The kernel tells of a reset once, either to the send or to the receive, so it takes some to meet both.
+            for round in 0..100 {
+                let stream = client.connect(server.at(PORT))?;
+                // Its own write may hear of the reset too.
+                if (&stream).write_all(&vec![b'q'; ASKED]).is_ok() {
+                    let end = client::await_end(&stream)?;
+                    ensure!(matches!(end, End::Reset(_)), "connection {round} to {to} ended with {end:?}");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn a_service_address_reaches_every_backend_at_its_own_port() -> Result<()> {
     const CONNECTIONS: usize = 40;
     with_mesh(|mesh| {

@@ -103,6 +103,12 @@ impl Bench {
     }
 
     /// Ends the core and checks that it gave everything back.
+    async fn pod_down(&self) {
+        let (receipt, gone) = async_channel::bounded(1);
+        assert!(self.commands.try_send(Command::PodDown { uid: "uid".into(), receipt }).is_ok());
+        gone.recv().await.expect("answered").expect("gone");
+    }
+
     async fn end(self) {
         assert!(self.commands.try_send(Command::Drain { limit: Duration::from_secs(5) }).is_ok());
         self.core.await.expect("the core does not panic");
@@ -270,6 +276,41 @@ fn a_connection_before_its_workload_waits_and_goes_on_or_is_refused_at_the_deadl
                 let exchanged = exchanged.await.expect("no panic");
                 assert_eq!(exchanged.is_ok(), served, "{arrives_after:?}: {exchanged:?}");
                 bench.end().await;
+            })
+            .unwrap_or_else(|stalled| panic!("{stalled}"));
+    }
+}
+
+#[test]
+fn a_connection_that_waits_for_its_workload_ends_with_its_pod_and_holds_a_drain() {
+    for removed in [true, false] {
+        let mut bench = Bench::new(3);
+        let world = bench.world.clone();
+        world
+            .clone()
+            .block_on(async {
+                bench.pod_up().await;
+                echo(&world, at(OUTSIDE, 80));
+                let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
+                let stream = world.connect(socket, at(OUTSIDE, 80), Duration::from_secs(1)).await.expect("captured");
+                let inside = world.clone();
+                let exchanged = world.spawn(TENANT, async move { exchange(&inside, stream, data(100)).await });
+                world.sleep(Duration::from_secs(1)).await;
+                if removed {
+                    bench.pod_down().await;
+                    // Too late: nothing of the pod is left that could be served.
+                    bench.publish([pod_workload(&[])]);
+                    let exchanged = exchanged.await.expect("no panic");
+                    assert!(exchanged.is_err(), "served after its pod was gone: {exchanged:?}");
+                    bench.end().await;
+                } else {
+                    bench.publish([pod_workload(&[])]);
+                    let before = world.passed();
+                    bench.end().await;
+                    let exchanged = exchanged.await.expect("no panic");
+                    assert!(exchanged.is_ok(), "it was taken before the drain: {exchanged:?}");
+                    assert!(world.passed() - before < Duration::from_secs(1));
+                }
             })
             .unwrap_or_else(|stalled| panic!("{stalled}"));
     }

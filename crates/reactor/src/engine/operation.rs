@@ -69,13 +69,12 @@ impl Operation {
                 let len = spare.len().min(*room).min(u32::MAX as usize);
                 opcode::Recv::new(Fd(socket.as_raw_fd()), spare.as_mut_ptr().cast(), len as u32).build()
             }
-            // MSG_WAITALL: the kernel itself goes on after a short send, so a chunk is one operation and one completion.
+            // Without MSG_WAITALL: with it the kernel goes on after a short send by itself, and when that meets a reset, the
+            // completion tells of the bytes and the error is lost; the next send hears of EPIPE, as after an orderly end.
             Self::Send { socket, chunk } => {
                 let bytes = chunk.chunk();
                 let len = bytes.len().min(i32::MAX as usize) as u32;
-                opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), len)
-                    .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
-                    .build()
+                opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build()
             }
             Self::Connect { socket, target } => {
                 opcode::Connect::new(Fd(socket.as_raw_fd()), target.as_ptr().cast(), target.len()).build()

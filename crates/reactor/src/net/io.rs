@@ -98,7 +98,12 @@ impl TcpIo {
                     self.writable = Some(self.wait(Readiness::Writable)?);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                sent => return Poll::Ready(sent),
+                sent => {
+                    if let Err(error) = &sent {
+                        self.socket.failed(error);
+                    }
+                    return Poll::Ready(sent);
+                }
             }
         }
     }
@@ -110,7 +115,7 @@ impl AsyncRead for TcpIo {
         loop {
             match &mut this.reading {
                 Reading::Try => match this.fetch() {
-                    Ok(bytes) if bytes.is_empty() => return Poll::Ready(Ok(())),
+                    Ok(bytes) if bytes.is_empty() => return Poll::Ready(this.socket.ended()),
                     Ok(bytes) => {
                         let drained = bytes.len() < this.parts.io_room;
                         this.reading = Reading::Copy { bytes, drained };
@@ -131,7 +136,7 @@ impl AsyncRead for TcpIo {
                     this.reading = Reading::Try;
                     let bytes = received?;
                     if bytes.is_empty() {
-                        return Poll::Ready(Ok(()));
+                        return Poll::Ready(this.socket.ended());
                     }
                     this.reading = Reading::Copy { bytes, drained: false };
                 }

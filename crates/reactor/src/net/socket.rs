@@ -17,6 +17,7 @@ pub(crate) struct Socket {
     descriptor: Rc<OwnedFd>,
     reset: Cell<bool>,
     sending: Cell<Sending>,
+    cut: Cell<bool>,
 }
 
 /// What is known about the bytes that went out.
@@ -29,7 +30,7 @@ enum Sending {
 
 impl Socket {
     pub(crate) fn new(descriptor: Rc<OwnedFd>) -> Self {
-        Self { descriptor, reset: Cell::new(false), sending: Cell::new(Sending::Whole) }
+        Self { descriptor, reset: Cell::new(false), sending: Cell::new(Sending::Whole), cut: Cell::new(false) }
     }
 
     pub(crate) fn descriptor(&self) -> Rc<OwnedFd> {
@@ -54,6 +55,25 @@ impl Socket {
     /// The send that began has sent everything.
     pub(crate) fn sent(&self) {
         self.sending.set(Sending::Whole);
+    }
+
+    /// A send has failed. The kernel tells of a reset once: when a send hears of it, the next receive brings nothing, as
+    /// at an orderly end. `EPIPE` is another thing: there the peer had ended its direction before.
+    pub(crate) fn failed(&self, error: &io::Error) {
+        if error.kind() != io::ErrorKind::BrokenPipe {
+            self.cut.set(true);
+        }
+    }
+
+    /// A receive brought nothing: the peer has ended its direction.
+    ///
+    /// # Errors
+    /// It has not: the connection was cut, and a send was told.
+    pub(crate) fn ended(&self) -> io::Result<()> {
+        if self.cut.get() {
+            return Err(io::Error::from_raw_os_error(libc::ECONNRESET));
+        }
+        Ok(())
     }
 
     /// Whether what went out is what was meant to, so that more may follow.

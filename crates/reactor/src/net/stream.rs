@@ -71,6 +71,9 @@ impl TcpStream {
                     let received = ready!(poll_received(op, context));
                     *receiving = Receiving::Idle;
                     let received = received?;
+                    if received.is_empty() {
+                        self.socket.ended()?;
+                    }
                     if received.len() <= room {
                         return Poll::Ready(Ok(received));
                     }
@@ -94,9 +97,13 @@ impl TcpStream {
         self.socket.begin_send()?;
         while chunk.has_remaining() {
             let operation = Operation::Send { socket: self.socket.descriptor(), chunk };
-            chunk = match self.parts.engine.start(operation)?.await.outcome? {
-                Brought::Rest(rest) => rest,
-                brought => unreachable!("a send brought {brought:?}"),
+            chunk = match self.parts.engine.start(operation)?.await.outcome {
+                Ok(Brought::Rest(rest)) => rest,
+                Ok(brought) => unreachable!("a send brought {brought:?}"),
+                Err(error) => {
+                    self.socket.failed(&error);
+                    return Err(error);
+                }
             };
         }
         self.socket.sent();
