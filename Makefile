@@ -9,6 +9,8 @@ MAKEFLAGS += --no-print-directory
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 TARGET := $(CARGO_TARGET_DIR)
 TOOLS := $(TARGET)/tools
+# What `coretunnel version` says it was built from.
+export CORETUNNEL_GIT_REVISION ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 
 DENY_VERSION := 0.20.2

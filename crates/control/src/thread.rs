@@ -27,15 +27,15 @@ pub enum ControlError {
     #[error(transparent)]
     Ca(#[from] CaError),
     /// The mesh file, at the start. Later the last good one stays in force.
-    #[error("cannot start with this mesh file: {0}")]
+    #[error(transparent)]
     File(#[from] FileError),
     /// The file is there but cannot be watched.
-    #[error("cannot watch {file}: {source}; inotify watches may be exhausted (fs.inotify.max_user_watches)")]
+    #[error("cannot watch {file}: {cause}; inotify watches may be exhausted (fs.inotify.max_user_watches)")]
     Watch {
         /// Which.
         file: String,
         /// What notify said.
-        source: notify::Error,
+        cause: notify::Error,
     },
     /// The CNI agent.
     #[error(transparent)]
@@ -126,7 +126,7 @@ impl Source {
         let defaults = Defaults { trust_domain: config.trust_domain.clone(), cluster: config.cluster.clone() };
         let watch = match &config.local_file {
             Some(file) => Some(
-                Watch::new(file).map_err(|source| ControlError::Watch { file: file.display().to_string(), source })?,
+                Watch::new(file).map_err(|cause| ControlError::Watch { file: file.display().to_string(), cause })?,
             ),
             None => None,
         };

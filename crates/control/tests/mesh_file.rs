@@ -40,8 +40,28 @@ fn a_whole_mesh_is_read_with_its_defaults() {
 }
 
 #[test]
+fn a_file_without_a_word_is_one_that_is_being_written() {
+    for text in ["", "\n \n"] {
+        let mut source = source();
+        source.apply(GOOD).expect("good");
+        let error = source.apply(text).expect_err("it would take the whole mesh away").to_string();
+        assert!(error.starts_with("mesh.yaml: it is empty"), "{error}");
+        assert_eq!(source.apply(GOOD).expect("good"), [], "the last good one is still in force");
+    }
+}
+
+#[test]
+fn what_is_no_file_or_has_no_end_is_refused_at_once() {
+    for path in ["/dev/zero", "/proc/self/ns", "/dev/null"] {
+        let defaults = Defaults { trust_domain: "cluster.local".into(), cluster: "Kubernetes".into() };
+        let error = FileSource::new(Origin::File(path.into()), defaults).load().expect_err(path).to_string();
+        assert!(error.starts_with(&format!("{path}: no regular file")), "{error}");
+    }
+}
+
+#[test]
 fn nothing_but_comments_is_an_empty_mesh() {
-    for text in ["", "\n\n", "# a mesh to come\n", "{}\n"] {
+    for text in ["# a mesh to come\n", "{}\n"] {
         assert_eq!(source().apply(text).expect(text).len(), 0, "{text:?}");
     }
 }

@@ -12,7 +12,10 @@ use std::{
 };
 
 use anyhow::Context;
-use tokio::{sync::watch, task::LocalSet};
+use tokio::{
+    sync::watch,
+    task::{JoinSet, LocalSet},
+};
 
 use control::Status;
 use dataplane::{Cores, CoresConfig};
@@ -92,10 +95,12 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
     let ended = LocalSet::new().block_on(&runtime, async {
         let mut signals = Signals::listen().context("cannot listen for signals")?;
         let status = Status::default();
-        tokio::task::spawn_local(retire(cores.clone(), home));
+        // They end after the signal only; one that ends before has panicked.
+        let mut beside = JoinSet::new();
+        beside.spawn_local(retire(cores.clone(), home));
         let (stop_servers, stop) = watch::channel(false);
-        serve_metrics(settings, page, status.clone(), log.dropped(), stop.clone())?;
-        serve_readiness(settings.servers.readiness, cores.clone(), status.clone(), stop)?;
+        serve_metrics(&mut beside, settings, page, status.clone(), log.dropped(), stop.clone())?;
+        serve_readiness(&mut beside, settings.servers.readiness, cores.clone(), status.clone(), stop)?;
 
         let (stop_control, control_stopped) = async_channel::bounded::<()>(1);
         let mut control = tokio::task::spawn_local(control::run(
@@ -113,6 +118,9 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
             ended = &mut control => {
                 return ended.context("the control task panicked")?.context("the control plane ended");
             }
+            Some(ended) = beside.join_next() => {
+                return ended.context("a task of the control thread panicked");
+            }
         };
         let deadline = settings.connections.termination_deadline;
         tracing::info!(signal, ?deadline, "draining");
@@ -124,7 +132,9 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         Ok(())
     });
     // Whatever ended it: the cores are told, and end.
-    cores.borrow().drain(Duration::ZERO);
+    if !cores.borrow().ended() {
+        cores.borrow().drain(Duration::ZERO);
+    }
     if cores.borrow().ended()
         && let Ok(cores) = Rc::try_unwrap(cores)
     {
@@ -164,6 +174,7 @@ async fn drain(cores: &RefCell<Cores>, deadline: Duration, signals: &mut Signals
 }
 
 fn serve_metrics(
+    beside: &mut JoinSet<()>,
     settings: &Settings,
     page: Exposition,
     status: Status,
@@ -173,7 +184,7 @@ fn serve_metrics(
     let server = Server::listen("metrics", settings.servers.metrics)?;
     let page = Rc::new(RefCell::new(page));
     let catching_up = page.clone();
-    tokio::task::spawn_local(async move {
+    beside.spawn_local(async move {
         loop {
             tokio::time::sleep(PAGE_CATCH_UP).await;
             catching_up.borrow_mut().catch_up();
@@ -192,11 +203,17 @@ fn serve_metrics(
         };
         std::future::ready(metrics_page::answer(&asked, &mut page.borrow_mut(), &standing))
     };
-    tokio::task::spawn_local(server.serve(answer, stop));
+    beside.spawn_local(server.serve(answer, stop));
     Ok(())
 }
 
-fn serve_readiness(address: SocketAddr, cores: Rc<RefCell<Cores>>, status: Status, stop: Stop) -> anyhow::Result<()> {
+fn serve_readiness(
+    beside: &mut JoinSet<()>,
+    address: SocketAddr,
+    cores: Rc<RefCell<Cores>>,
+    status: Status,
+    stop: Stop,
+) -> anyhow::Result<()> {
     let server = Server::listen("readiness", address)?;
     let answer = move |asked| {
         let (cores, status) = (cores.clone(), status.clone());
@@ -210,7 +227,7 @@ fn serve_readiness(address: SocketAddr, cores: Rc<RefCell<Cores>>, status: Statu
             pending
         })
     };
-    tokio::task::spawn_local(server.serve(answer, stop));
+    beside.spawn_local(server.serve(answer, stop));
     Ok(())
 }
 

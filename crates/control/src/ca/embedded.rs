@@ -31,12 +31,12 @@ const ROOT_BYTES_MAX: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum CaError {
     /// The file cannot be read or made.
-    #[error("CA root file {file}: {source}")]
+    #[error("CA root file {file}: {cause}")]
     File {
         /// Which.
         file: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The file is not a root.
     #[error(
@@ -57,12 +57,12 @@ pub enum CaError {
         cause: String,
     },
     /// The root does not verify what it has signed.
-    #[error("the certificate just issued for {identity} is not usable: {source}")]
+    #[error("the certificate just issued for {identity} is not usable: {cause}")]
     Unusable {
         /// For whom.
         identity: Identity,
         /// Why not.
-        source: CredentialError,
+        cause: CredentialError,
     },
 }
 
@@ -81,7 +81,7 @@ impl EmbeddedCa {
     /// # Errors
     /// [`CaError`].
     pub fn open(file: &Path, leaf_ttl: Duration, now: OffsetDateTime) -> Result<Self, CaError> {
-        let refused = |source| CaError::File { file: file.to_owned(), source };
+        let refused = |cause| CaError::File { file: file.to_owned(), cause };
         // A root that is there is only read: it may be mounted from a Secret, read-only.
         if !file.try_exists().map_err(refused)? {
             make_root_once(file, now)?;
@@ -140,13 +140,13 @@ impl EmbeddedCa {
         let unix =
             u64::try_from(now.unix_timestamp()).map_err(|_| failed("the clock says a time before 1970".to_owned()))?;
         Credential::from_pem(identity, &leaf.pem(), &key.serialize_pem(), &self.root_pem, unix)
-            .map_err(|source| CaError::Unusable { identity: identity.clone(), source })
+            .map_err(|cause| CaError::Unusable { identity: identity.clone(), cause })
     }
 }
 
 /// Makes a root, unless another daemon that starts at the same time is quicker.
 fn make_root_once(file: &Path, now: OffsetDateTime) -> Result<(), CaError> {
-    let refused = |source| CaError::File { file: file.to_owned(), source };
+    let refused = |cause| CaError::File { file: file.to_owned(), cause };
     if let Some(parent) = file.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(refused)?;
     }
@@ -173,7 +173,7 @@ fn make_root(file: &Path, now: OffsetDateTime) -> Result<(), CaError> {
     params.not_after = now + ROOT_TTL;
     let key = KeyPair::generate().map_err(failed)?;
     let root = params.self_signed(&key).map_err(failed)?;
-    let refused = |source| CaError::File { file: file.to_owned(), source };
+    let refused = |cause| CaError::File { file: file.to_owned(), cause };
     let mut beside = file.as_os_str().to_owned();
     beside.push(".new");
     // The name is ours alone while the lock is held; a leftover is of a daemon that died here.

@@ -8,7 +8,9 @@ mod watch;
 
 use std::{
     collections::HashMap,
-    fmt, fs, io,
+    fmt,
+    fs::{self, File},
+    io::{self, Read as _},
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -49,12 +51,24 @@ impl fmt::Display for Origin {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read at all.
-    #[error("{file}: {source}")]
+    #[error("{file}: {cause}")]
     Read {
         /// Which.
         file: PathBuf,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
+    },
+    /// It is something else than a file.
+    #[error("{file}: no regular file, so its end may never come")]
+    NoFile {
+        /// Which.
+        file: PathBuf,
+    },
+    /// There is nothing in it, which is how it looks while it is being written.
+    #[error("{origin}: it is empty, perhaps while it is being written; an empty mesh is written as {{}}")]
+    Empty {
+        /// Which.
+        origin: String,
     },
     /// It is larger than any mesh it is meant for.
     #[error("{file}: {bytes} bytes, more than the {FILE_BYTES_MAX} that are read")]
@@ -130,6 +144,9 @@ impl FileSource {
     /// # Errors
     /// [`FileError`]; nothing has changed then.
     pub fn apply(&mut self, text: &str) -> Result<Vec<Change>, FileError> {
+        if text.trim().is_empty() {
+            return Err(FileError::Empty { origin: self.origin.to_string() });
+        }
         let read = convert::parse(&self.origin.to_string(), text, &self.defaults)?;
         let old = std::mem::take(&mut self.current);
         let mut changes = Vec::new();
@@ -142,12 +159,18 @@ impl FileSource {
 }
 
 fn read(path: &Path) -> Result<String, FileError> {
-    let refused = |source| FileError::Read { file: path.to_owned(), source };
-    let bytes = fs::metadata(path).map_err(refused)?.len();
-    if bytes > FILE_BYTES_MAX {
-        return Err(FileError::TooLarge { file: path.to_owned(), bytes });
+    let refused = |cause| FileError::Read { file: path.to_owned(), cause };
+    let metadata = fs::metadata(path).map_err(refused)?;
+    // A FIFO or a device would hold the control thread for as long as its other end likes.
+    if !metadata.is_file() {
+        return Err(FileError::NoFile { file: path.to_owned() });
     }
-    fs::read_to_string(path).map_err(refused)
+    let mut text = String::new();
+    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)).map_err(refused)?;
+    if text.len() as u64 > FILE_BYTES_MAX {
+        return Err(FileError::TooLarge { file: path.to_owned(), bytes: metadata.len() });
+    }
+    Ok(text)
 }
 
 fn differences<K: Clone + Eq + std::hash::Hash, V: Clone + PartialEq>(

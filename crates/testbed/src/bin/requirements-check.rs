@@ -1,8 +1,8 @@
 //! `requirements-check PAGE OUTPUT`: does every test that docs/REQUIREMENTS.md names exist, and did it pass? Reads the page's
 //! tables and what `cargo test --workspace 2>&1` printed; also fails when a test was ignored. Runs nothing itself: see `make test`.
 //!
-//! A table is checked when the last cell of its header is `Held by`. That column holds, separated by commas, test names in
-//! backticks (`a_fact`, or with leading parts of its path for clarity: `mesh-state::decisions::a_fact`), criterion ids (they have a
+//! The last cell of each table's header is `Held by`, and it is an error if it is not. That column holds, separated by commas, test
+//! names in backticks (`a_fact`, or with leading parts of its path for clarity: `mesh-state::decisions::a_fact`), criterion ids (they have a
 //! slash: `route/outbound`), or plain `not yet: issue 5`.
 
 use std::collections::BTreeMap;
@@ -24,7 +24,7 @@ struct Arguments {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let read = |path: &str| std::fs::read_to_string(path).with_context(|| format!("read {path}"));
-    let page = Page::parse(&read(&arguments.page)?);
+    let page = Page::parse(&read(&arguments.page)?).with_context(|| arguments.page.clone())?;
     let run = Run::parse(&read(&arguments.output)?, &packages_by_binary()?);
     ensure!(!page.rows.is_empty(), "{}: no table whose last column is `Held by`", arguments.page);
     ensure!(!run.tests.is_empty(), "{}: no test in it: was it captured with 2>&1?", arguments.output);
@@ -78,26 +78,27 @@ struct Row {
 }
 
 impl Page {
-    fn parse(text: &str) -> Self {
+    /// # Errors
+    /// A table without the column that is checked: nothing would hold its requirements.
+    fn parse(text: &str) -> Result<Self> {
         let mut rows = Vec::new();
-        let mut checked = None;
+        let mut in_table = false;
         for (number, line) in text.lines().enumerate() {
             if !line.trim_start().starts_with('|') {
-                checked = None;
+                in_table = false;
                 continue;
             }
             let cells = cells(line);
             let last = cells.last().map(String::as_str).unwrap_or_default();
-            match checked {
-                None => checked = Some(last == "Held by"),
-                Some(true) if !cells.iter().all(|cell| cell.chars().all(|c| matches!(c, '-' | ':' | ' '))) => {
-                    let requirement = cells.first().cloned().unwrap_or_default();
-                    rows.push(Row { line: number + 1, requirement, held_by: last.to_owned() });
-                }
-                Some(_) => {}
+            if !in_table {
+                ensure!(last == "Held by", "line {}: this table's last column is `{last}`, not `Held by`", number + 1);
+                in_table = true;
+            } else if !cells.iter().all(|cell| cell.chars().all(|c| matches!(c, '-' | ':' | ' '))) {
+                let requirement = cells.first().cloned().unwrap_or_default();
+                rows.push(Row { line: number + 1, requirement, held_by: last.to_owned() });
             }
         }
-        Self { rows }
+        Ok(Self { rows })
     }
 }
 
@@ -306,9 +307,11 @@ test begins ... ok
     }
 
     #[test]
-    fn only_tables_with_the_column_are_read() {
-        let page = "# R\n| a | Held by |\n|---|:---|\n| R1 | `x` |\n| R2 `a \\| b` | `y` |\n\n| a | b |\n|---|---|\n| c | d |\n";
-        let rows = Page::parse(page).rows;
+    fn every_table_has_the_column() {
+        let page = "# R\n| a | Held by |\n|---|:---|\n| R1 | `x` |\n| R2 `a \\| b` | `y` |\n";
+        let error = Page::parse(&format!("{page}\n| a | Held-by |\n|---|---|\n| c | d |\n")).err().expect("a slip");
+        assert!(error.to_string().contains("line 7") && error.to_string().contains("`Held-by`"), "{error}");
+        let rows = Page::parse(page).expect("it has").rows;
         let read: Vec<_> = rows.iter().map(|row| (row.line, row.requirement.as_str(), row.held_by.as_str())).collect();
         assert_eq!(read, [(4, "R1", "`x`"), (5, "R2 `a | b`", "`y`")]);
     }

@@ -66,7 +66,7 @@ pub(crate) fn quiet_and_noisy(screen: &Screen, mesh: &Mesh) -> Result<()> {
     }
     rows.extend(direct);
     screen.table(&rows);
-    screen.say("Today's figures of this machine, whatever they are; docs/PERFORMANCE.md has those measured with care.");
+    screen.say("Today's figures of this machine, whatever they are; docs/PERFORMANCE.md says how to measure.");
     Ok(())
 }
 
