@@ -12,7 +12,7 @@ use std::{
 };
 
 use crate::{
-    Account, CoreConfig, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream, TenantKey,
+    Account, CoreConfig, EngineKind, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream, TenantKey,
     clock::{Sleep, Timers},
     engine::Engine,
     gate::{self, Inside},
@@ -69,11 +69,11 @@ pub struct Counts {
 
 impl Reactor {
     /// A core with nothing to do, for the calling thread.
-    pub(crate) fn new(config: &CoreConfig) -> Result<Self, StartError> {
+    pub(crate) fn new(kind: EngineKind, config: &CoreConfig) -> Result<Self, StartError> {
         let no_descriptor = |source| StartError::Descriptors { core: config.name.clone(), source };
         let no_ring = |source| StartError::Ring { core: config.name.clone(), source };
         let inside = gate::open(config.tenants_max).map_err(no_descriptor)?;
-        let engine = Engine::new(config.ring_entries, config.ops_max, inside.gate.bell()).map_err(no_ring)?;
+        let engine = Engine::new(kind, config.ring_entries, config.ops_max, inside.gate.bell()).map_err(no_ring)?;
         Ok(Self(Rc::new(Core {
             tasks: Tasks::new(inside.clone(), config.tasks_max),
             inside,

@@ -11,6 +11,7 @@ use bytes::Buf;
 use io_uring::{opcode, squeue, types::Fd};
 use socket2::SockAddr;
 
+use super::descriptor::Descriptor;
 use crate::{Chunk, Lease};
 
 /// One request to the kernel, with everything it refers to.
@@ -18,15 +19,15 @@ use crate::{Chunk, Lease};
 /// What the kernel writes to or reads from is on the heap, so that moving the operation does not move it.
 pub(crate) enum Operation {
     /// The next connection; it comes close-on-exec and non-blocking.
-    Accept { socket: Rc<OwnedFd> },
+    Accept { socket: Rc<Descriptor> },
     /// Bytes, into the lease's room.
-    Receive { socket: Rc<OwnedFd>, into: Lease, room: usize },
+    Receive { socket: Rc<Descriptor>, into: Lease, room: usize },
     /// All of the chunk, unless the connection breaks.
-    Send { socket: Rc<OwnedFd>, chunk: Chunk },
+    Send { socket: Rc<Descriptor>, chunk: Chunk },
     /// A connection to the address.
-    Connect { socket: Rc<OwnedFd>, target: Box<SockAddr> },
+    Connect { socket: Rc<Descriptor>, target: Box<SockAddr> },
     /// Readiness, without bytes or a buffer.
-    Poll { socket: Rc<OwnedFd>, ready: Readiness },
+    Poll { socket: Rc<Descriptor>, ready: Readiness },
 }
 
 /// What [`Operation::Poll`] waits for. An error or a hang-up ends either.

@@ -24,6 +24,7 @@ use crate::{
     Lease,
     engine::{
         Op,
+        descriptor::Direction,
         operation::{Operation, Readiness},
     },
 };
@@ -95,6 +96,7 @@ impl TcpIo {
             }
             match send(&self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.socket.blocked(Direction::Out);
                     self.writable = Some(self.wait(Readiness::Writable)?);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -113,9 +115,13 @@ impl AsyncRead for TcpIo {
                     Ok(bytes) if bytes.is_empty() => return Poll::Ready(Ok(())),
                     Ok(bytes) => {
                         let drained = bytes.len() < this.parts.io_room;
+                        if drained {
+                            this.socket.drained();
+                        }
                         this.reading = Reading::Copy { bytes, drained };
                     }
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        this.socket.blocked(Direction::In);
                         this.reading = Reading::Wait(this.wait(Readiness::Readable)?);
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -4,17 +4,19 @@ use std::{
     cell::Cell,
     io,
     net::{Shutdown, SocketAddr},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     rc::Rc,
     time::Duration,
 };
 
 use socket2::{SockAddr, SockRef};
 
+use crate::engine::descriptor::{Descriptor, Direction};
+
 /// The stream's hold on its socket. Dropping it decides between FIN and RST; the descriptor closes when the kernel has
 /// let go of it, which the stream's operations, cancelled with it, delay by a slice at most.
 pub(crate) struct Socket {
-    descriptor: Rc<OwnedFd>,
+    descriptor: Rc<Descriptor>,
     reset: Cell<bool>,
     sending: Cell<Sending>,
 }
@@ -28,12 +30,22 @@ enum Sending {
 }
 
 impl Socket {
-    pub(crate) fn new(descriptor: Rc<OwnedFd>) -> Self {
+    pub(crate) fn new(descriptor: Rc<Descriptor>) -> Self {
         Self { descriptor, reset: Cell::new(false), sending: Cell::new(Sending::Whole) }
     }
 
-    pub(crate) fn descriptor(&self) -> Rc<OwnedFd> {
+    pub(crate) fn descriptor(&self) -> Rc<Descriptor> {
         self.descriptor.clone()
+    }
+
+    /// Whoever calls the kernel past the engine tells it here that there was nothing to read, or no room.
+    pub(crate) fn blocked(&self, direction: Direction) {
+        self.descriptor.blocked(direction);
+    }
+
+    /// As [`Socket::blocked`], after a read that was shorter than it might have been.
+    pub(crate) fn drained(&self) {
+        self.descriptor.drained();
     }
 
     pub(crate) fn options(&self) -> SockRef<'_> {

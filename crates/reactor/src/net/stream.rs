@@ -8,7 +8,7 @@ use std::{
     future::{Future, poll_fn},
     io,
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
@@ -21,6 +21,7 @@ use crate::{
     Chunk, Lease, LeasePool, Stream,
     engine::{
         Engine, Op,
+        descriptor::Descriptor,
         operation::{Brought, Operation},
     },
 };
@@ -53,7 +54,7 @@ pub(crate) enum Receiving {
 }
 
 impl TcpStream {
-    pub(crate) fn new(parts: StreamParts, descriptor: Rc<OwnedFd>) -> Self {
+    pub(crate) fn new(parts: StreamParts, descriptor: Rc<Descriptor>) -> Self {
         Self { socket: Socket::new(descriptor), parts, receiving: RefCell::new(Receiving::Idle) }
     }
 
