@@ -17,6 +17,7 @@ use tokio::{sync::watch, task::LocalSet};
 use control::Status;
 use dataplane::{Cores, CoresConfig};
 use mesh_state::name::NetworkId;
+use reactor::{CoreConfig, EngineChoice, EngineKind};
 use telemetry::{exposition::Exposition, log::LogGuard};
 
 use crate::{
@@ -73,10 +74,14 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         preflight::table(&preflight::fatal(&findings))
     );
 
+    // Once for all cores, so that they run alike.
+    let chosen = settings.engine.resolve("core-0").context("cannot start the cores")?;
+    let (way, reason) = (chosen.kind, chosen.reason.word());
+    tracing::info!(engine = %way, reason, "cores reach the kernel by {way}: {}", chosen.reason);
     let (wanted_sender, wanted) = async_channel::bounded(WANTED_MAX);
     let (recorders, page) = telemetry::recorder::recorders(settings.cores.len());
     let (cores, home) = Cores::start(CoresConfig {
-        cores: settings.cores.iter().enumerate().map(|(index, cpu)| core(index, *cpu)).collect(),
+        cores: settings.cores.iter().enumerate().map(|(index, cpu)| core(index, *cpu, way)).collect(),
         engine: engine(settings),
         sockets: socket_options(&settings.sockets),
         wanted: wanted_sender,
@@ -94,7 +99,12 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         let status = Status::default();
         tokio::task::spawn_local(retire(cores.clone(), home));
         let (stop_servers, stop) = watch::channel(false);
-        serve_metrics(settings, page, status.clone(), log.dropped(), stop.clone())?;
+        let standing = Standing {
+            istio_version: settings.istio_version.clone(),
+            engine: (way.to_string(), reason),
+            ..Standing::default()
+        };
+        serve_metrics(settings.servers.metrics, page, standing, status.clone(), log.dropped(), stop.clone())?;
         serve_readiness(settings.servers.readiness, cores.clone(), status.clone(), stop)?;
 
         let (stop_control, control_stopped) = async_channel::bounded::<()>(1);
@@ -164,13 +174,14 @@ async fn drain(cores: &RefCell<Cores>, deadline: Duration, signals: &mut Signals
 }
 
 fn serve_metrics(
-    settings: &Settings,
+    address: SocketAddr,
     page: Exposition,
+    of_process: Standing,
     status: Status,
     log_lines_dropped: Arc<AtomicU64>,
     stop: Stop,
 ) -> anyhow::Result<()> {
-    let server = Server::listen("metrics", settings.servers.metrics)?;
+    let server = Server::listen("metrics", address)?;
     let page = Rc::new(RefCell::new(page));
     let catching_up = page.clone();
     tokio::task::spawn_local(async move {
@@ -179,16 +190,15 @@ fn serve_metrics(
             catching_up.borrow_mut().catch_up();
         }
     });
-    let istio_version = settings.istio_version.clone();
     let answer = move |asked: Asked| {
         let standing = Standing {
-            istio_version: istio_version.clone(),
             pods_active: status.pods_active() as u64,
             pods_pending: status.pods_pending() as u64,
             pods_started: status.proxies_started(),
             pods_stopped: status.proxies_stopped(),
             generation: status.generation(),
             log_lines_dropped: log_lines_dropped.load(Ordering::Relaxed),
+            ..of_process.clone()
         };
         std::future::ready(metrics_page::answer(&asked, &mut page.borrow_mut(), &standing))
     };
@@ -214,8 +224,12 @@ fn serve_readiness(address: SocketAddr, cores: Rc<RefCell<Cores>>, status: Statu
     Ok(())
 }
 
-fn core(index: usize, cpu: usize) -> reactor::CoreConfig {
-    reactor::CoreConfig { name: format!("core-{index}"), cpu: Some(cpu), ..reactor::CoreConfig::default() }
+fn core(index: usize, cpu: usize, way: EngineKind) -> CoreConfig {
+    let engine = match way {
+        EngineKind::Uring => EngineChoice::Uring,
+        EngineKind::Epoll => EngineChoice::Epoll,
+    };
+    CoreConfig { name: format!("core-{index}"), engine, cpu: Some(cpu), ..CoreConfig::default() }
 }
 
 fn engine(settings: &Settings) -> dataplane::Config {
