@@ -1,6 +1,7 @@
 //! TCP sockets of a core, adopted from wherever they were made.
 
 pub(crate) mod connect;
+pub(crate) mod inflow;
 pub(crate) mod io;
 pub(crate) mod listen;
 pub(crate) mod original_dst;

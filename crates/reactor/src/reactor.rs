@@ -61,6 +61,8 @@ pub struct Counts {
     pub lent_bytes: usize,
     /// Bytes of buffers that wait to be lent.
     pub free_bytes: usize,
+    /// Times that a receive waited because its tenant's share of buffers was out.
+    pub share_waits: u64,
     /// Times the core entered the kernel for its ring.
     pub enters: u64,
     /// Times of those that it was ready to sleep.
@@ -106,14 +108,15 @@ impl Reactor {
             timers_over_limit: timers.over_limit(),
             lent_bytes: leases.lent_bytes(),
             free_bytes: leases.free_bytes(),
+            share_waits: leases.waits(),
             enters: engine_counts.enters,
             parks: engine_counts.parks,
         }
     }
 
     fn stream_parts(&self) -> StreamParts {
-        let Core { engine, leases, io_room, .. } = &*self.0;
-        StreamParts { engine: engine.clone(), leases: leases.clone(), io_room: *io_room }
+        let Core { inside, engine, leases, io_room, .. } = &*self.0;
+        StreamParts { inside: inside.clone(), engine: engine.clone(), leases: leases.clone(), io_room: *io_room }
     }
 }
 
@@ -152,7 +155,7 @@ impl Runtime for Reactor {
     }
 
     fn lease(&self, len: usize) -> Lease {
-        self.0.leases.lease(len)
+        self.0.leases.lease_of(self.0.inside.payer(), len)
     }
 
     fn yield_now(&self) -> impl Future<Output = ()> + 'static {

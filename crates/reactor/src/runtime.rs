@@ -83,8 +83,9 @@ pub trait Stream: 'static {
     /// The same socket for a library that wants to copy.
     type Io: AsyncRead + AsyncWrite + Unpin + 'static;
 
-    /// The next bytes, at most `room` of them and at least one; an empty lease is the peer's FIN. Dropping the future
-    /// loses nothing: the operation lives in the stream, and the next call takes what it brought.
+    /// The next bytes, at most `room` of them and at least one; an empty lease is the peer's FIN. While nothing comes no
+    /// buffer is held; one whose tenant has its share of buffers lent out waits for some to come back. Dropping the
+    /// future loses nothing.
     fn receive(&self, room: usize) -> impl Future<Output = io::Result<Lease>>;
 
     /// Sends all of `chunk`. If the future is dropped after its first poll, or fails, nobody knows how much of the

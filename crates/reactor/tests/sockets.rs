@@ -222,7 +222,7 @@ fn an_idle_adapter_holds_no_buffer() {
 #[test]
 fn a_dropped_receive_loses_no_byte() {
     on_each_engine(|| {
-        let sent = pattern(4 * MIB);
+        let sent = pattern(16 * MIB);
         let expected = hash(&sent);
         on_core(config(), move |reactor| async move {
             let (listener, address) = listen(&reactor);
@@ -243,7 +243,7 @@ fn a_dropped_receive_loses_no_byte() {
                     Either::Right(_) => dropped += 1,
                 }
             }
-            assert!(dropped > 100, "only {dropped} receives were dropped");
+            assert!(dropped > 20, "only {dropped} receives were dropped");
             assert_eq!(hash(&all), expected);
             drop(stream);
             peer.join().unwrap();
@@ -431,14 +431,27 @@ fn limits_are_errors_of_the_operation_that_meets_them() {
             let (other, _address) = listen(&reactor);
             assert_eq!(other.accept().await.err().unwrap().kind(), io::ErrorKind::ResourceBusy);
         });
-        let leases = LeaseLimits { lent_bytes_max: 16 << 10, ..LeaseLimits::default() };
+    });
+}
+
+#[test]
+fn a_tenant_whose_share_of_buffers_is_out_waits_and_goes_on_when_some_are_back() {
+    on_each_engine(|| {
+        let leases = LeaseLimits { tenant_bytes_max: 16 << 10, ..LeaseLimits::default() };
         on_core(CoreConfig { leases, ..config() }, |reactor| async move {
             let (client, server) = pair(&reactor).await;
+            server.send(chunk(&reactor, b"word")).await.unwrap();
             let held = reactor.lease(16 << 10);
-            assert_eq!(client.receive(1).await.unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+            let receiving = reactor.spawn(BODY, async move { client.receive(100).await.unwrap().to_vec() });
+            until(&reactor, "it waits for a buffer", || reactor.counts().share_waits == 1).await;
+            // The control: another tenant receives meanwhile.
+            let (other_client, other_server) = pair(&reactor).await;
+            let other = reactor.spawn(TenantKey(9), async move { other_client.receive(100).await.unwrap().len() });
+            other_server.send(Chunk::from(bytes::Bytes::from_static(b"other"))).await.unwrap();
+            assert_eq!(other.await.unwrap(), 5);
+            assert!(!receiving.is_finished(), "its own share is still out");
             drop(held);
-            server.shutdown_write().unwrap();
-            assert!(client.receive(1).await.unwrap().is_empty(), "and it goes on when there is room again");
+            assert_eq!(receiving.await.unwrap(), b"word");
         });
     });
 }

@@ -30,7 +30,7 @@ impl Operation {
     /// What it works on, and which way.
     pub(crate) fn side(&self) -> (&Descriptor, Direction) {
         match self {
-            Self::Accept { socket } | Self::Receive { socket, .. } => (socket, Direction::In),
+            Self::Accept { socket } => (socket, Direction::In),
             Self::Send { socket, .. } | Self::Connect { socket, .. } => (socket, Direction::Out),
             Self::Poll { socket, ready: Readiness::Readable } => (socket, Direction::In),
             Self::Poll { socket, ready: Readiness::Writable } => (socket, Direction::Out),
@@ -58,16 +58,6 @@ impl Operation {
             Self::Accept { socket } => {
                 let connection = accept_with(socket.as_fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
                 Ok(usize::try_from(connection.into_raw_fd()).expect("a descriptor is not negative"))
-            }
-            Self::Receive { socket, into, room } => {
-                let spare = into.spare();
-                let len = spare.len().min(*room);
-                let count = errno(SockRef::from(&**socket).recv_with_flags(&mut spare[..len], libc::MSG_DONTWAIT))?;
-                // Nothing at all is FIN, and stays so.
-                if 0 < count && count < len {
-                    socket.drained();
-                }
-                Ok(count)
             }
             // As with MSG_WAITALL on a ring: done when all is sent.
             Self::Send { socket, chunk } => loop {

@@ -12,7 +12,7 @@ use io_uring::{opcode, squeue, types::Fd};
 use socket2::SockAddr;
 
 use super::descriptor::Descriptor;
-use crate::{Chunk, Lease};
+use crate::Chunk;
 
 /// One request to the kernel, with everything it refers to.
 ///
@@ -20,8 +20,6 @@ use crate::{Chunk, Lease};
 pub(crate) enum Operation {
     /// The next connection; it comes close-on-exec and non-blocking.
     Accept { socket: Rc<Descriptor> },
-    /// Bytes, into the lease's room.
-    Receive { socket: Rc<Descriptor>, into: Lease, room: usize },
     /// All of the chunk, unless the connection breaks.
     Send { socket: Rc<Descriptor>, chunk: Chunk },
     /// A connection to the address.
@@ -50,8 +48,6 @@ pub(crate) struct Completion {
 pub(crate) enum Brought {
     /// By [`Operation::Accept`].
     Connection(OwnedFd),
-    /// By [`Operation::Receive`].
-    Bytes(Lease),
     /// By [`Operation::Send`]: what is left to send, usually nothing.
     Rest(Chunk),
     /// By [`Operation::Connect`] and [`Operation::Poll`].
@@ -65,11 +61,6 @@ impl Operation {
             Self::Accept { socket } => opcode::Accept::new(Fd(socket.as_raw_fd()), ptr::null_mut(), ptr::null_mut())
                 .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
                 .build(),
-            Self::Receive { socket, into, room } => {
-                let spare = into.spare();
-                let len = spare.len().min(*room).min(u32::MAX as usize);
-                opcode::Recv::new(Fd(socket.as_raw_fd()), spare.as_mut_ptr().cast(), len as u32).build()
-            }
             // MSG_WAITALL: the kernel itself goes on after a short send, so a chunk is one operation and one completion.
             Self::Send { socket, chunk } => {
                 let bytes = chunk.chunk();
@@ -102,12 +93,6 @@ impl Operation {
                 // SAFETY: a successful accept hands over a new descriptor, and this completion is seen once.
                 Brought::Connection(unsafe { OwnedFd::from_raw_fd(result) })
             }
-            #[expect(unsafe_code, reason = "only the kernel knows how much it has written")]
-            Self::Receive { mut into, .. } => {
-                // SAFETY: the kernel has written `count` bytes from the beginning of the spare room it was given.
-                unsafe { into.assume_filled(count) };
-                Brought::Bytes(into)
-            }
             Self::Send { mut chunk, .. } => {
                 chunk.advance(count);
                 Brought::Rest(chunk)
@@ -122,7 +107,6 @@ impl fmt::Debug for Operation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, socket) = match self {
             Self::Accept { socket } => ("accept", socket),
-            Self::Receive { socket, .. } => ("receive", socket),
             Self::Send { socket, .. } => ("send", socket),
             Self::Connect { socket, .. } => ("connect", socket),
             Self::Poll { socket, .. } => ("poll", socket),
