@@ -57,6 +57,9 @@ pub struct CoreConfig {
     /// Bytes that a [`Stream::into_io`](crate::Stream::into_io) adapter fetches at once. It holds that much only while
     /// bytes wait to be read.
     pub io_room: usize,
+    /// Pipes at once, for [`Stream::splice_to`](crate::Stream::splice_to). Worst case 1 MiB each, of kernel memory that no
+    /// socket accounts for, and two descriptors: reached by that many flows whose receiver has stopped to read.
+    pub pipes_max: usize,
     /// Bounds of buffer memory.
     pub leases: LeaseLimits,
 }
@@ -78,6 +81,7 @@ impl Default for CoreConfig {
             ops_max: 1 << 18,
             timers_max: 1 << 20,
             io_room: 64 << 10,
+            pipes_max: 128,
             leases: LeaseLimits::default(),
         }
     }

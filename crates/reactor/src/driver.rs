@@ -118,6 +118,7 @@ fn exchange(core: &Core, pace: &Pace, aftermath: &mut Aftermath) {
     if !core.inside.queue.borrow().is_empty() || !core.inside.park() {
         return core.engine.enter(None, aftermath);
     }
+    core.pipes.prune();
     let due = core.timers.next().map(|due| due.saturating_duration_since(Instant::now()));
     let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
     core.engine.enter(Some(at_most), aftermath);

@@ -14,7 +14,7 @@
 //! | `task`, `tasks` | a task whose panic ends it alone; all tasks of a core |
 //! | `gate` | how a wake reaches the run queue, from the core itself or from another thread |
 //! | `engine` | the ring or the epoll instance, and the operations under way, each owning its descriptor and buffer |
-//! | `net` | sockets on it: listen, connect, receive and send, the adapter for libraries, original destination |
+//! | `net` | sockets on it: listen, connect, receive and send, splice, the adapter for libraries, original destination |
 //! | `lease`, `chunk` | buffers that go up and on without a copy |
 //! | `clock`, `wheel` | timers |
 //! | `mailbox` | the two ways into a core |
@@ -47,6 +47,6 @@ pub use engine::choice::{EngineChoice, EngineChosen, EngineKind, EngineReason};
 pub use lease::{Lease, LeaseLimits, LeasePool};
 pub use net::{io::TcpIo, listen::TcpListener, stream::TcpStream};
 pub use reactor::{Counts, Reactor};
-pub use runtime::{Listener, Runtime, Stream};
+pub use runtime::{Listener, Runtime, Spliced, Stream};
 pub use task::{Task, TaskEnded};
 pub use tenant::{Account, TenantKey};

@@ -6,4 +6,5 @@ pub(crate) mod io;
 pub(crate) mod listen;
 pub(crate) mod original_dst;
 pub(crate) mod socket;
+pub(crate) mod splice;
 pub(crate) mod stream;

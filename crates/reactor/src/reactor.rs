@@ -2,12 +2,11 @@
 
 use std::{
     cell::RefCell,
-    future::{Future, poll_fn},
+    future::Future,
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
     rc::Rc,
-    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -16,8 +15,8 @@ use crate::{
     clock::{Sleep, Timers},
     engine::Engine,
     gate::{self, Inside},
-    net::{connect, stream::StreamParts},
-    tasks::Tasks,
+    net::{connect, splice::Pipes, stream::StreamParts},
+    tasks::{self, Tasks},
 };
 
 /// A core as seen by what runs on it. Clones are the same core; it never leaves its thread.
@@ -30,6 +29,7 @@ pub(crate) struct Core {
     pub(crate) tasks: Rc<Tasks>,
     pub(crate) timers: Rc<Timers>,
     pub(crate) engine: Rc<Engine>,
+    pub(crate) pipes: Rc<Pipes>,
     leases: LeasePool,
     io_room: usize,
     random: RefCell<fastrand::Rng>,
@@ -61,6 +61,8 @@ pub struct Counts {
     pub lent_bytes: usize,
     /// Bytes of buffers that wait to be lent.
     pub free_bytes: usize,
+    /// Pipes there are.
+    pub pipes: usize,
     /// Times that a receive waited because its tenant's share of buffers was out.
     pub share_waits: u64,
     /// Times the core entered the kernel for its ring.
@@ -81,6 +83,7 @@ impl Reactor {
             inside,
             timers: Rc::new(Timers::new(config.timers_max)),
             engine: Rc::new(engine),
+            pipes: Rc::new(Pipes::new(config.pipes_max)),
             leases: LeasePool::new(config.leases.clone()),
             io_room: config.io_room,
             random: RefCell::new(fastrand::Rng::new()),
@@ -94,7 +97,7 @@ impl Reactor {
 
     /// What this core holds and has done so far.
     pub fn counts(&self) -> Counts {
-        let Core { tasks, timers, engine, leases, .. } = &*self.0;
+        let Core { tasks, timers, engine, leases, pipes, .. } = &*self.0;
         let engine_counts = engine.counts();
         Counts {
             tasks: tasks.live(),
@@ -108,6 +111,7 @@ impl Reactor {
             timers_over_limit: timers.over_limit(),
             lent_bytes: leases.lent_bytes(),
             free_bytes: leases.free_bytes(),
+            pipes: pipes.made(),
             share_waits: leases.waits(),
             enters: engine_counts.enters,
             parks: engine_counts.parks,
@@ -115,8 +119,14 @@ impl Reactor {
     }
 
     fn stream_parts(&self) -> StreamParts {
-        let Core { inside, engine, leases, io_room, .. } = &*self.0;
-        StreamParts { inside: inside.clone(), engine: engine.clone(), leases: leases.clone(), io_room: *io_room }
+        let Core { inside, engine, leases, pipes, io_room, .. } = &*self.0;
+        StreamParts {
+            inside: inside.clone(),
+            engine: engine.clone(),
+            leases: leases.clone(),
+            pipes: pipes.clone(),
+            io_room: *io_room,
+        }
     }
 }
 
@@ -159,13 +169,6 @@ impl Runtime for Reactor {
     }
 
     fn yield_now(&self) -> impl Future<Output = ()> + 'static {
-        let mut yielded = false;
-        poll_fn(move |context| {
-            if std::mem::replace(&mut yielded, true) {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
+        tasks::yield_now()
     }
 }

@@ -93,6 +93,12 @@ pub trait Stream: 'static {
     /// the peer must not take a torn transfer for a whole one.
     fn send(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>>;
 
+    /// Moves the next bytes to `sink`, all of what is there up to about a MiB, without them passing through this process:
+    /// for bulk, because a small transfer costs more than by [`Stream::receive`] and [`Stream::send`]. It is both in one:
+    /// no other receive of this stream or send of `sink` may be under way, and if the future is dropped once it has taken
+    /// bytes, or the sink fails, `sink` is torn.
+    fn splice_to(&self, sink: &Self) -> impl Future<Output = Spliced>;
+
     /// Sends FIN after what was sent; receiving goes on.
     ///
     /// # Errors
@@ -122,4 +128,20 @@ pub trait Stream: 'static {
 
     /// The same socket as [`AsyncRead`] and [`AsyncWrite`].
     fn into_io(self) -> Self::Io;
+}
+
+/// What became of a [`Stream::splice_to`].
+#[derive(Debug)]
+pub enum Spliced {
+    /// So many bytes were taken and sent.
+    Moved(usize),
+    /// The peer's FIN.
+    End,
+    /// The source failed; nothing was taken.
+    SourceBroke(io::Error),
+    /// The sink failed, and is torn.
+    SinkBroke(io::Error),
+    /// It cannot be done now: as many flows do it as may, or the process is not allowed to. Nothing was taken; receive and
+    /// send do as ever.
+    Unavailable,
 }

@@ -19,6 +19,7 @@ pub(crate) struct Socket {
     descriptor: Rc<Descriptor>,
     reset: Cell<bool>,
     sending: Cell<Sending>,
+    nonblocking: Cell<bool>,
 }
 
 /// What is known about the bytes that went out.
@@ -31,7 +32,7 @@ enum Sending {
 
 impl Socket {
     pub(crate) fn new(descriptor: Rc<Descriptor>) -> Self {
-        Self { descriptor, reset: Cell::new(false), sending: Cell::new(Sending::Whole) }
+        Self { descriptor, reset: Cell::new(false), sending: Cell::new(Sending::Whole), nonblocking: Cell::new(false) }
     }
 
     pub(crate) fn descriptor(&self) -> Rc<Descriptor> {
@@ -46,6 +47,14 @@ impl Socket {
     /// As [`Socket::blocked`], after a read that was shorter than it might have been.
     pub(crate) fn drained(&self) {
         self.descriptor.drained();
+    }
+
+    /// For the calls that have no flag for it.
+    pub(crate) fn make_nonblocking(&self) -> io::Result<()> {
+        if !self.nonblocking.replace(true) {
+            rustix::io::ioctl_fionbio(&*self.descriptor, true)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn options(&self) -> SockRef<'_> {

@@ -12,9 +12,15 @@ use std::{
 
 use bytes::Buf;
 
-use super::{inflow::Inflow, io::TcpIo, original_dst::original_dst, socket::Socket};
+use super::{
+    inflow::Inflow,
+    io::TcpIo,
+    original_dst::original_dst,
+    socket::Socket,
+    splice::{self, Pipes},
+};
 use crate::{
-    Chunk, Lease, LeasePool, Stream,
+    Chunk, Lease, LeasePool, Spliced, Stream,
     engine::{
         Engine, Op,
         descriptor::Descriptor,
@@ -29,6 +35,7 @@ pub(crate) struct StreamParts {
     pub(crate) inside: Rc<Inside>,
     pub(crate) engine: Rc<Engine>,
     pub(crate) leases: LeasePool,
+    pub(crate) pipes: Rc<Pipes>,
     /// See [`CoreConfig::io_room`](crate::CoreConfig::io_room).
     pub(crate) io_room: usize,
 }
@@ -46,9 +53,9 @@ impl StreamParts {
 /// The real [`Stream`].
 pub struct TcpStream {
     // First: it decides how the socket closes before its operations let go of the descriptor.
-    socket: Socket,
-    parts: StreamParts,
-    inflow: RefCell<Inflow>,
+    pub(super) socket: Socket,
+    pub(super) parts: StreamParts,
+    pub(super) inflow: RefCell<Inflow>,
 }
 
 impl TcpStream {
@@ -92,6 +99,10 @@ impl Stream for TcpStream {
 
     fn send(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>> {
         self.send_all(chunk)
+    }
+
+    fn splice_to(&self, sink: &Self) -> impl Future<Output = Spliced> {
+        splice::splice_to(self, sink)
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
