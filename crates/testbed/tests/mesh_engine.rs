@@ -1,11 +1,11 @@
 //! Daemons without io_uring, because it is forbidden or because epoll was asked for, do what the others do.
 
 use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::net::{Shutdown, TcpStream};
 
 use anyhow::{Context, Result, ensure};
 use testbed::fixture;
-use testbed::mesh::{Mesh, MeshSpec, NodeId, PodSpec};
+use testbed::mesh::{Mesh, MeshSpec, NodeId, Pod, PodSpec};
 use testbed::serve::echo;
 use testbed::transfer::{self, First, Pattern, Side};
 
@@ -25,7 +25,8 @@ fn carries(spec: MeshSpec, engine: &str, reason: &str) -> Result<()> {
             stream.read_to_string(&mut answer)?;
             ensure!(answer == "hello", "{target} answered {answer:?}");
         }
-        transfer_both_ways(mesh)?;
+        transfer_both_ways(&mesh.pod("client"), &mesh.pod("server"))?;
+        bulk_in_plain_goes_through_pipes(mesh)?;
         for id in NodeId::ALL {
             let page = mesh.daemon(id).metrics()?;
             let labels = [("engine", engine), ("reason", reason)];
@@ -39,12 +40,11 @@ fn carries(spec: MeshSpec, engine: &str, reason: &str) -> Result<()> {
     })
 }
 
-fn transfer_both_ways(mesh: &Mesh) -> Result<()> {
+fn transfer_both_ways(client: &Pod, server: &Pod) -> Result<()> {
     let (accepted, awaited) = std::sync::mpsc::sync_channel(1);
-    let serve =
-        move |stream: &std::net::TcpStream, _| accepted.send(stream.try_clone()?).map_err(std::io::Error::other);
-    let _server = mesh.pod("server").serve(PORT + 1, serve)?;
-    let near = mesh.pod("client").connect(mesh.pod("server").at(PORT + 1))?;
+    let serve = move |stream: &TcpStream, _| accepted.send(stream.try_clone()?).map_err(std::io::Error::other);
+    let _server = server.serve(PORT + 1, serve)?;
+    let near = client.connect(server.at(PORT + 1))?;
     let far = awaited.recv_timeout(testbed::serve::SOCKET_PATIENCE).context("the server's side of the connection")?;
     let pattern = Pattern::default();
     std::thread::scope(|scope| {
@@ -52,7 +52,20 @@ fn transfer_both_ways(mesh: &Mesh) -> Result<()> {
         let here = transfer::run(&near, &pattern, Side::client(0, BYTES, First::Client));
         let there = there.join().map_err(|_| anyhow::anyhow!("the server's side panicked"))?;
         here.and(there)
-    })?;
+    })
+}
+
+/// A pipe is kept for a second after its last use, so that it can still be seen; that it goes then, the fixture checks.
+fn bulk_in_plain_goes_through_pipes(mesh: &mut Mesh) -> Result<()> {
+    let outside = mesh.outside("outside")?;
+    let pipes = |mesh: &Mesh| {
+        let names = mesh.daemon(NodeId::A).open_file_names();
+        names.iter().filter(|name| name.starts_with("pipe:")).count()
+    };
+    let before = pipes(mesh);
+    transfer_both_ways(&mesh.pod("client"), &outside)?;
+    let after = pipes(mesh);
+    ensure!(after > before, "{after} ends of pipes after a bulk transfer, and {before} before: it was copied");
     Ok(())
 }
 

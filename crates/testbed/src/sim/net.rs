@@ -347,6 +347,8 @@ impl Stream for SimStream {
             Err(error) => return Spliced::SourceBroke(error),
         };
         let count = taken.len();
+        let splices = &self.runtime.0.splices;
+        splices.set(splices.get() + 1);
         match sink.send(Chunk::from(taken)).await {
             Ok(()) => Spliced::Moved(count),
             Err(error) => Spliced::SinkBroke(error),
