@@ -110,7 +110,7 @@ fn enter(ring: &mut IoUring) -> Vec<cqueue::Entry> {
 
 /// Provided buffers, and the ring that tells the kernel of them.
 struct Group {
-    entries: *mut BufRingEntry,
+    entries: &'static mut [BufRingEntry],
     memory: Vec<u8>,
     tail: u16,
 }
@@ -122,6 +122,8 @@ impl Group {
         let entries: *mut BufRingEntry = unsafe { std::alloc::alloc_zeroed(layout) }.cast();
         // SAFETY: the entries are never freed.
         unsafe { ring.submitter().register_buf_ring_with_flags(entries as u64, GROUP, 0, 0) }.unwrap();
+        // SAFETY: as many were allocated, and all zeros is an entry.
+        let entries = unsafe { std::slice::from_raw_parts_mut(entries, usize::from(GROUP)) };
         let mut group = Self { entries, memory: vec![0; BUFFER * usize::from(GROUP)], tail: 0 };
         (0..GROUP).for_each(|buffer| group.provide(buffer));
         group
@@ -129,14 +131,13 @@ impl Group {
 
     fn provide(&mut self, buffer: u16) {
         let address = &self.memory[usize::from(buffer) * BUFFER] as *const u8 as u64;
-        // SAFETY: the index is within the ring.
-        let entry = unsafe { &mut *self.entries.add(usize::from(self.tail % GROUP)) };
+        let entry = &mut self.entries[usize::from(self.tail % GROUP)];
         entry.set_addr(address);
         entry.set_len(BUFFER as u32);
         entry.set_bid(buffer);
         self.tail = self.tail.wrapping_add(1);
         // SAFETY: the entries are a registered ring.
-        let tail = unsafe { BufRingEntry::tail(self.entries) };
+        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
         // SAFETY: as above; the kernel reads it with an acquire.
         unsafe { &*tail.cast::<AtomicU16>() }.store(self.tail, Ordering::Release);
     }
