@@ -116,6 +116,10 @@ pub(crate) struct Flags {
     /// [default: service-account]
     #[arg(long, value_name = "WHAT", help_heading = "Cores and tenants")]
     pub(crate) tenant_by: Option<String>,
+    /// How cores reach the kernel: `uring`, `epoll`, or `auto`: io_uring where it is to be had, else epoll; log and
+    /// metrics say which and why. [env: CORETUNNEL_ENGINE] [default: auto]
+    #[arg(long, value_name = "WAY", help_heading = "Cores and tenants")]
+    pub(crate) engine: Option<String>,
 
     /// This node's name; workloads of other nodes are not local. [env: NODE_NAME] [default: none, any may be local]
     #[arg(long, value_name = "NAME", help_heading = "Mesh")]

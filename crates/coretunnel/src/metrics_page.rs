@@ -12,6 +12,8 @@ use crate::admin::{Answer, Asked};
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Standing {
     pub(crate) istio_version: String,
+    /// The cores' way into the kernel, and why that one.
+    pub(crate) engine: (String, &'static str),
     pub(crate) pods_active: u64,
     pub(crate) pods_pending: u64,
     pub(crate) pods_started: u64,
@@ -49,8 +51,12 @@ fn samples(standing: &Standing) -> Vec<Sample> {
         sample("process_max_fds", "Descriptors that may be open at once", Gauge, descriptors_max),
         sample("coretunnel_snapshot_generation", "The newest generation of the mesh", Gauge, standing.generation),
         sample("coretunnel_log_lines_dropped", "Log lines not written in time", Counter, standing.log_lines_dropped),
+        sample("coretunnel_engine", "How the cores reach the kernel, and why so", Gauge, 1),
     ];
     samples[0].labels = build;
+    let (engine, reason) = &standing.engine;
+    let last = samples.last_mut().expect("there are some");
+    last.labels = vec![("engine", engine.clone()), ("reason", (*reason).to_owned())];
     samples
 }
 
@@ -72,8 +78,13 @@ mod tests {
             [(Method::GET, "/metrics", 200), (Method::POST, "/stats/prometheus", 200), (Method::GET, "/", 404)]
         {
             let asked = Asked { method, path: path.to_owned(), accept: None };
-            let standing =
-                Standing { pods_active: 3, generation: 7, istio_version: "1.30".into(), ..Standing::default() };
+            let standing = Standing {
+                pods_active: 3,
+                generation: 7,
+                istio_version: "1.30".into(),
+                engine: ("epoll".into(), "asked"),
+                ..Standing::default()
+            };
             let answer = answer(&asked, &mut page, &standing);
             assert_eq!(answer.status.as_u16(), status, "{path}");
             if status == 200 {
@@ -81,6 +92,7 @@ mod tests {
                     "workload_manager_active_proxy_count 3\n",
                     "coretunnel_snapshot_generation 7\n",
                     "istio_build{component=\"ztunnel\"",
+                    "coretunnel_engine{engine=\"epoll\",reason=\"asked\"} 1\n",
                     "# EOF\n",
                 ] {
                     assert!(answer.body.contains(line), "{line} in {}", answer.body);

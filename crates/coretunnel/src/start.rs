@@ -20,6 +20,7 @@ use tokio::{
 use control::Status;
 use dataplane::{Cores, CoresConfig};
 use mesh_state::name::NetworkId;
+use reactor::{CoreConfig, EngineChoice, EngineKind};
 use telemetry::{exposition::Exposition, log::LogGuard};
 
 use crate::{
@@ -76,10 +77,14 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         preflight::table(&preflight::fatal(&findings))
     );
 
+    // Once for all cores, so that they run alike.
+    let chosen = settings.engine.resolve("core-0").context("cannot start the cores")?;
+    let (way, reason) = (chosen.kind, chosen.reason.word());
+    tracing::info!(engine = %way, reason, "cores reach the kernel by {way}: {}", chosen.reason);
     let (wanted_sender, wanted) = async_channel::bounded(WANTED_MAX);
     let (recorders, page) = telemetry::recorder::recorders(settings.cores.len());
     let (cores, home) = Cores::start(CoresConfig {
-        cores: settings.cores.iter().enumerate().map(|(index, cpu)| core(index, *cpu)).collect(),
+        cores: settings.cores.iter().enumerate().map(|(index, cpu)| core(index, *cpu, way)).collect(),
         engine: engine(settings),
         sockets: socket_options(&settings.sockets),
         wanted: wanted_sender,
@@ -99,8 +104,14 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         let mut beside = JoinSet::new();
         beside.spawn_local(retire(cores.clone(), home));
         let (stop_servers, stop) = watch::channel(false);
-        serve_metrics(&mut beside, settings, page, status.clone(), log.dropped(), stop.clone())?;
-        serve_readiness(&mut beside, settings.servers.readiness, cores.clone(), status.clone(), stop)?;
+        let standing = Standing {
+            istio_version: settings.istio_version.clone(),
+            engine: (way.to_string(), reason),
+            ..Standing::default()
+        };
+        let servers = &settings.servers;
+        serve_metrics(&mut beside, servers.metrics, page, standing, status.clone(), log.dropped(), stop.clone())?;
+        serve_readiness(&mut beside, servers.readiness, cores.clone(), status.clone(), stop)?;
 
         let (stop_control, control_stopped) = async_channel::bounded::<()>(1);
         let mut control = tokio::task::spawn_local(control::run(
@@ -175,13 +186,14 @@ async fn drain(cores: &RefCell<Cores>, deadline: Duration, signals: &mut Signals
 
 fn serve_metrics(
     beside: &mut JoinSet<()>,
-    settings: &Settings,
+    address: SocketAddr,
     page: Exposition,
+    of_process: Standing,
     status: Status,
     log_lines_dropped: Arc<AtomicU64>,
     stop: Stop,
 ) -> anyhow::Result<()> {
-    let server = Server::listen("metrics", settings.servers.metrics)?;
+    let server = Server::listen("metrics", address)?;
     let page = Rc::new(RefCell::new(page));
     let catching_up = page.clone();
     beside.spawn_local(async move {
@@ -190,16 +202,15 @@ fn serve_metrics(
             catching_up.borrow_mut().catch_up();
         }
     });
-    let istio_version = settings.istio_version.clone();
     let answer = move |asked: Asked| {
         let standing = Standing {
-            istio_version: istio_version.clone(),
             pods_active: status.pods_active() as u64,
             pods_pending: status.pods_pending() as u64,
             pods_started: status.proxies_started(),
             pods_stopped: status.proxies_stopped(),
             generation: status.generation(),
             log_lines_dropped: log_lines_dropped.load(Ordering::Relaxed),
+            ..of_process.clone()
         };
         std::future::ready(metrics_page::answer(&asked, &mut page.borrow_mut(), &standing))
     };
@@ -231,8 +242,12 @@ fn serve_readiness(
     Ok(())
 }
 
-fn core(index: usize, cpu: usize) -> reactor::CoreConfig {
-    reactor::CoreConfig { name: format!("core-{index}"), cpu: Some(cpu), ..reactor::CoreConfig::default() }
+fn core(index: usize, cpu: usize, way: EngineKind) -> CoreConfig {
+    let engine = match way {
+        EngineKind::Uring => EngineChoice::Uring,
+        EngineKind::Epoll => EngineChoice::Epoll,
+    };
+    CoreConfig { name: format!("core-{index}"), engine, cpu: Some(cpu), ..CoreConfig::default() }
 }
 
 fn engine(settings: &Settings) -> dataplane::Config {

@@ -11,16 +11,13 @@ use std::{
 };
 
 use crossbeam_channel as channel;
-use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
 
-use crate::{LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, engine::uring};
+use crate::{
+    EngineChoice, EngineChosen, EngineKind, LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, host::Host,
+};
 
-/// What glommio may keep for file I/O, which nobody does here; its default of 10 MiB per core is for databases.
-const HOST_MEMORY_BYTES: usize = 64 << 10;
 /// What glommio wants to be allowed to lock, before it starts anything.
 const LOCKED_BYTES_MIN: u64 = 512 << 10;
-/// glommio's rings carry its timers and its wake-ups.
-const HOST_RING_ENTRIES: usize = 128;
 
 /// How a core is to run. All limits are per core.
 #[derive(Clone, Debug)]
@@ -29,6 +26,8 @@ pub struct CoreConfig {
     pub name: String,
     /// The CPU it is pinned to; `None` leaves that to the kernel.
     pub cpu: Option<usize>,
+    /// The way into the kernel.
+    pub engine: EngineChoice,
     /// Requests that one entry into the kernel can carry; more take several. Worst case 64 bytes each, and 64 bytes of
     /// completions, of locked memory.
     pub ring_entries: u32,
@@ -58,6 +57,9 @@ pub struct CoreConfig {
     /// Bytes that a [`Stream::into_io`](crate::Stream::into_io) adapter fetches at once. It holds that much only while
     /// bytes wait to be read.
     pub io_room: usize,
+    /// Pipes at once, for [`Stream::splice_to`](crate::Stream::splice_to). Worst case 1 MiB each, of kernel memory that no
+    /// socket accounts for, and two descriptors: reached by that many flows whose receiver has stopped to read.
+    pub pipes_max: usize,
     /// Bounds of buffer memory.
     pub leases: LeaseLimits,
 }
@@ -67,6 +69,7 @@ impl Default for CoreConfig {
         Self {
             name: "core".to_owned(),
             cpu: None,
+            engine: EngineChoice::Auto,
             ring_entries: 1024,
             slice: Duration::from_micros(50),
             heartbeat: Some(Duration::from_millis(20)),
@@ -78,6 +81,7 @@ impl Default for CoreConfig {
             ops_max: 1 << 18,
             timers_max: 1 << 20,
             io_room: 64 << 10,
+            pipes_max: 128,
             leases: LeaseLimits::default(),
         }
     }
@@ -114,14 +118,14 @@ pub enum StartError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// glommio refused for another reason.
-    #[error("core {core}: glommio did not start it: {cause}; does CPU {cpu:?} exist, and may this process use it?")]
+    /// There is no thread for it.
+    #[error("core {core}: its thread did not start: {cause}; does CPU {cpu:?} exist, and may this process use it?")]
     Host {
         /// Which.
         core: String,
         /// The CPU that was asked for.
         cpu: Option<usize>,
-        /// What glommio said.
+        /// What glommio or the kernel said.
         cause: String,
     },
 }
@@ -140,7 +144,8 @@ fn ring_cure(source: &io::Error) -> &'static str {
 #[derive(Debug)]
 pub struct CoreThread {
     name: String,
-    thread: ExecutorJoinHandle<()>,
+    engine: EngineChosen,
+    host: Host,
     finished: Arc<AtomicBool>,
 }
 
@@ -155,41 +160,35 @@ where
     F: FnOnce(Reactor) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + 'static,
 {
-    locked_memory_suffices(&config.name)?;
-    // glommio panics somewhere inside when it is refused a ring, so ask first.
-    drop(uring::build(2).map_err(|source| StartError::Ring { core: config.name.clone(), source })?);
+    // glommio panics somewhere inside when it is refused a ring, so this asks first.
+    let engine = config.engine.resolve(&config.name)?;
+    let kind = engine.kind;
     let (name, cpu) = (config.name.clone(), config.cpu);
     let finished = Arc::new(AtomicBool::new(false));
     let raised_at_the_end = Raised(finished.clone());
     let (ready, outcome) = channel::bounded(1);
-    let builder = LocalExecutorBuilder::new(cpu.map_or(Placement::Unbound, Placement::Fixed))
-        .name(&name)
-        .io_memory(HOST_MEMORY_BYTES)
-        .ring_depth(HOST_RING_ENTRIES)
-        .preempt_timer(config.host_preempt);
-    let spawned = builder.spawn(move || async move {
+    let of_thread = config.clone();
+    let main = move || async move {
         let _raised_at_the_end = raised_at_the_end;
-        let reactor = match Reactor::new(&config) {
+        let reactor = match Reactor::new(kind, &of_thread) {
             Ok(reactor) => reactor,
             Err(error) => return drop(ready.send(Err(error))),
         };
         // Nobody is left to hear it only if the starting thread is gone; the core runs all the same.
         drop(ready.send(Ok(())));
-        run(reactor, &config, root).await;
-    });
-    let thread = spawned.map_err(|error| host_error(name.clone(), cpu, &error))?;
+        run(reactor, kind, of_thread, root).await;
+    };
+    let refused = |cause| StartError::Host { core: name.clone(), cpu, cause };
+    let host = Host::start(kind, &config, main).map_err(refused)?;
     match outcome.recv() {
-        Ok(Ok(())) => Ok(CoreThread { name, thread, finished }),
+        Ok(Ok(())) => Ok(CoreThread { name, engine, host, finished }),
         Ok(Err(error)) => Err(error),
         // It did not get as far as calling us, and its thread's result says why.
-        Err(channel::RecvError) => Err(match thread.join() {
-            Err(error) => host_error(name, cpu, &error),
-            Ok(()) => StartError::Host { core: name, cpu, cause: "it ended at once".to_owned() },
-        }),
+        Err(channel::RecvError) => Err(refused(host.join().err().unwrap_or_else(|| "it ended at once".to_owned()))),
     }
 }
 
-async fn run<F, Fut>(reactor: Reactor, config: &CoreConfig, root: F)
+async fn run<F, Fut>(reactor: Reactor, kind: EngineKind, mut config: CoreConfig, root: F)
 where
     F: FnOnce(Reactor) -> Fut + 'static,
     Fut: Future<Output = ()> + 'static,
@@ -197,21 +196,21 @@ where
     reactor.0.inside.enter();
     let handle = reactor.clone();
     let root = reactor.spawn(TenantKey::CORE, async move { root(handle).await });
-    Driver::new(reactor, root, config).await;
+    if kind == EngineKind::Epoll {
+        // There is no other loop on the thread to give turns to.
+        (config.heartbeat, config.host_turn) = (None, Duration::MAX);
+    }
+    Driver::new(reactor, root, &config).await;
 }
 
 /// glommio checks the same, even for root, but buries its answer in an I/O error of its own.
-fn locked_memory_suffices(core: &str) -> Result<(), StartError> {
+pub(crate) fn locked_memory_suffices(core: &str) -> Result<(), StartError> {
     match rustix::process::getrlimit(rustix::process::Resource::Memlock).current {
         Some(limit) if limit < LOCKED_BYTES_MIN => {
             Err(StartError::LockedMemory { core: core.to_owned(), limit, needed: LOCKED_BYTES_MIN })
         }
         _ => Ok(()),
     }
-}
-
-fn host_error<T>(core: String, cpu: Option<usize>, error: &GlommioError<T>) -> StartError {
-    StartError::Host { core, cpu, cause: error.to_string() }
 }
 
 /// Raises a flag when the thread is done with its core.
@@ -227,11 +226,16 @@ impl CoreThread {
     /// Waits for the core's end.
     ///
     /// # Panics
-    /// If glommio ended the thread otherwise than by its root task's end.
+    /// If the thread ended otherwise than by its root task's end.
     pub fn join(self) {
-        if let Err(error) = self.thread.join() {
-            panic!("core {} did not end by itself: {error}", self.name);
+        if let Err(cause) = self.host.join() {
+            panic!("core {} did not end by itself: {cause}", self.name);
         }
+    }
+
+    /// The way into the kernel that it takes, and why.
+    pub fn engine(&self) -> &EngineChosen {
+        &self.engine
     }
 
     /// Whether the core has ended.

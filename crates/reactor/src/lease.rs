@@ -1,5 +1,8 @@
 //! Owned buffers of a core's pool: lent out for a receive, passed up and on without a copy, returned by the last drop.
 //!
+//! Each tenant has a share. What it borrows counts against that until it is returned, and a tenant whose share is out
+//! waits for its own buffers to come back: neither it nor any other gets an error, and the others do not notice.
+//!
 //! Memory is never cleared: a lease shows exactly the bytes that were written into it. The pool belongs to one core
 //! (`Rc`, no atomics), so a lease never leaves its thread; a block keeps its `Rc` while it is free, so that lending it
 //! again allocates nothing.
@@ -8,15 +11,19 @@
 
 use std::{
     cell::{Cell, RefCell},
-    fmt, io,
+    collections::BTreeMap,
+    fmt,
     mem::MaybeUninit,
     ops::Deref,
     ptr::NonNull,
     rc::Rc,
     slice,
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Buf;
+
+use crate::tenant::Row;
 
 /// The sizes blocks come in. A relay asks for 4 to 16 KiB until a flow proves bulk, TLS reads 64 KiB at a time, and
 /// 256 KiB is where bytes per system call stop to pay.
@@ -27,14 +34,24 @@ const CLASSES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, 256 << 10];
 pub struct LeaseLimits {
     /// Bytes of free blocks that are kept for the next lease. Worst case that many bytes idle per core.
     pub free_bytes_max: usize,
-    /// Bytes lent out at once before receives fail with [`io::ErrorKind::OutOfMemory`]. Worst case that many bytes
-    /// per core, and what [`LeasePool::lease`] adds, which always lends.
+    /// Bytes that one tenant's receives may hold at once; further ones wait until it returns some. Worst case that many
+    /// bytes per tenant, and what [`LeasePool::lease`] adds, which always lends.
+    pub tenant_bytes_max: usize,
+    /// Bytes lent out at once from which a tenant gets no more than [`LeaseLimits::tenant_bytes_min`]. Worst case that
+    /// many bytes per core, and the latter for each tenant.
     pub lent_bytes_max: usize,
+    /// Bytes that a tenant's receives may hold however much the others have.
+    pub tenant_bytes_min: usize,
 }
 
 impl Default for LeaseLimits {
     fn default() -> Self {
-        Self { free_bytes_max: 16 << 20, lent_bytes_max: 1 << 30 }
+        Self {
+            free_bytes_max: 16 << 20,
+            tenant_bytes_max: 32 << 20,
+            lent_bytes_max: 1 << 30,
+            tenant_bytes_min: 64 << 10,
+        }
     }
 }
 
@@ -47,16 +64,48 @@ struct Shelves {
     free: [RefCell<Vec<Rc<Block>>>; CLASSES.len()],
     free_bytes: Cell<usize>,
     lent_bytes: Cell<usize>,
+    shares: RefCell<Vec<Share>>,
+    /// Names those who wait, in the order in which they came.
+    next_waiting: Cell<u64>,
+    /// Receives that found their tenant's share out.
+    waits: Cell<u64>,
+}
+
+/// What a tenant has borrowed, and who of it waits for more.
+#[derive(Default)]
+struct Share {
+    lent_bytes: usize,
+    waiting: BTreeMap<u64, Waker>,
+}
+
+/// A place in the queue for a tenant's buffers. Who gives it up passes on the wake that it may have had.
+pub(crate) struct Waiting {
+    pool: LeasePool,
+    row: Row,
+    number: u64,
 }
 
 impl LeasePool {
     /// A pool that holds nothing yet.
     pub fn new(limits: LeaseLimits) -> Self {
-        Self(Rc::new(Shelves { limits, free: Default::default(), free_bytes: Cell::new(0), lent_bytes: Cell::new(0) }))
+        Self(Rc::new(Shelves {
+            limits,
+            free: Default::default(),
+            free_bytes: Cell::new(0),
+            lent_bytes: Cell::new(0),
+            shares: RefCell::default(),
+            next_waiting: Cell::new(0),
+            waits: Cell::new(0),
+        }))
     }
 
-    /// An empty lease with room for at least `len` bytes.
+    /// An empty lease with room for at least `len` bytes, on the core's own account.
     pub fn lease(&self, len: usize) -> Lease {
+        self.lease_of(Row::CORE, len)
+    }
+
+    /// An empty lease with room for at least `len` bytes, on the account of `row`, whether its share is out or not.
+    pub(crate) fn lease_of(&self, row: Row, len: usize) -> Lease {
         let class = CLASSES.iter().position(|size| *size >= len);
         let reused = class.and_then(|class| self.0.free[class].borrow_mut().pop());
         let block = match reused {
@@ -64,25 +113,74 @@ impl LeasePool {
                 self.0.free_bytes.set(self.0.free_bytes.get() - block.size);
                 block
             }
-            None => Rc::new(Block::new(class.map_or(len, |class| CLASSES[class]))),
+            None => Rc::new(Block::new(size_of_lease(len))),
         };
+        block.row.set(row);
         self.0.lent_bytes.set(self.0.lent_bytes.get() + block.size);
+        self.with_share(row, |share| share.lent_bytes += block.size);
         Lease { owner: Some((block, self.clone())), start: 0, end: 0 }
     }
 
-    /// As [`LeasePool::lease`], for bytes that come from outside and therefore have to respect the limit.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::OutOfMemory`] when [`LeaseLimits::lent_bytes_max`] is lent out.
-    pub fn lease_within_limit(&self, len: usize) -> io::Result<Lease> {
-        let (lent, max) = (self.0.lent_bytes.get(), self.0.limits.lent_bytes_max);
-        if lent + len > max {
-            return Err(io::Error::new(
-                io::ErrorKind::OutOfMemory,
-                format!("{lent} bytes of receive buffers are in use and the limit is {max}: slow readers hold them"),
-            ));
+    /// As [`LeasePool::lease_of`], for bytes that come from outside: when the tenant's share is out, it waits until some
+    /// of it is back. A place in the queue is kept in `waiting` meanwhile.
+    pub(crate) fn poll_lease(
+        &self,
+        row: Row,
+        len: usize,
+        waiting: &mut Option<Waiting>,
+        context: &mut Context<'_>,
+    ) -> Poll<Lease> {
+        if self.within_share(row, size_of_lease(len)) {
+            // Taken before the place is given up, so that its drop sees what is left.
+            let lease = self.lease_of(row, len);
+            *waiting = None;
+            return Poll::Ready(lease);
         }
-        Ok(self.lease(len))
+        self.0.waits.set(self.0.waits.get() + u64::from(waiting.is_none()));
+        if waiting.as_ref().is_none_or(|waiting| waiting.row != row) {
+            let number = self.0.next_waiting.get();
+            self.0.next_waiting.set(number + 1);
+            *waiting = Some(Waiting { pool: self.clone(), row, number });
+        }
+        if let Some(Waiting { number, .. }) = waiting {
+            self.with_share(row, |share| share.waiting.insert(*number, context.waker().clone()));
+        }
+        Poll::Pending
+    }
+
+    /// Whether `row` may have `bytes` more. Who holds nothing always may: a share smaller than a buffer would stop its
+    /// tenant for good.
+    fn within_share(&self, row: Row, bytes: usize) -> bool {
+        let Shelves { limits, lent_bytes, .. } = &*self.0;
+        let own = self.with_share(row, |share| share.lent_bytes);
+        let scarce = lent_bytes.get() + bytes > limits.lent_bytes_max;
+        let most = if scarce { limits.tenant_bytes_min.min(limits.tenant_bytes_max) } else { limits.tenant_bytes_max };
+        own == 0 || own + bytes <= most
+    }
+
+    /// Wakes the longest waiting of a tenant that may have more. It wakes the next when it has taken its part.
+    fn wake_one(&self, row: Row) {
+        let smallest = CLASSES[0];
+        if !self.within_share(row, smallest) {
+            return;
+        }
+        let woken = self.with_share(row, |share| share.waiting.pop_first());
+        if let Some((_, waker)) = woken {
+            waker.wake();
+        }
+    }
+
+    fn with_share<T>(&self, row: Row, change: impl FnOnce(&mut Share) -> T) -> T {
+        let mut shares = self.0.shares.borrow_mut();
+        if row.index() >= shares.len() {
+            shares.resize_with(row.index() + 1, Share::default);
+        }
+        change(&mut shares[row.index()])
+    }
+
+    /// How many receives found their tenant's share out.
+    pub(crate) fn waits(&self) -> u64 {
+        self.0.waits.get()
     }
 
     /// Bytes of blocks that are lent out now.
@@ -97,6 +195,9 @@ impl LeasePool {
 
     fn give_back(&self, block: Rc<Block>) {
         self.0.lent_bytes.set(self.0.lent_bytes.get() - block.size);
+        let row = block.row.get();
+        self.with_share(row, |share| share.lent_bytes -= block.size);
+        self.wake_one(row);
         let free_bytes = self.0.free_bytes.get() + block.size;
         let Some(class) = CLASSES.iter().position(|size| *size == block.size) else {
             return;
@@ -105,6 +206,18 @@ impl LeasePool {
             self.0.free_bytes.set(free_bytes);
             self.0.free[class].borrow_mut().push(block);
         }
+    }
+}
+
+/// The size of the block that a lease of `len` bytes gets.
+fn size_of_lease(len: usize) -> usize {
+    CLASSES.into_iter().find(|size| *size >= len).unwrap_or(len)
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.pool.with_share(self.row, |share| share.waiting.remove(&self.number));
+        self.pool.wake_one(self.row);
     }
 }
 
@@ -254,12 +367,14 @@ impl fmt::Debug for Lease {
 struct Block {
     memory: NonNull<MaybeUninit<u8>>,
     size: usize,
+    /// Whose share it is out of, while it is lent.
+    row: Cell<Row>,
 }
 
 impl Block {
     fn new(size: usize) -> Self {
         let memory = Box::leak(Box::<[u8]>::new_uninit_slice(size));
-        Self { memory: NonNull::from(memory).cast(), size }
+        Self { memory: NonNull::from(memory).cast(), size, row: Cell::new(Row::CORE) }
     }
 
     fn memory(&self) -> &[MaybeUninit<u8>] {
@@ -286,8 +401,42 @@ impl Drop for Block {
 mod tests {
     use super::*;
 
-    fn pool(free_bytes_max: usize, lent_bytes_max: usize) -> LeasePool {
-        LeasePool::new(LeaseLimits { free_bytes_max, lent_bytes_max })
+    const ROW: Row = Row::CORE;
+
+    fn pool(free_bytes_max: usize, tenant_bytes_max: usize) -> LeasePool {
+        LeasePool::new(LeaseLimits { free_bytes_max, tenant_bytes_max, ..LeaseLimits::default() })
+    }
+
+    /// Counts its wakes.
+    #[derive(Default)]
+    struct Bell(std::sync::atomic::AtomicUsize);
+
+    impl std::task::Wake for Bell {
+        fn wake(self: std::sync::Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+
+    /// One who asks for 4 KiB again and again.
+    struct Asker {
+        row: Row,
+        bell: std::sync::Arc<Bell>,
+        waiting: Option<Waiting>,
+    }
+
+    impl Asker {
+        fn new(row: Row) -> Self {
+            Self { row, bell: Default::default(), waiting: None }
+        }
+
+        fn ask(&mut self, pool: &LeasePool) -> Poll<Lease> {
+            let waker = Waker::from(self.bell.clone());
+            pool.poll_lease(self.row, 4096, &mut self.waiting, &mut Context::from_waker(&waker))
+        }
+
+        fn wakes(&self) -> usize {
+            self.bell.0.load(std::sync::atomic::Ordering::Relaxed)
+        }
     }
 
     #[test]
@@ -327,14 +476,62 @@ mod tests {
     }
 
     #[test]
-    fn only_a_lease_within_the_limit_is_refused_at_it() {
+    fn a_tenant_whose_share_is_out_waits_for_its_own_and_others_do_not() {
         let pool = pool(0, 8192);
-        let held = pool.lease_within_limit(4096).unwrap();
-        let more = pool.lease_within_limit(4096).unwrap();
-        assert_eq!(pool.lease_within_limit(1).unwrap_err().kind(), io::ErrorKind::OutOfMemory);
+        let (mut one, mut other) = (Asker::new(ROW), Asker::new(Row::test(7)));
+        let held = [one.ask(&pool), one.ask(&pool)];
+        assert!(held.iter().all(Poll::is_ready) && one.ask(&pool).is_pending());
+        let theirs = other.ask(&pool);
+        assert!(theirs.is_ready(), "another tenant has its own share");
         assert_eq!(pool.lease(1).len(), 0, "what the core itself makes is always lent");
-        drop((held, more));
-        assert!(pool.lease_within_limit(1).is_ok());
+        drop(theirs);
+        assert_eq!(one.wakes(), 0, "what another returns is not its own");
+        drop(held);
+        assert_eq!(one.wakes(), 1);
+        assert!(one.ask(&pool).is_ready());
+        assert_eq!((pool.waits(), pool.with_share(ROW, |share| share.lent_bytes), pool.lent_bytes()), (1, 0, 0));
+    }
+
+    #[test]
+    fn a_wake_that_its_waiter_does_not_use_goes_to_the_next() {
+        let pool = pool(0, 4096);
+        let (mut holder, mut first, mut second) = (Asker::new(ROW), Asker::new(ROW), Asker::new(ROW));
+        let held = holder.ask(&pool);
+        assert!(first.ask(&pool).is_pending() && second.ask(&pool).is_pending());
+        drop(held);
+        assert_eq!((first.wakes(), second.wakes()), (1, 0), "one at a time, in order");
+        drop(first);
+        assert_eq!(second.wakes(), 1, "it was given up");
+        let taken = second.ask(&pool);
+        assert!(taken.is_ready() && holder.ask(&pool).is_pending());
+        drop(second);
+        assert_eq!(holder.wakes(), 0, "nothing is there for it");
+    }
+
+    #[test]
+    fn when_the_core_has_lent_out_everything_each_tenant_still_has_its_least() {
+        let limits = LeaseLimits {
+            free_bytes_max: 0,
+            tenant_bytes_max: 1 << 20,
+            lent_bytes_max: 16 << 10,
+            tenant_bytes_min: 8 << 10,
+        };
+        let pool = LeasePool::new(limits);
+        let (mut greedy, mut late) = (Asker::new(ROW), Asker::new(Row::test(1)));
+        let hoard: Vec<_> = (0..4).map(|_| greedy.ask(&pool)).collect();
+        assert!(hoard.iter().all(Poll::is_ready) && greedy.ask(&pool).is_pending());
+        let least = [late.ask(&pool), late.ask(&pool)];
+        assert!(least.iter().all(Poll::is_ready) && late.ask(&pool).is_pending());
+    }
+
+    #[test]
+    fn a_share_smaller_than_a_buffer_still_lets_its_tenant_go_on() {
+        let pool = pool(0, 1);
+        let mut asker = Asker::new(ROW);
+        let one = asker.ask(&pool);
+        assert!(one.is_ready() && asker.ask(&pool).is_pending());
+        drop(one);
+        assert!(asker.ask(&pool).is_ready());
     }
 
     #[test]

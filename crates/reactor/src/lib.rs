@@ -1,17 +1,20 @@
-//! The thread-per-core runtime: pinned cores, tenants that take turns, sockets on an io_uring, timers, mailboxes.
+//! The thread-per-core runtime: pinned cores, tenants that take turns, sockets on an io_uring or on epoll, timers,
+//! mailboxes.
 //!
-//! glommio starts and pins a core's thread and hosts one task there, the driver. Everything else is this crate's own:
+//! glommio starts and pins a core's thread and hosts one task there, the driver; where io_uring is forbidden, and with it
+//! glommio, a plain thread does. Everything else is this crate's own:
 //!
 //! | module | what |
 //! |---|---|
 //! | `cores` | starting and joining a core; its configuration, which names every limit |
+//! | `host` | the thread: glommio's, or a plain one |
 //! | `driver` | the loop: kernel, timers, wakes from elsewhere, then turns |
 //! | `heartbeat` | keeps glommio's parking defect from stopping a core |
 //! | `tenant` | the run queue over tenants and what each is charged |
 //! | `task`, `tasks` | a task whose panic ends it alone; all tasks of a core |
 //! | `gate` | how a wake reaches the run queue, from the core itself or from another thread |
-//! | `engine` | the ring and the operations under way, each owning its descriptor and buffer |
-//! | `net` | sockets on it: listen, connect, receive and send, the adapter for libraries, original destination |
+//! | `engine` | the ring or the epoll instance, and the operations under way, each owning its descriptor and buffer |
+//! | `net` | sockets on it: listen, connect, receive and send, splice, the adapter for libraries, original destination |
 //! | `lease`, `chunk` | buffers that go up and on without a copy |
 //! | `clock`, `wheel` | timers |
 //! | `mailbox` | the two ways into a core |
@@ -27,6 +30,7 @@ mod driver;
 mod engine;
 mod gate;
 mod heartbeat;
+mod host;
 mod lease;
 pub mod mailbox;
 mod net;
@@ -39,9 +43,10 @@ mod wheel;
 
 pub use chunk::Chunk;
 pub use cores::{CoreConfig, CoreThread, StartError, start};
+pub use engine::choice::{EngineChoice, EngineChosen, EngineKind, EngineReason};
 pub use lease::{Lease, LeaseLimits, LeasePool};
 pub use net::{io::TcpIo, listen::TcpListener, stream::TcpStream};
 pub use reactor::{Counts, Reactor};
-pub use runtime::{Listener, Runtime, Stream};
+pub use runtime::{Listener, Runtime, Spliced, Stream};
 pub use task::{Task, TaskEnded};
 pub use tenant::{Account, TenantKey};

@@ -2,22 +2,21 @@
 
 use std::{
     cell::RefCell,
-    future::{Future, poll_fn},
+    future::Future,
     io,
     net::SocketAddr,
     os::fd::OwnedFd,
     rc::Rc,
-    task::Poll,
     time::{Duration, Instant},
 };
 
 use crate::{
-    Account, CoreConfig, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream, TenantKey,
+    Account, CoreConfig, EngineKind, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream, TenantKey,
     clock::{Sleep, Timers},
     engine::Engine,
     gate::{self, Inside},
-    net::{connect, stream::StreamParts},
-    tasks::Tasks,
+    net::{connect, splice::Pipes, stream::StreamParts},
+    tasks::{self, Tasks},
 };
 
 /// A core as seen by what runs on it. Clones are the same core; it never leaves its thread.
@@ -30,6 +29,7 @@ pub(crate) struct Core {
     pub(crate) tasks: Rc<Tasks>,
     pub(crate) timers: Rc<Timers>,
     pub(crate) engine: Rc<Engine>,
+    pub(crate) pipes: Rc<Pipes>,
     leases: LeasePool,
     io_room: usize,
     random: RefCell<fastrand::Rng>,
@@ -61,6 +61,10 @@ pub struct Counts {
     pub lent_bytes: usize,
     /// Bytes of buffers that wait to be lent.
     pub free_bytes: usize,
+    /// Pipes there are.
+    pub pipes: usize,
+    /// Times that a receive waited because its tenant's share of buffers was out.
+    pub share_waits: u64,
     /// Times the core entered the kernel for its ring.
     pub enters: u64,
     /// Times of those that it was ready to sleep.
@@ -69,16 +73,17 @@ pub struct Counts {
 
 impl Reactor {
     /// A core with nothing to do, for the calling thread.
-    pub(crate) fn new(config: &CoreConfig) -> Result<Self, StartError> {
+    pub(crate) fn new(kind: EngineKind, config: &CoreConfig) -> Result<Self, StartError> {
         let no_descriptor = |source| StartError::Descriptors { core: config.name.clone(), source };
         let no_ring = |source| StartError::Ring { core: config.name.clone(), source };
         let inside = gate::open(config.tenants_max).map_err(no_descriptor)?;
-        let engine = Engine::new(config.ring_entries, config.ops_max, inside.gate.bell()).map_err(no_ring)?;
+        let engine = Engine::new(kind, config.ring_entries, config.ops_max, inside.gate.bell()).map_err(no_ring)?;
         Ok(Self(Rc::new(Core {
             tasks: Tasks::new(inside.clone(), config.tasks_max),
             inside,
             timers: Rc::new(Timers::new(config.timers_max)),
             engine: Rc::new(engine),
+            pipes: Rc::new(Pipes::new(config.pipes_max)),
             leases: LeasePool::new(config.leases.clone()),
             io_room: config.io_room,
             random: RefCell::new(fastrand::Rng::new()),
@@ -92,7 +97,7 @@ impl Reactor {
 
     /// What this core holds and has done so far.
     pub fn counts(&self) -> Counts {
-        let Core { tasks, timers, engine, leases, .. } = &*self.0;
+        let Core { tasks, timers, engine, leases, pipes, .. } = &*self.0;
         let engine_counts = engine.counts();
         Counts {
             tasks: tasks.live(),
@@ -106,14 +111,22 @@ impl Reactor {
             timers_over_limit: timers.over_limit(),
             lent_bytes: leases.lent_bytes(),
             free_bytes: leases.free_bytes(),
+            pipes: pipes.made(),
+            share_waits: leases.waits(),
             enters: engine_counts.enters,
             parks: engine_counts.parks,
         }
     }
 
     fn stream_parts(&self) -> StreamParts {
-        let Core { engine, leases, io_room, .. } = &*self.0;
-        StreamParts { engine: engine.clone(), leases: leases.clone(), io_room: *io_room }
+        let Core { inside, engine, leases, pipes, io_room, .. } = &*self.0;
+        StreamParts {
+            inside: inside.clone(),
+            engine: engine.clone(),
+            leases: leases.clone(),
+            pipes: pipes.clone(),
+            io_room: *io_room,
+        }
     }
 }
 
@@ -152,17 +165,10 @@ impl Runtime for Reactor {
     }
 
     fn lease(&self, len: usize) -> Lease {
-        self.0.leases.lease(len)
+        self.0.leases.lease_of(self.0.inside.payer(), len)
     }
 
     fn yield_now(&self) -> impl Future<Output = ()> + 'static {
-        let mut yielded = false;
-        poll_fn(move |context| {
-            if std::mem::replace(&mut yielded, true) {
-                return Poll::Ready(());
-            }
-            context.waker().wake_by_ref();
-            Poll::Pending
-        })
+        tasks::yield_now()
     }
 }

@@ -83,14 +83,21 @@ pub trait Stream: 'static {
     /// The same socket for a library that wants to copy.
     type Io: AsyncRead + AsyncWrite + Unpin + 'static;
 
-    /// The next bytes, at most `room` of them and at least one; an empty lease is the peer's FIN. Dropping the future
-    /// loses nothing: the operation lives in the stream, and the next call takes what it brought.
+    /// The next bytes, at most `room` of them and at least one; an empty lease is the peer's FIN. While nothing comes no
+    /// buffer is held; one whose tenant has its share of buffers lent out waits for some to come back. Dropping the
+    /// future loses nothing.
     fn receive(&self, room: usize) -> impl Future<Output = io::Result<Lease>>;
 
     /// Sends all of `chunk`. If the future is dropped after its first poll, or fails, nobody knows how much of the
     /// chunk went out: the stream is *torn*. Later sends fail, and dropping the stream resets the connection, because
     /// the peer must not take a torn transfer for a whole one.
     fn send(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>>;
+
+    /// Moves the next bytes to `sink`, all of what is there up to about a MiB, without them passing through this process:
+    /// for bulk, because a small transfer costs more than by [`Stream::receive`] and [`Stream::send`]. It is both in one:
+    /// no other receive of this stream or send of `sink` may be under way, and if the future is dropped once it has taken
+    /// bytes, or the sink fails, `sink` is torn.
+    fn splice_to(&self, sink: &Self) -> impl Future<Output = Spliced>;
 
     /// Sends FIN after what was sent; receiving goes on.
     ///
@@ -121,4 +128,20 @@ pub trait Stream: 'static {
 
     /// The same socket as [`AsyncRead`] and [`AsyncWrite`].
     fn into_io(self) -> Self::Io;
+}
+
+/// What became of a [`Stream::splice_to`].
+#[derive(Debug)]
+pub enum Spliced {
+    /// So many bytes were taken and sent.
+    Moved(usize),
+    /// The peer's FIN.
+    End,
+    /// The source failed; nothing was taken.
+    SourceBroke(io::Error),
+    /// The sink failed, and is torn.
+    SinkBroke(io::Error),
+    /// It cannot be done now: as many flows do it as may, or the process is not allowed to. Nothing was taken; receive and
+    /// send do as ever.
+    Unavailable,
 }

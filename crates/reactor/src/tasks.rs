@@ -2,8 +2,9 @@
 
 use std::{
     cell::{Cell, RefCell},
+    future::poll_fn,
     rc::Rc,
-    task::Waker,
+    task::{Poll, Waker},
 };
 
 use slab::Slab;
@@ -13,6 +14,18 @@ use crate::{
     task::{self, Done, Task, TaskEnded},
     tenant::TenantKey,
 };
+
+/// Lets the tenant's other tasks run first, and other tenants when the turn is over.
+pub(crate) fn yield_now() -> impl Future<Output = ()> + 'static {
+    let mut yielded = false;
+    poll_fn(move |context| {
+        if std::mem::replace(&mut yielded, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+}
 
 /// See the module.
 pub(crate) struct Tasks {

@@ -15,9 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reactor::{CoreConfig, Reactor, Runtime, TenantKey, mailbox};
+use reactor::{CoreConfig, EngineChoice, Reactor, Runtime, TenantKey, mailbox};
 
 const SCENE: &str = "REACTOR_TEST_SCENE";
+const ENGINES: [EngineChoice; 2] = [EngineChoice::Uring, EngineChoice::Epoll];
 /// Exit code of a scene whose core stood still.
 const STOOD_STILL: i32 = 86;
 
@@ -108,11 +109,18 @@ fn a_panicking_root_or_loop_ends_the_process_with_a_message() {
         }
     }
     let until_it_ends = |core: reactor::CoreThread| core.join();
-    match scene().as_deref() {
+    let played = scene();
+    let (scene, engine) = match played.as_deref().and_then(|scene| scene.split_once(' ')) {
+        Some((scene, "epoll")) => (Some(scene), EngineChoice::Epoll),
+        Some((scene, _)) => (Some(scene), EngineChoice::Uring),
+        None => (None, EngineChoice::Auto),
+    };
+    let config = CoreConfig { engine, ..CoreConfig::default() };
+    match scene {
         None => {}
         Some("root") => {
             let root = |_: Reactor| async { panic!("a bomb in the root") };
-            return until_it_ends(reactor::start(CoreConfig::default(), root).unwrap());
+            return until_it_ends(reactor::start(config, root).unwrap());
         }
         Some("loop") => {
             let root = |reactor: Reactor| async move {
@@ -121,30 +129,38 @@ fn a_panicking_root_or_loop_ends_the_process_with_a_message() {
                 assert!(sleep.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
                 std::future::pending::<()>().await;
             };
-            return until_it_ends(reactor::start(CoreConfig::default(), root).unwrap());
+            return until_it_ends(reactor::start(config, root).unwrap());
         }
         Some(other) => panic!("no scene {other}"),
     }
-    for scene in ["root", "loop"] {
-        let (status, said) = play(TEST, scene);
-        assert_eq!(status.signal(), Some(libc::SIGABRT), "{scene}: {status}: {said}");
-        assert!(said.contains(&format!("a bomb in the {scene}")), "{scene}: {said}");
+    for (scene, engine) in [("root", "uring"), ("loop", "uring"), ("root", "epoll"), ("loop", "epoll")] {
+        let (status, said) = play(TEST, &format!("{scene} {engine}"));
+        assert_eq!(status.signal(), Some(libc::SIGABRT), "{engine}: {scene}: {status}: {said}");
+        assert!(said.contains(&format!("a bomb in the {scene}")), "{engine}: {scene}: {said}");
         assert!(said.contains("ending the process"), "{scene}: {said}");
     }
 }
 
 #[test]
 fn a_core_that_cannot_start_says_why() {
-    let nowhere = CoreConfig { name: "nowhere".to_owned(), cpu: Some(100_000), ..CoreConfig::default() };
-    let error = reactor::start(nowhere, |_| async {}).unwrap_err().to_string();
-    assert!(error.contains("nowhere") && error.contains("100000"), "{error}");
+    for engine in ENGINES {
+        for cpu in [500, 100_000] {
+            let nowhere = CoreConfig { name: "nowhere".to_owned(), engine, cpu: Some(cpu), ..CoreConfig::default() };
+            let error = reactor::start(nowhere, |_| async {}).unwrap_err().to_string();
+            assert!(error.contains("nowhere") && error.contains(&cpu.to_string()), "{error}");
+        }
+    }
 }
 
 #[test]
 fn a_pinned_core_runs_on_its_cpu_and_an_idle_one_hardly_at_all() {
+    ENGINES.into_iter().for_each(pinned_and_idle);
+}
+
+fn pinned_and_idle(engine: EngineChoice) {
     let (tell, told) = mpsc::channel();
     let (sender, receiver) = mailbox::ordered::<()>(1);
-    let config = CoreConfig { cpu: Some(0), name: "pinned".to_owned(), ..CoreConfig::default() };
+    let config = CoreConfig { engine, cpu: Some(0), name: "pinned".to_owned(), ..CoreConfig::default() };
     let core = reactor::start(config, move |reactor| async move {
         let allowed = std::fs::read_to_string("/proc/thread-self/status").unwrap();
         let cpus = allowed.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim().to_owned();

@@ -124,7 +124,7 @@ impl Envoy {
         let file = directory.path().join("envoy.json");
         fs::write(&file, configuration(directory.path()).to_string())?;
 
-        let launcher = Launcher::start()?;
+        let launcher = Launcher::start(true)?;
         let mut command = launcher::command(&binary()?);
         command
             .env_clear()

@@ -14,6 +14,7 @@ use std::thread::{self, JoinHandle};
 use anyhow::{Context, Result};
 
 use crate::namespace::Namespace;
+use crate::seccomp;
 
 /// The forking thread. When it is dropped, what it has started is killed.
 pub struct Launcher {
@@ -28,14 +29,19 @@ struct Order {
 }
 
 impl Launcher {
-    /// Starts the thread.
+    /// Starts the thread. With `io_uring` false it and all that it starts are refused io_uring, as most container runtimes
+    /// do by default.
     ///
     /// # Errors
-    /// When no thread can be had.
-    pub fn start() -> Result<Self> {
+    /// When no thread can be had, or the kernel has no seccomp filters.
+    pub fn start(io_uring: bool) -> Result<Self> {
         let (orders, taken) = mpsc::channel::<Order>();
         let home = Namespace::current("home")?;
+        let filter = if io_uring { None } else { Some(seccomp::without_io_uring()?) };
         let thread = thread::Builder::new().name("launcher".into()).spawn(move || {
+            if let Some(filter) = filter {
+                seccompiler::apply_filter(&filter).expect("the kernel takes filters");
+            }
             for mut order in taken {
                 order.namespace.enter();
                 let child = order.command.spawn();
@@ -90,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_child_dies_with_the_launcher() {
-        let launcher = Launcher::start().unwrap();
+        let launcher = Launcher::start(true).unwrap();
         let mut sleeping = command(Path::new("sleep"));
         sleeping.arg("60");
         let mut child = launcher.spawn(&Namespace::create("bedroom").unwrap(), sleeping).unwrap();

@@ -26,6 +26,7 @@ pub mod namespace;
 pub mod peer;
 pub mod redirect;
 pub mod router;
+pub mod seccomp;
 pub mod serve;
 pub mod sim;
 pub mod tool;

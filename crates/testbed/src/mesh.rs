@@ -65,6 +65,8 @@ pub struct MeshSpec {
     pub arguments: Vec<String>,
     /// Whether daemons are started: a test of the testbed itself needs none.
     pub daemons: bool,
+    /// Whether daemons may use io_uring; otherwise a seccomp filter refuses it to them.
+    pub io_uring: bool,
 }
 
 /// A pod, or a host outside. Clones are the same one.
@@ -159,7 +161,7 @@ impl PodSpec {
 
 impl Default for MeshSpec {
     fn default() -> Self {
-        Self { cores: "2".into(), environment: BTreeMap::new(), arguments: Vec::new(), daemons: true }
+        Self { cores: "2".into(), environment: BTreeMap::new(), arguments: Vec::new(), daemons: true, io_uring: true }
     }
 }
 
@@ -264,6 +266,7 @@ impl Mesh {
             daemon::binary()?;
         }
         let directory = tempfile::Builder::new().prefix("coretunnel-testbed-").tempdir()?;
+        let launcher = Launcher::start(spec.io_uring)?;
         let mut wire = Router::create("wire")?;
         let mut nodes = BTreeMap::new();
         for id in NodeId::ALL {
@@ -276,7 +279,7 @@ impl Mesh {
             nodes,
             wire,
             next_outside: 1,
-            launcher: Launcher::start()?,
+            launcher,
             directory,
         };
         for pod in pods {

@@ -65,7 +65,11 @@ struct Bench {
 
 impl Bench {
     fn new(seed: u64) -> Self {
-        let world = SimRuntime::new(seed, Weather::default());
+        Self::in_weather(seed, Weather::default())
+    }
+
+    fn in_weather(seed: u64, weather: Weather) -> Self {
+        let world = SimRuntime::new(seed, weather);
         let (commands, command_receiver) = mailbox::ordered(16);
         let (snapshots, snapshot_receiver) = mailbox::latest();
         let (retired_sender, retired) = async_channel::bounded(16);
@@ -218,6 +222,62 @@ fn every_byte_of_a_captured_connection_arrives_both_ways_whatever_the_seed() {
             .unwrap_or_else(|stalled| panic!("{stalled}"));
         assert_eq!((world.panics(), world.lent_bytes()), (0, 0), "seed {seed}");
     }
+}
+
+/// A relay that has moved 512 KiB in large pieces goes on by splice: before, at and after that point, and back.
+#[test]
+fn every_byte_of_a_bulk_connection_arrives_where_it_goes_on_without_a_copy() {
+    let weather = Weather { piece_max: 256 << 10, window: 1 << 20, ..Weather::default() };
+    let mut splices = 0;
+    for seed in 0..12 {
+        let mut bench = Bench::in_weather(seed, weather);
+        let world = bench.world.clone();
+        world
+            .clone()
+            .block_on(async {
+                bench.publish([pod_workload(&[])]);
+                bench.pod_up().await;
+                let listener = world.listen(SimSocket::listening(host(OUTSIDE), 80)).expect("the port is free");
+                for length in [(512 << 10) - 1, 512 << 10, (512 << 10) + 1, 2 << 20] {
+                    let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
+                    let limit = Duration::from_secs(1);
+                    let client = world.connect(socket, at(OUTSIDE, 80), limit).await.expect("captured");
+                    let server = listener.accept().await.expect("a simulated accept does not fail");
+                    let (there, back) = (data(length), data(length / 2));
+                    let (inside, answer) = (world.clone(), back.clone());
+                    let serving = world.spawn(TENANT, async move { exchange(&inside, server, answer).await });
+                    let got_back = exchange(&world, client, there.clone()).await.expect("a clean end");
+                    let got_there = serving.await.expect("no panic").expect("a clean end");
+                    assert!(got_there == there && got_back == back, "seed {seed}: bytes differ at length {length}");
+                }
+                bench.end().await;
+            })
+            .unwrap_or_else(|stalled| panic!("{stalled}"));
+        assert_eq!((world.panics(), world.lent_bytes()), (0, 0), "seed {seed}");
+        splices += world.splices();
+    }
+    assert!(splices > 30, "only {splices} transfers went without a copy, so this shows little");
+}
+
+/// The control: small pieces are copied, however many.
+#[test]
+fn a_chatty_connection_is_never_spliced() {
+    let mut bench = Bench::in_weather(1, Weather { piece_max: 4_000, ..Weather::default() });
+    let world = bench.world.clone();
+    world
+        .clone()
+        .block_on(async {
+            bench.publish([pod_workload(&[])]);
+            bench.pod_up().await;
+            echo(&world, at(OUTSIDE, 80));
+            let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
+            let stream = world.connect(socket, at(OUTSIDE, 80), Duration::from_secs(1)).await.expect("captured");
+            let sent = data(700 << 10);
+            assert!(exchange(&world, stream, sent.clone()).await.expect("a clean end") == sent);
+            bench.end().await;
+        })
+        .unwrap_or_else(|stalled| panic!("{stalled}"));
+    assert_eq!(world.splices(), 0);
 }
 
 #[test]

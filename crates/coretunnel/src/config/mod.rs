@@ -14,6 +14,7 @@ use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 use dataplane::TenantBy;
 use hbone::{H2Config, pool::PoolConfig};
 use mesh_state::identity::Identity;
+use reactor::EngineChoice;
 use telemetry::log::{LogConfig, LogError};
 
 pub(crate) use cores::{CpuLimits, Cpus};
@@ -31,6 +32,7 @@ pub(crate) struct Settings {
     /// The CPUs to pin a core to, one each.
     pub(crate) cores: Vec<usize>,
     pub(crate) tenant_by: TenantBy,
+    pub(crate) engine: EngineChoice,
     pub(crate) mesh: Mesh,
     pub(crate) certificates: Certificates,
     pub(crate) servers: Servers,
@@ -133,6 +135,7 @@ pub(crate) fn load(flags: &Flags, environment: &Environment, host: &Host) -> Res
     let settings = Settings {
         cores: cores(&mut read, flags, &host.cpus),
         tenant_by: tenant_by(&mut read, flags),
+        engine: engine(&mut read, flags),
         mesh: mesh(&mut read, flags),
         certificates: certificates(&mut read, flags),
         servers: servers(&mut read, flags, host.has_ipv6),
@@ -177,6 +180,17 @@ fn tenant_by(read: &mut Reader<'_>, flags: &Flags) -> TenantBy {
     };
     let flag = Some(("--tenant-by", &flags.tenant_by));
     read.setting(flag, &[], "namespace, service-account or pod", parse).unwrap_or_default()
+}
+
+fn engine(read: &mut Reader<'_>, flags: &Flags) -> EngineChoice {
+    let parse = |text: &str| match text {
+        "auto" => Ok(EngineChoice::Auto),
+        "uring" => Ok(EngineChoice::Uring),
+        "epoll" => Ok(EngineChoice::Epoll),
+        _ => Err("unknown way into the kernel".to_owned()),
+    };
+    let flag = Some(("--engine", &flags.engine));
+    read.setting(flag, &["CORETUNNEL_ENGINE"], "auto, uring or epoll", parse).unwrap_or_default()
 }
 
 fn mesh(read: &mut Reader<'_>, flags: &Flags) -> Mesh {

@@ -27,6 +27,7 @@ fn defaults_are_those_of_the_reference() {
     let settings = from_variables([]).expect("defaults are good");
     assert_eq!(settings.cores, [0, 1], "a quarter of four CPUs, but at least two");
     assert_eq!(settings.tenant_by, TenantBy::ServiceAccount);
+    assert_eq!(settings.engine, EngineChoice::Auto);
     assert_eq!(settings.mesh.cluster, "Kubernetes");
     assert_eq!((&*settings.mesh.trust_domain, &*settings.mesh.network), ("cluster.local", ""));
     assert_eq!(settings.mesh.zds_socket.to_str(), Some("/var/run/ztunnel/ztunnel.sock"));
@@ -118,6 +119,7 @@ fn every_bad_flag_is_reported_as_a_flag() {
         ("--cores", "x"),
         ("--cores", ""),
         ("--tenant-by", "nobody"),
+        ("--engine", "io_uring"),
         ("--trust-domain", "a/b"),
         ("--local-xds-path", ""),
         ("--zds-socket", &"x".repeat(108)),
@@ -296,7 +298,7 @@ proptest! {
         words in prop::collection::vec(prop_oneof![
             "--[a-z-]{0,20}(=.{0,10})?",
             "(run|preflight|version|proxy|help|ztunnel)",
-            "--(cores|node|log|ca|metrics-addr|tenant-by)",
+            "--(cores|node|log|ca|metrics-addr|tenant-by|engine)",
             value(),
         ], 0..6)
     ) {

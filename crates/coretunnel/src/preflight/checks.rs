@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use reactor::EngineChoice;
 use rustix::io::Errno;
 
 use super::{
@@ -50,7 +51,27 @@ pub(super) fn judge(facts: &Facts, settings: &Settings) -> Vec<Finding> {
     CHECKS.iter().map(|check| check(facts, settings)).collect()
 }
 
-fn kernel(facts: &Facts, _: &Settings) -> Finding {
+/// What stands in the way of io_uring stops the daemon only if nothing else will do: `auto` takes epoll, and says so.
+fn of_uring(finding: Finding, settings: &Settings) -> Finding {
+    match (settings.engine, finding.verdict, finding.cure) {
+        (EngineChoice::Auto, Verdict::Fatal, Some(cure)) => Finding {
+            verdict: Verdict::Warning,
+            cure: Some(format!("--engine auto takes epoll, which costs more CPU; for io_uring: {cure}")),
+            ..finding
+        },
+        (EngineChoice::Epoll, Verdict::Fatal | Verdict::Warning, _) => {
+            let need = "nothing of io_uring, with --engine epoll".to_owned();
+            Finding { verdict: Verdict::Good, need, cure: None, ..finding }
+        }
+        (_, _, cure) => Finding { cure, ..finding },
+    }
+}
+
+fn kernel(facts: &Facts, settings: &Settings) -> Finding {
+    of_uring(kernel_for_uring(facts), settings)
+}
+
+fn kernel_for_uring(facts: &Facts) -> Finding {
     let found = if facts.release.is_empty() { "an unknown release" } else { &facts.release };
     let need = format!("Linux {} or newer, {} for full speed", dotted(KERNEL_MIN), dotted(KERNEL_GOOD));
     let line = Line::new("kernel", found, need);
@@ -69,24 +90,33 @@ fn kernel(facts: &Facts, _: &Settings) -> Finding {
     }
 }
 
-fn uring(facts: &Facts, _: &Settings) -> Finding {
+fn uring(facts: &Facts, settings: &Settings) -> Finding {
     let line = |found: String| Line::new("io_uring", found, "a core that starts");
     let short_of_memory = || {
-        line("a ring, but too little locked memory for a core".to_owned())
-            .fatal("raise RLIMIT_MEMLOCK as its own line says.")
+        let line = line("a ring, but too little locked memory for a core".to_owned());
+        of_uring(line.fatal("raise RLIMIT_MEMLOCK as its own line says."), settings)
     };
     match &facts.attempt {
+        Attempt::Started if settings.engine == EngineChoice::Epoll => {
+            Line::new("io_uring", "a core that started on epoll", "nothing of io_uring, with --engine epoll").good()
+        }
         Attempt::LockedMemory { .. } => short_of_memory(),
         // glommio may word its refusal as any I/O error.
         Attempt::Host(_) if !at_least(facts.memlock.soft, MEMLOCK_MIN) => short_of_memory(),
         Attempt::Started => line("a core that started".to_owned()).good(),
-        Attempt::NoRing(refusal) => no_ring(facts, refusal, line),
+        Attempt::NoRing(refusal) if out_of_descriptors(refusal) => no_ring(facts, refusal, line),
+        Attempt::NoRing(refusal) => of_uring(no_ring(facts, refusal, line), settings),
         Attempt::NoDescriptors(refusal) => {
             line(format!("no descriptor for a core ({})", refusal.says)).fatal(OUT_OF_DESCRIPTORS)
         }
-        Attempt::Host(cause) => line(format!("a core that glommio did not start ({cause})"))
+        Attempt::Host(cause) => line(format!("a core whose thread did not start ({cause})"))
             .fatal("see that threads can be made: raise pids.max or ulimit -u."),
     }
+}
+
+/// epoll would fare no better.
+fn out_of_descriptors(refusal: &Refusal) -> bool {
+    matches!(refusal.errno, Some(Errno::MFILE | Errno::NFILE))
 }
 
 const OUT_OF_DESCRIPTORS: &str =
@@ -123,7 +153,11 @@ fn no_ring(facts: &Facts, refusal: &Refusal, line: impl Fn(String) -> Line) -> F
     }
 }
 
-fn locked_memory(facts: &Facts, _: &Settings) -> Finding {
+fn locked_memory(facts: &Facts, settings: &Settings) -> Finding {
+    of_uring(locked_memory_for_uring(facts), settings)
+}
+
+fn locked_memory_for_uring(facts: &Facts) -> Finding {
     let Limit { soft, hard } = facts.memlock;
     let needed = match facts.attempt {
         Attempt::LockedMemory { needed, .. } => needed,

@@ -12,7 +12,7 @@ use inpod::{
     Netns,
     socket::{SocketError, SocketOptions},
 };
-use reactor::{CoreConfig, StartError};
+use reactor::{CoreConfig, EngineChoice, StartError};
 use rustix::{
     fs::Access,
     io::Errno,
@@ -137,7 +137,7 @@ impl Facts {
         Self {
             release: read("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned(),
             uring_disabled: read_number("/proc/sys/kernel/io_uring_disabled"),
-            attempt: attempt(),
+            attempt: attempt(settings.engine),
             process,
             memlock: limit(Resource::Memlock),
             nofile: limit(Resource::Nofile),
@@ -193,10 +193,12 @@ fn parse_status(status: &str) -> Process {
     }
 }
 
-/// Only a real ring tells what seccomp, a sysctl, an LSM and limits together allow.
-fn attempt() -> Attempt {
+/// Only a real ring tells what seccomp, a sysctl, an LSM and limits together allow. `auto` is tried as io_uring, which is
+/// what it wants.
+fn attempt(engine: EngineChoice) -> Attempt {
+    let engine = if engine == EngineChoice::Epoll { engine } else { EngineChoice::Uring };
     // Unpinned, so that it speaks of io_uring alone.
-    let config = CoreConfig { name: "preflight".to_owned(), ring_entries: 8, ..CoreConfig::default() };
+    let config = CoreConfig { name: "preflight".to_owned(), engine, ring_entries: 8, ..CoreConfig::default() };
     match reactor::start(config, |_| async {}) {
         Ok(core) => {
             core.join();

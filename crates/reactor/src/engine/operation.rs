@@ -11,22 +11,21 @@ use bytes::Buf;
 use io_uring::{opcode, squeue, types::Fd};
 use socket2::SockAddr;
 
-use crate::{Chunk, Lease};
+use super::descriptor::Descriptor;
+use crate::Chunk;
 
 /// One request to the kernel, with everything it refers to.
 ///
 /// What the kernel writes to or reads from is on the heap, so that moving the operation does not move it.
 pub(crate) enum Operation {
     /// The next connection; it comes close-on-exec and non-blocking.
-    Accept { socket: Rc<OwnedFd> },
-    /// Bytes, into the lease's room.
-    Receive { socket: Rc<OwnedFd>, into: Lease, room: usize },
+    Accept { socket: Rc<Descriptor> },
     /// All of the chunk, unless the connection breaks.
-    Send { socket: Rc<OwnedFd>, chunk: Chunk },
+    Send { socket: Rc<Descriptor>, chunk: Chunk },
     /// A connection to the address.
-    Connect { socket: Rc<OwnedFd>, target: Box<SockAddr> },
+    Connect { socket: Rc<Descriptor>, target: Box<SockAddr> },
     /// Readiness, without bytes or a buffer.
-    Poll { socket: Rc<OwnedFd>, ready: Readiness },
+    Poll { socket: Rc<Descriptor>, ready: Readiness },
 }
 
 /// What [`Operation::Poll`] waits for. An error or a hang-up ends either.
@@ -49,8 +48,6 @@ pub(crate) struct Completion {
 pub(crate) enum Brought {
     /// By [`Operation::Accept`].
     Connection(OwnedFd),
-    /// By [`Operation::Receive`].
-    Bytes(Lease),
     /// By [`Operation::Send`]: what is left to send, usually nothing.
     Rest(Chunk),
     /// By [`Operation::Connect`] and [`Operation::Poll`].
@@ -64,11 +61,6 @@ impl Operation {
             Self::Accept { socket } => opcode::Accept::new(Fd(socket.as_raw_fd()), ptr::null_mut(), ptr::null_mut())
                 .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
                 .build(),
-            Self::Receive { socket, into, room } => {
-                let spare = into.spare();
-                let len = spare.len().min(*room).min(u32::MAX as usize);
-                opcode::Recv::new(Fd(socket.as_raw_fd()), spare.as_mut_ptr().cast(), len as u32).build()
-            }
             // Without MSG_WAITALL: with it the kernel goes on after a short send by itself, and when that meets a reset, the
             // completion tells of the bytes and the error is lost; the next send hears of EPIPE, as after an orderly end.
             Self::Send { socket, chunk } => {
@@ -100,12 +92,6 @@ impl Operation {
                 // SAFETY: a successful accept hands over a new descriptor, and this completion is seen once.
                 Brought::Connection(unsafe { OwnedFd::from_raw_fd(result) })
             }
-            #[expect(unsafe_code, reason = "only the kernel knows how much it has written")]
-            Self::Receive { mut into, .. } => {
-                // SAFETY: the kernel has written `count` bytes from the beginning of the spare room it was given.
-                unsafe { into.assume_filled(count) };
-                Brought::Bytes(into)
-            }
             Self::Send { mut chunk, .. } => {
                 chunk.advance(count);
                 Brought::Rest(chunk)
@@ -120,7 +106,6 @@ impl fmt::Debug for Operation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (name, socket) = match self {
             Self::Accept { socket } => ("accept", socket),
-            Self::Receive { socket, .. } => ("receive", socket),
             Self::Send { socket, .. } => ("send", socket),
             Self::Connect { socket, .. } => ("connect", socket),
             Self::Poll { socket, .. } => ("poll", socket),

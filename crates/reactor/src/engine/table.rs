@@ -21,7 +21,12 @@ impl OpKey {
         u64::from(self.generation) << 32 | u64::from(self.index)
     }
 
-    /// The reverse.
+    /// Where it is in the table. No other operation under way is there.
+    pub(crate) fn index(self) -> usize {
+        self.index as usize
+    }
+
+    /// The reverse of [`OpKey::user_data`].
     pub(crate) fn of_user_data(user_data: u64) -> Self {
         #[expect(clippy::cast_possible_truncation, reason = "the halves of a u64")]
         Self { index: user_data as u32, generation: (user_data >> 32) as u32 }
@@ -96,6 +101,15 @@ impl<H, C> Table<H, C> {
         };
         self.vacant = next;
         Some(OpKey { index, generation: slot.generation })
+    }
+
+    /// What an operation under way holds, for an engine that works on it itself.
+    pub(crate) fn held_mut(&mut self, key: OpKey) -> Option<&mut H> {
+        let slot = self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?;
+        match &mut slot.state {
+            State::UnderWay { held, .. } | State::Abandoned { held } => Some(held),
+            State::Vacant { .. } | State::Complete { .. } => None,
+        }
     }
 
     /// The kernel is done with an operation: `complete` makes of what was held what its future gets.

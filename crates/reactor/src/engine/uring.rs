@@ -19,7 +19,7 @@ use io_uring::{
     types::{Fd, SubmitArgs, Timespec},
 };
 
-use super::table::OpKey;
+use super::{Reaped, table::OpKey};
 
 /// Names of requests that are nobody's operation. No [`OpKey`] has an index of all ones.
 const BELL: u64 = u32::MAX as u64;
@@ -39,13 +39,6 @@ struct Bell {
     /// Where the kernel writes the count. On the heap, because the ring moves.
     count: Box<u64>,
     under_way: bool,
-}
-
-/// One completion.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Reaped {
-    pub(crate) key: OpKey,
-    pub(crate) result: i32,
 }
 
 impl Ring {
@@ -162,8 +155,24 @@ impl Ring {
     }
 }
 
+/// Whether this process may use a ring, and one that can do what is asked of it here.
+///
+/// # Errors
+/// What the kernel says; an error without errno is an io_uring that is too old.
+pub(crate) fn probe() -> io::Result<()> {
+    let mut ring = build(2)?;
+    // Waiting with a timeout came with Linux 5.11, completions that are never dropped with 5.5.
+    if !(ring.params().is_feature_ext_arg() && ring.params().is_feature_nodrop()) {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is older than Linux 5.11's"));
+    }
+    // A filter can let a ring be made and yet not be used.
+    // SAFETY: a no-op refers to nothing.
+    unsafe { ring.submission().push(&opcode::Nop::new().build()) }.expect("the queue is empty");
+    ring.submit_and_wait(1).map(drop)
+}
+
 /// A ring with as much of what makes it cheap as this kernel knows.
-pub(crate) fn build(entries: u32) -> io::Result<IoUring> {
+fn build(entries: u32) -> io::Result<IoUring> {
     let mut last = None;
     // SINGLE_ISSUER came with Linux 6.0, COOP_TASKRUN with 5.19, SUBMIT_ALL with 5.18.
     for (single_issuer, cooperative) in [(true, true), (false, true), (false, false)] {

@@ -1,6 +1,6 @@
 //! Connecting a socket that was made, and perhaps bound, elsewhere.
 
-use std::{future::Future, io, net::SocketAddr, os::fd::OwnedFd, pin::pin, rc::Rc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, os::fd::OwnedFd, pin::pin, time::Duration};
 
 use futures_util::future::{Either, select};
 use socket2::SockRef;
@@ -17,9 +17,9 @@ pub(crate) async fn connect(
     expired: impl Future<Output = ()>,
 ) -> io::Result<TcpStream> {
     SockRef::from(&socket).set_tcp_nodelay(true)?;
-    let socket = Rc::new(socket);
+    let socket = parts.engine.adopt(socket)?;
     let operation = Operation::Connect { socket: socket.clone(), target: Box::new(target.into()) };
-    let connected = parts.engine.start(operation)?;
+    let connected = parts.start(operation)?;
     // The timeout is the core's own timer rather than a linked one in the ring: it costs no request, and cancelling is
     // what dropping the operation does anyway.
     match select(connected, pin!(expired)).await {

@@ -1,9 +1,10 @@
 //! A stream as [`AsyncRead`] and [`AsyncWrite`], for libraries that bring buffers of their own.
 //!
 //! They copy, so the socket is read in large pieces into a lease and copied out from there (rustls asks for 4 KiB at a
-//! time). While nothing comes no buffer is held: the ring waits for readiness, and the bytes are then fetched directly.
-//! Writes go directly, all of the caller's slices in one call, and the ring is only asked when the socket is full. Those
-//! are system calls of their own, at the caller's turn and charge; on a loopback relay they cost what the ring's do.
+//! time). While nothing comes no buffer is held, and what comes is held no longer than the library takes to copy it; so
+//! that buffer is lent whether the tenant's share is out or not, because a tunnel that stops reading would never hear that
+//! it may send what the share is out for. Writes go directly, all of the caller's slices in one call, and the engine is
+//! only asked when the socket is full: a system call at the caller's turn and charge.
 
 use std::{
     future::Future,
@@ -17,13 +18,15 @@ use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
+    inflow::{self, Inflow},
     socket::Socket,
-    stream::{Receiving, StreamParts, poll_received},
+    stream::StreamParts,
 };
 use crate::{
     Lease,
     engine::{
         Op,
+        descriptor::Direction,
         operation::{Operation, Readiness},
     },
 };
@@ -36,49 +39,29 @@ pub struct TcpIo {
     // First, as in `TcpStream`.
     socket: Socket,
     parts: StreamParts,
-    reading: Reading,
+    inflow: Inflow,
+    /// Bytes to copy out.
+    left: Lease,
     /// The wait for room in the socket's send buffer.
     writable: Option<Op>,
 }
 
-enum Reading {
-    /// There may be bytes in the socket.
-    Try,
-    /// There are none: the wait for some.
-    Wait(Op),
-    /// A receive that the stream had begun before it became this.
-    Receive(Op),
-    /// Bytes to copy out; `drained` if the socket had no more at the time.
-    Copy { bytes: Lease, drained: bool },
-    /// A short read has emptied the socket: trying again would only be told so, and what has come since then makes the
-    /// wait end at once.
-    Drained,
-}
-
 impl TcpIo {
-    pub(crate) fn new(socket: Socket, parts: StreamParts, receiving: Receiving) -> Self {
-        let reading = match receiving {
-            Receiving::Idle => Reading::Try,
-            Receiving::UnderWay(op) => Reading::Receive(op),
-            Receiving::Left(bytes) => Reading::Copy { bytes, drained: false },
-        };
-        Self { socket, parts, reading, writable: None }
+    pub(crate) fn new(socket: Socket, parts: StreamParts, inflow: Inflow) -> Self {
+        Self { socket, parts, inflow, left: Lease::empty(), writable: None }
     }
 
-    fn wait(&self, ready: Readiness) -> io::Result<Op> {
-        self.parts.engine.start(Operation::Poll { socket: self.socket.descriptor(), ready })
-    }
-
-    /// What the socket has now, up to a buffer full.
-    fn fetch(&self) -> io::Result<Lease> {
-        let mut bytes = self.parts.leases.lease_within_limit(self.parts.io_room)?;
-        let count = self.socket.options().recv_with_flags(bytes.spare(), libc::MSG_DONTWAIT)?;
-        #[expect(unsafe_code, reason = "only the kernel knows how much it has written")]
-        // SAFETY: recv has written `count` bytes from the beginning of the spare room it was given.
-        unsafe {
-            bytes.assume_filled(count);
+    /// What the socket has, up to a buffer full; none is FIN.
+    fn poll_fetch(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Lease>> {
+        let room = self.parts.io_room;
+        loop {
+            ready!(self.inflow.poll_readable(&self.socket, &self.parts, context))?;
+            let mut bytes = self.parts.leases.lease_of(self.parts.inside.payer(), room);
+            let fetched = inflow::fetch(&self.socket, &mut bytes, room);
+            if self.inflow.seen(&self.socket, fetched, room)?.is_some() {
+                return Poll::Ready(Ok(bytes));
+            }
         }
-        Ok(bytes)
     }
 
     fn poll_send(
@@ -95,7 +78,9 @@ impl TcpIo {
             }
             match send(&self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.writable = Some(self.wait(Readiness::Writable)?);
+                    self.socket.blocked(Direction::Out);
+                    let operation = Operation::Poll { socket: self.socket.descriptor(), ready: Readiness::Writable };
+                    self.writable = Some(self.parts.start(operation)?);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 sent => {
@@ -112,46 +97,16 @@ impl TcpIo {
 impl AsyncRead for TcpIo {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        loop {
-            match &mut this.reading {
-                Reading::Try => match this.fetch() {
-                    Ok(bytes) if bytes.is_empty() => return Poll::Ready(this.socket.ended()),
-                    Ok(bytes) => {
-                        let drained = bytes.len() < this.parts.io_room;
-                        this.reading = Reading::Copy { bytes, drained };
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        this.reading = Reading::Wait(this.wait(Readiness::Readable)?);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    Err(error) => return Poll::Ready(Err(error)),
-                },
-                Reading::Wait(readable) => {
-                    let completion = ready!(Pin::new(readable).poll(context));
-                    this.reading = Reading::Try;
-                    completion.outcome?;
-                }
-                Reading::Receive(op) => {
-                    let received = ready!(poll_received(op, context));
-                    this.reading = Reading::Try;
-                    let bytes = received?;
-                    if bytes.is_empty() {
-                        return Poll::Ready(this.socket.ended());
-                    }
-                    this.reading = Reading::Copy { bytes, drained: false };
-                }
-                Reading::Copy { bytes, drained } => {
-                    let count = bytes.len().min(into.remaining());
-                    into.put_slice(&bytes[..count]);
-                    bytes.advance(count);
-                    if bytes.is_empty() {
-                        this.reading = if *drained { Reading::Drained } else { Reading::Try };
-                    }
-                    return Poll::Ready(Ok(()));
-                }
-                Reading::Drained => this.reading = Reading::Wait(this.wait(Readiness::Readable)?),
-            }
+        if this.left.is_empty() {
+            this.left = ready!(this.poll_fetch(context))?;
         }
+        let count = this.left.len().min(into.remaining());
+        into.put_slice(&this.left[..count]);
+        this.left.advance(count);
+        if this.left.is_empty() {
+            this.left = Lease::empty();
+        }
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -21,6 +21,7 @@ use crate::{
     Listener,
     engine::{
         Op,
+        descriptor::Descriptor,
         operation::{Brought, Operation},
     },
 };
@@ -28,7 +29,7 @@ use crate::{
 /// The real [`Listener`].
 pub struct TcpListener {
     parts: StreamParts,
-    socket: Rc<OwnedFd>,
+    socket: Rc<Descriptor>,
     accepting: RefCell<Option<Op>>,
 }
 
@@ -37,7 +38,8 @@ impl TcpListener {
     pub(crate) fn adopt(parts: StreamParts, socket: OwnedFd) -> io::Result<Self> {
         // Connections inherit it: one call here instead of one per connection.
         SockRef::from(&socket).set_tcp_nodelay(true)?;
-        Ok(Self { parts, socket: Rc::new(socket), accepting: RefCell::new(None) })
+        let socket = parts.engine.adopt(socket)?;
+        Ok(Self { parts, socket, accepting: RefCell::new(None) })
     }
 
     fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<TcpStream>> {
@@ -45,12 +47,14 @@ impl TcpListener {
             let mut accepting = self.accepting.borrow_mut();
             let op = match &mut *accepting {
                 Some(op) => op,
-                none => none.insert(self.parts.engine.start(Operation::Accept { socket: self.socket.clone() })?),
+                none => none.insert(self.parts.start(Operation::Accept { socket: self.socket.clone() })?),
             };
             let completion = ready!(Pin::new(op).poll(context));
             *accepting = None;
             return Poll::Ready(match completion.outcome {
-                Ok(Brought::Connection(connection)) => Ok(TcpStream::new(self.parts.clone(), Rc::new(connection))),
+                Ok(Brought::Connection(connection)) => {
+                    Ok(TcpStream::new(self.parts.clone(), Rc::new(Descriptor::new(connection))))
+                }
                 Ok(brought) => unreachable!("an accept brought {brought:?}"),
                 // This one connection broke while it waited; accept(2) says to go on with the next.
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,

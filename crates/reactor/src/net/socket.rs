@@ -4,20 +4,23 @@ use std::{
     cell::Cell,
     io,
     net::{Shutdown, SocketAddr},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd},
     rc::Rc,
     time::Duration,
 };
 
 use socket2::{SockAddr, SockRef};
 
+use crate::engine::descriptor::{Descriptor, Direction};
+
 /// The stream's hold on its socket. Dropping it decides between FIN and RST; the descriptor closes when the kernel has
 /// let go of it, which the stream's operations, cancelled with it, delay by a slice at most.
 pub(crate) struct Socket {
-    descriptor: Rc<OwnedFd>,
+    descriptor: Rc<Descriptor>,
     reset: Cell<bool>,
     sending: Cell<Sending>,
     cut: Cell<bool>,
+    nonblocking: Cell<bool>,
 }
 
 /// What is known about the bytes that went out.
@@ -29,12 +32,36 @@ enum Sending {
 }
 
 impl Socket {
-    pub(crate) fn new(descriptor: Rc<OwnedFd>) -> Self {
-        Self { descriptor, reset: Cell::new(false), sending: Cell::new(Sending::Whole), cut: Cell::new(false) }
+    pub(crate) fn new(descriptor: Rc<Descriptor>) -> Self {
+        Self {
+            descriptor,
+            reset: Cell::new(false),
+            sending: Cell::new(Sending::Whole),
+            cut: Cell::new(false),
+            nonblocking: Cell::new(false),
+        }
     }
 
-    pub(crate) fn descriptor(&self) -> Rc<OwnedFd> {
+    pub(crate) fn descriptor(&self) -> Rc<Descriptor> {
         self.descriptor.clone()
+    }
+
+    /// Whoever calls the kernel past the engine tells it here that there was nothing to read, or no room.
+    pub(crate) fn blocked(&self, direction: Direction) {
+        self.descriptor.blocked(direction);
+    }
+
+    /// As [`Socket::blocked`], after a read that was shorter than it might have been.
+    pub(crate) fn drained(&self) {
+        self.descriptor.drained();
+    }
+
+    /// For the calls that have no flag for it.
+    pub(crate) fn make_nonblocking(&self) -> io::Result<()> {
+        if !self.nonblocking.replace(true) {
+            rustix::io::ioctl_fionbio(&*self.descriptor, true)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn options(&self) -> SockRef<'_> {

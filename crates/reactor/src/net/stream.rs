@@ -1,93 +1,70 @@
 //! A connected socket: bytes come and go as owned chunks, and the operations under way live in the stream.
-//!
-//! A receive under way holds a buffer of the room it was asked for, also while nothing comes: what that costs an idle
-//! connection is the asker's choice.
 
 use std::{
     cell::RefCell,
     future::{Future, poll_fn},
     io,
     net::SocketAddr,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    pin::Pin,
+    os::fd::{AsFd, BorrowedFd},
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Buf;
 
-use super::{io::TcpIo, original_dst::original_dst, socket::Socket};
+use super::{
+    inflow::Inflow,
+    io::TcpIo,
+    original_dst::original_dst,
+    socket::Socket,
+    splice::{self, Pipes},
+};
 use crate::{
-    Chunk, Lease, LeasePool, Stream,
+    Chunk, Lease, LeasePool, Spliced, Stream,
     engine::{
         Engine, Op,
+        descriptor::Descriptor,
         operation::{Brought, Operation},
     },
+    gate::Inside,
 };
 
 /// What a core's streams share.
 #[derive(Clone)]
 pub(crate) struct StreamParts {
+    pub(crate) inside: Rc<Inside>,
     pub(crate) engine: Rc<Engine>,
     pub(crate) leases: LeasePool,
+    pub(crate) pipes: Rc<Pipes>,
     /// See [`CoreConfig::io_room`](crate::CoreConfig::io_room).
     pub(crate) io_room: usize,
+}
+
+impl StreamParts {
+    /// Queues an operation for the kernel, on the account of the tenant that asks for it.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub(crate) fn start(&self, operation: Operation) -> io::Result<Op> {
+        self.engine.start(operation)
+    }
 }
 
 /// The real [`Stream`].
 pub struct TcpStream {
     // First: it decides how the socket closes before its operations let go of the descriptor.
-    socket: Socket,
-    parts: StreamParts,
-    receiving: RefCell<Receiving>,
-}
-
-/// What is known of the bytes that come in.
-pub(crate) enum Receiving {
-    /// Nobody has asked.
-    Idle,
-    /// The kernel was asked, perhaps by a future that is gone.
-    UnderWay(Op),
-    /// More came than was asked for the second time.
-    Left(Lease),
+    pub(super) socket: Socket,
+    pub(super) parts: StreamParts,
+    pub(super) inflow: RefCell<Inflow>,
 }
 
 impl TcpStream {
-    pub(crate) fn new(parts: StreamParts, descriptor: Rc<OwnedFd>) -> Self {
-        Self { socket: Socket::new(descriptor), parts, receiving: RefCell::new(Receiving::Idle) }
+    pub(crate) fn new(parts: StreamParts, descriptor: Rc<Descriptor>) -> Self {
+        Self { socket: Socket::new(descriptor), parts, inflow: RefCell::new(Inflow::new()) }
     }
 
     fn poll_receive(&self, room: usize, context: &mut Context<'_>) -> Poll<io::Result<Lease>> {
-        let room = room.max(1);
-        let receiving = &mut *self.receiving.borrow_mut();
-        loop {
-            match receiving {
-                Receiving::Idle => {
-                    let into = self.parts.leases.lease_within_limit(room)?;
-                    let operation = Operation::Receive { socket: self.socket.descriptor(), into, room };
-                    *receiving = Receiving::UnderWay(self.parts.engine.start(operation)?);
-                }
-                Receiving::UnderWay(op) => {
-                    let received = ready!(poll_received(op, context));
-                    *receiving = Receiving::Idle;
-                    let received = received?;
-                    if received.is_empty() {
-                        self.socket.ended()?;
-                    }
-                    if received.len() <= room {
-                        return Poll::Ready(Ok(received));
-                    }
-                    *receiving = Receiving::Left(received);
-                }
-                Receiving::Left(left) => {
-                    let part = left.split_to(room.min(left.len()));
-                    if left.is_empty() {
-                        *receiving = Receiving::Idle;
-                    }
-                    return Poll::Ready(Ok(part));
-                }
-            }
-        }
+        self.inflow.borrow_mut().poll_fetch(&self.socket, &self.parts, room, context)
     }
 
     async fn send_all(&self, mut chunk: Chunk) -> io::Result<()> {
@@ -97,7 +74,7 @@ impl TcpStream {
         self.socket.begin_send()?;
         while chunk.has_remaining() {
             let operation = Operation::Send { socket: self.socket.descriptor(), chunk };
-            chunk = match self.parts.engine.start(operation)?.await.outcome {
+            chunk = match self.parts.start(operation)?.await.outcome {
                 Ok(Brought::Rest(rest)) => rest,
                 Ok(brought) => unreachable!("a send brought {brought:?}"),
                 Err(error) => {
@@ -109,15 +86,6 @@ impl TcpStream {
         self.socket.sent();
         Ok(())
     }
-}
-
-/// What a receive brought.
-pub(crate) fn poll_received(op: &mut Op, context: &mut Context<'_>) -> Poll<io::Result<Lease>> {
-    Poll::Ready(match ready!(Pin::new(op).poll(context)).outcome {
-        Ok(Brought::Bytes(bytes)) => Ok(bytes),
-        Ok(brought) => unreachable!("a receive brought {brought:?}"),
-        Err(error) => Err(error),
-    })
 }
 
 impl AsFd for TcpStream {
@@ -135,6 +103,10 @@ impl Stream for TcpStream {
 
     fn send(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>> {
         self.send_all(chunk)
+    }
+
+    fn splice_to(&self, sink: &Self) -> impl Future<Output = Spliced> {
+        splice::splice_to(self, sink)
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
@@ -158,6 +130,6 @@ impl Stream for TcpStream {
     }
 
     fn into_io(self) -> TcpIo {
-        TcpIo::new(self.socket, self.parts, self.receiving.into_inner())
+        TcpIo::new(self.socket, self.parts, self.inflow.into_inner())
     }
 }

@@ -3,6 +3,7 @@
 #![expect(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
+    cell::Cell,
     future::Future,
     net::{SocketAddr, TcpListener as StdListener},
     os::fd::OwnedFd,
@@ -10,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reactor::{CoreConfig, Reactor, Runtime, TcpListener, TcpStream, TenantKey};
+use reactor::{CoreConfig, EngineChoice, Reactor, Runtime, TcpListener, TcpStream, TenantKey};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// What a test waits at most for something that is to happen. Nothing waits for time to pass.
@@ -19,9 +20,27 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The tenant of a test's body.
 pub(crate) const BODY: TenantKey = TenantKey(1);
 
+thread_local! {
+    static ENGINE: Cell<EngineChoice> = const { Cell::new(EngineChoice::Auto) };
+}
+
+/// Runs a test once on each engine; the cores of its panics are named after it.
+pub(crate) fn on_each_engine(test: impl Fn()) {
+    for engine in [EngineChoice::Uring, EngineChoice::Epoll] {
+        ENGINE.set(engine);
+        test();
+    }
+}
+
+/// The default on the engine that is being tested.
+pub(crate) fn config() -> CoreConfig {
+    let engine = ENGINE.get();
+    CoreConfig { name: format!("{engine:?}"), engine, ..CoreConfig::default() }
+}
+
 /// A core that only wakes by what it is woken for: a lost wake hangs, and that fails the test.
 pub(crate) fn deep_sleeper() -> CoreConfig {
-    CoreConfig { park_max: Duration::from_secs(3600), ..CoreConfig::default() }
+    CoreConfig { park_max: Duration::from_secs(3600), ..config() }
 }
 
 /// Runs `body` on a core of its own and hands out its result.

@@ -14,10 +14,13 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use futures_util::future::{Either, select};
-use reactor::{Chunk, Lease, Listener, Runtime, Stream};
+use reactor::{Chunk, Lease, Listener, Runtime, Spliced, Stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::runtime::SimRuntime;
+
+/// What one splice takes at most, as through a pipe.
+const SPLICE_MAX: usize = 1 << 20;
 
 /// How the network behaves.
 #[derive(Clone, Copy, Debug)]
@@ -335,6 +338,21 @@ impl Stream for SimStream {
         }
         whole.armed = false;
         Ok(())
+    }
+
+    async fn splice_to(&self, sink: &Self) -> Spliced {
+        let taken = match poll_fn(|context| self.poll_receive(context, SPLICE_MAX)).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => return Spliced::End,
+            Err(error) => return Spliced::SourceBroke(error),
+        };
+        let count = taken.len();
+        let splices = &self.runtime.0.splices;
+        splices.set(splices.get() + 1);
+        match sink.send(Chunk::from(taken)).await {
+            Ok(()) => Spliced::Moved(count),
+            Err(error) => Spliced::SinkBroke(error),
+        }
     }
 
     fn shutdown_write(&self) -> io::Result<()> {

@@ -29,6 +29,7 @@ pub struct World {
     woken: (crossbeam_channel::Sender<Runnable>, crossbeam_channel::Receiver<Runnable>),
     polls: Cell<u64>,
     panics: Cell<u64>,
+    pub(super) splices: Cell<u64>,
     /// One number for all that was decided so far: equal for equal runs.
     trace: Cell<u64>,
     seed: u64,
@@ -68,6 +69,7 @@ impl SimRuntime {
             woken: crossbeam_channel::unbounded(),
             polls: Cell::default(),
             panics: Cell::default(),
+            splices: Cell::default(),
             trace: Cell::new(seed),
             seed,
         }))
@@ -106,6 +108,12 @@ impl SimRuntime {
     #[must_use]
     pub fn panics(&self) -> u64 {
         self.0.panics.get()
+    }
+
+    /// Transfers between two streams without receive and send.
+    #[must_use]
+    pub fn splices(&self) -> u64 {
+        self.0.splices.get()
     }
 
     /// Bytes of buffers that somebody holds.

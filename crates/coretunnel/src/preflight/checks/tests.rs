@@ -24,9 +24,15 @@ fn fine() -> Facts {
     }
 }
 
+/// On a host where io_uring is to be used and nothing else, so that what is in its way shows.
 fn settings() -> Settings {
+    with_engine(EngineChoice::Uring)
+}
+
+fn with_engine(engine: EngineChoice) -> Settings {
     let host = config::Host { cpus: config::Cpus { usable: vec![0, 1] }, has_ipv6: true };
-    config::load(&Flags::default(), &config::Environment::default(), &host).expect("defaults are good")
+    let loaded = config::load(&Flags::default(), &config::Environment::default(), &host).expect("defaults are good");
+    Settings { engine, ..loaded }
 }
 
 fn refusal(errno: Errno) -> Refusal {
@@ -153,6 +159,40 @@ fn a_ring_refused_by_sysctl_seccomp_an_lsm_the_kernel_or_a_limit_is_told_apart()
             ),
         ],
     );
+}
+
+#[test]
+fn what_forbids_io_uring_is_a_warning_that_names_epoll_where_epoll_will_do() {
+    fn forbidden() -> Facts {
+        let mut facts = fine();
+        facts.attempt = Attempt::NoRing(refusal(Errno::PERM));
+        facts.process.filtered = true;
+        facts
+    }
+    let verdict_of = |facts: &Facts, engine| {
+        let finding = uring(facts, &with_engine(engine));
+        (finding.verdict, super::super::table(std::slice::from_ref(&finding)))
+    };
+    assert_eq!(verdict_of(&forbidden(), EngineChoice::Uring).0, Fatal);
+    let (verdict, line) = verdict_of(&forbidden(), EngineChoice::Auto);
+    assert_eq!(verdict, Warning, "{line}");
+    for word in ["by seccomp", "--engine auto takes epoll", "Localhost"] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+    let (verdict, line) = verdict_of(&fine(), EngineChoice::Epoll);
+    assert!(verdict == Good && line.contains("with --engine epoll"), "{line}");
+
+    let mut none_left = fine();
+    none_left.attempt = Attempt::NoRing(refusal(Errno::MFILE));
+    assert_eq!(verdict_of(&none_left, EngineChoice::Auto).0, Fatal, "epoll would fare no better");
+
+    let mut old = fine();
+    (old.release, old.memlock) = ("5.4.0".into(), Limit { soft: Some(64 << 10), hard: Some(64 << 10) });
+    for (engine, verdict) in [(EngineChoice::Uring, Fatal), (EngineChoice::Auto, Warning), (EngineChoice::Epoll, Good)]
+    {
+        assert_eq!(kernel(&old, &with_engine(engine)).verdict, verdict, "{engine:?}");
+        assert_eq!(locked_memory(&old, &with_engine(engine)).verdict, verdict, "{engine:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,84 @@
+//! An operation as the system call that it is, for an engine that is told of readiness instead of completions.
+
+use std::{
+    io,
+    os::fd::{AsFd, IntoRawFd},
+};
+
+use bytes::Buf;
+use rustix::{
+    io::Errno,
+    net::{SocketFlags, accept_with},
+};
+use socket2::SockRef;
+
+use super::{
+    descriptor::{Descriptor, Direction},
+    operation::{Operation, Readiness},
+};
+
+/// How a try went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// As a ring would put it: what it brought, or a negative errno.
+    Done(i32),
+    /// It would have to wait.
+    Blocked,
+}
+
+impl Operation {
+    /// What it works on, and which way.
+    pub(crate) fn side(&self) -> (&Descriptor, Direction) {
+        match self {
+            Self::Accept { socket } => (socket, Direction::In),
+            Self::Send { socket, .. } | Self::Connect { socket, .. } => (socket, Direction::Out),
+            Self::Poll { socket, ready: Readiness::Readable } => (socket, Direction::In),
+            Self::Poll { socket, ready: Readiness::Writable } => (socket, Direction::Out),
+        }
+    }
+
+    /// Does it as far as it goes without waiting. The descriptor is non-blocking where the call itself cannot be.
+    pub(crate) fn attempt(&mut self) -> Attempt {
+        loop {
+            match self.call() {
+                Ok(count) => return Attempt::Done(i32::try_from(count).unwrap_or(i32::MAX)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN | Errno::INPROGRESS | Errno::ALREADY) => {
+                    let (descriptor, direction) = self.side();
+                    descriptor.blocked(direction);
+                    return Attempt::Blocked;
+                }
+                Err(errno) => return Attempt::Done(-errno.raw_os_error()),
+            }
+        }
+    }
+
+    fn call(&mut self) -> Result<usize, Errno> {
+        match self {
+            Self::Accept { socket } => {
+                let connection = accept_with(socket.as_fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+                Ok(usize::try_from(connection.into_raw_fd()).expect("a descriptor is not negative"))
+            }
+            // As with MSG_WAITALL on a ring: done when all is sent.
+            Self::Send { socket, chunk } => loop {
+                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+                let bytes = chunk.chunk();
+                let bytes = &bytes[..bytes.len().min(i32::MAX as usize)];
+                match errno(SockRef::from(&**socket).send_with_flags(bytes, flags))? {
+                    count if count < bytes.len() => chunk.advance(count),
+                    count => return Ok(count),
+                }
+            },
+            Self::Connect { socket, target } => errno(SockRef::from(&**socket).connect(target)).map(|()| 0),
+            // Its readiness is what was to be found out, and only an edge can tell.
+            Self::Poll { socket, .. } => match socket.watch_key() {
+                Some(_) => Ok(0),
+                None => Err(Errno::AGAIN),
+            },
+        }
+    }
+}
+
+fn errno<T>(result: io::Result<T>) -> Result<T, Errno> {
+    result.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
+}
