@@ -8,6 +8,7 @@ mod config;
 mod credentials;
 pub mod file_source;
 mod pods;
+pub mod proto;
 mod publish;
 mod status;
 mod thread;
