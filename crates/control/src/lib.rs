@@ -12,6 +12,7 @@ pub mod proto;
 mod publish;
 mod status;
 mod thread;
+pub mod xds;
 
 pub use config::{CaSource, Config};
 pub use pods::PodsError;
