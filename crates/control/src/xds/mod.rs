@@ -1,9 +1,12 @@
 //! Delta discovery: the mesh as the control plane tells it.
 //!
-//! `session` decides what is asked, taken, refused and answered; `response` reads a response piece by piece;
-//! [`convert`] turns a resource into a change; `on_demand` knows what was asked for by name; `stream` carries it all out.
+//! [`session`] decides what is asked, taken, refused and answered; [`response`] reads a response piece by piece;
+//! [`convert`] turns a resource into a change; [`on_demand`] knows what was asked for by name; `stream` carries it all out.
 
 pub mod convert;
+pub mod on_demand;
+pub mod response;
+pub mod session;
 
 use crate::proto::discovery::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 
