@@ -7,6 +7,7 @@ pub mod convert;
 pub mod on_demand;
 pub mod response;
 pub mod session;
+pub(crate) mod stream;
 
 use crate::proto::discovery::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 

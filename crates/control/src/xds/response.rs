@@ -81,6 +81,11 @@ impl Response {
         &self.nonce
     }
 
+    /// Whether the last part has not been given yet. It may be that what is left is no part of it.
+    pub fn has_more(&self) -> bool {
+        self.pass == RESOURCES || !self.rest.is_empty()
+    }
+
     /// How long the message is, in bytes.
     pub fn bytes(&self) -> usize {
         self.body.len()
