@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use tokio::{sync::watch, task::LocalSet};
 
-use control::Status;
+use control::{MeshSource, Status};
 use dataplane::{Cores, CoresConfig};
 use mesh_state::name::NetworkId;
 use telemetry::{exposition::Exposition, log::LogGuard};
@@ -259,18 +259,17 @@ fn socket_options(sockets: &Sockets) -> inpod::socket::SocketOptions {
 }
 
 fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Config {
-    let (local_file, local_inline) = match &mesh.local {
-        LocalMesh::None => (None, None),
-        LocalMesh::File(path) => (Some(path.clone()), None),
-        LocalMesh::Inline(text) => (None, Some(text.clone())),
+    let source = match &mesh.local {
+        LocalMesh::None => MeshSource::Nowhere,
+        LocalMesh::File(path) => MeshSource::File(path.clone()),
+        LocalMesh::Inline(text) => MeshSource::Inline(text.clone()),
     };
     control::Config {
         node: mesh.node.clone(),
         network: mesh.network.clone(),
         cluster: mesh.cluster.clone(),
         trust_domain: mesh.trust_domain.clone(),
-        local_file,
-        local_inline,
+        mesh: source,
         ca: control::CaSource::Embedded { root_file: certificates.root_file.clone(), leaf_ttl: certificates.lifetime },
         zds_socket: Some(mesh.zds_socket.clone()),
     }

@@ -5,6 +5,7 @@
 
 pub mod convert;
 pub mod on_demand;
+pub mod proxy;
 pub mod response;
 pub mod session;
 pub(crate) mod stream;

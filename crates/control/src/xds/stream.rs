@@ -118,6 +118,11 @@ impl Stream {
         self.session.is_warm()
     }
 
+    /// Whether a response is being taken: what it has changed so far is a part of the whole.
+    pub(crate) fn is_taking(&self) -> bool {
+        self.taking.is_some()
+    }
+
     /// The next thing. Dropping the future before it is done loses nothing.
     pub(crate) async fn next(&mut self) -> Happened {
         if self.taking.is_some() {
