@@ -57,6 +57,13 @@ pub enum CaSource {
         /// How long a leaf is valid.
         leaf_ttl: Duration,
     },
+    /// A CA over gRPC.
+    Server {
+        /// Where it is.
+        server: Server,
+        /// How long a leaf is to be valid; it may grant less.
+        leaf_ttl: Duration,
+    },
 }
 
 impl Default for Config {

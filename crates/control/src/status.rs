@@ -26,6 +26,8 @@ struct Inner {
     started: Cell<u64>,
     stopped: Cell<u64>,
     xds: Cell<XdsStatus>,
+    certificates_issued: Cell<u64>,
+    certificates_failed: Cell<u64>,
 }
 
 /// How the conversation with the control plane stands. Arrays are in the order of their kinds' `ALL`.
@@ -82,6 +84,8 @@ impl Default for Status {
             started: Cell::new(0),
             stopped: Cell::new(0),
             xds: Cell::default(),
+            certificates_issued: Cell::new(0),
+            certificates_failed: Cell::new(0),
         }))
     }
 }
@@ -120,6 +124,21 @@ impl Status {
     /// The conversation with the control plane.
     pub fn xds(&self) -> XdsStatus {
         self.0.xds.get()
+    }
+
+    /// Certificates issued.
+    pub fn certificates_issued(&self) -> u64 {
+        self.0.certificates_issued.get()
+    }
+
+    /// Certificates that were asked for and not issued.
+    pub fn certificates_failed(&self) -> u64 {
+        self.0.certificates_failed.get()
+    }
+
+    pub(crate) fn count_certificate(&self, issued: bool) {
+        let count = if issued { &self.0.certificates_issued } else { &self.0.certificates_failed };
+        count.set(count.get() + 1);
     }
 
     pub(crate) fn set_xds_connected(&self, connected: bool) {

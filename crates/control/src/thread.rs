@@ -8,8 +8,11 @@ use time::OffsetDateTime;
 
 use crate::{
     CaSource, Config, Publish, Status,
-    ca::embedded::{CaError, EmbeddedCa},
-    credentials::Credentials,
+    ca::{
+        client::CaClient,
+        embedded::{CaError, EmbeddedCa},
+    },
+    credentials::{Credentials, Issuer},
     file_source::FileError,
     mesh::Mesh,
     pods::{PodEvent, Pods, PodsError},
@@ -53,9 +56,13 @@ pub async fn run(
     status: Status,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ControlError> {
-    let CaSource::Embedded { root_file, leaf_ttl } = &config.ca;
-    let ca = EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?;
-    let mut credentials = Credentials::new(ca, config.node.clone(), config.trust_domain.clone());
+    let issuer = match &config.ca {
+        CaSource::Embedded { root_file, leaf_ttl } => {
+            Issuer::Embedded(EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?)
+        }
+        CaSource::Server { server, leaf_ttl } => Issuer::Server(CaClient::new(server.clone(), *leaf_ttl)),
+    };
+    let mut credentials = Credentials::new(issuer, config.node.clone(), config.trust_domain.clone(), status.clone());
     let mut mesh = Mesh::new(publish, status.clone());
     let mut source = Source::open(&config, &status)?;
     source.load(&mut mesh, now())?;
@@ -93,8 +100,9 @@ pub async fn run(
                 PodEvent::Released => credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish),
                 PodEvent::Nothing => {}
             },
+            answer = credentials.next() => credentials.on_answer(answer, &mut mesh.publish),
             () = until(due) => {
-                credentials.renew(&mut mesh.publish);
+                credentials.ask(&mut mesh.publish);
                 if warm {
                     pods.on_time(&mut mesh.publish).await?;
                 }

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The longest response. It is buffered whole before it is taken, and let go when it has been.
-pub const RESPONSE_BYTES_MAX: usize = 200 << 20;
+pub(crate) const RESPONSE_BYTES_MAX: usize = 200 << 20;
 /// Requests that wait to be sent. A server that answers and does not read is left when so many wait.
 const REQUESTS_MAX: usize = 256;
 /// Parts of a response that are taken in one turn: under a millisecond.
@@ -78,7 +78,7 @@ struct Taking {
 
 /// Why there is no stream.
 #[derive(Debug, thiserror::Error)]
-enum EstablishError {
+pub(crate) enum EstablishError {
     #[error(transparent)]
     Connect(#[from] ConnectError),
     #[error(transparent)]
