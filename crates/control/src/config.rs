@@ -37,7 +37,7 @@ pub enum MeshSource {
 }
 
 /// A control plane.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ControlPlane {
     /// Where it is.
     pub server: Server,

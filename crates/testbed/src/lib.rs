@@ -25,6 +25,7 @@ pub mod impostor;
 pub mod launcher;
 pub mod log;
 pub mod mesh;
+pub mod mesh_control_plane;
 pub mod metrics_page;
 pub mod namespace;
 pub mod peer;

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::future::{Future, ready};
+use std::hash::{Hash, Hasher};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -93,6 +94,9 @@ impl XdsServer {
         let mut state = self.lock();
         for resource in set {
             let kind = kind_of(&resource) as usize;
+            if state.mesh[kind].get(&resource.name) == Some(&resource) {
+                continue;
+            }
             for stream in state.streams.values_mut() {
                 // What a client has of it is another content, whatever the versions say.
                 if let Some(version) = stream.sent[kind].get_mut(&resource.name) {
@@ -112,6 +116,19 @@ impl XdsServer {
         }
         drop(state);
         self.happened();
+    }
+
+    /// Makes the workloads and services these and no others, and pushes what that makes different to every stream.
+    pub fn set_addresses(&self, set: Vec<Resource>) {
+        let state = self.lock();
+        let gone: Vec<String> = state.mesh[Kind::Address as usize]
+            .keys()
+            .filter(|name| !set.iter().any(|resource| resource.name == **name))
+            .cloned()
+            .collect();
+        drop(state);
+        let gone: Vec<&str> = gone.iter().map(String::as_str).collect();
+        self.update(set, &gone);
     }
 
     /// Changes the mesh and tells nobody: as a server that was restarted with another one.
@@ -348,6 +365,15 @@ pub fn service(version: &str, service: Service) -> Resource {
 pub fn policy(policy: &Authorization) -> Resource {
     let name = format!("{}/{}", policy.namespace, policy.name);
     resource(Kind::Authorization, &name, "", Vec::new(), policy)
+}
+
+/// The resource with a version that tells its content, as istiod gives one.
+#[must_use]
+pub fn hashed(mut resource: Resource) -> Resource {
+    let mut hasher = std::hash::DefaultHasher::new();
+    resource.resource.as_ref().map(|any| &any.value).hash(&mut hasher);
+    resource.version = hasher.finish().to_string();
+    resource
 }
 
 /// Anything as a resource.

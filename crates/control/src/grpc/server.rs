@@ -9,7 +9,7 @@ use super::Roots;
 use crate::token::{Token, TokenError};
 
 /// A server of the control plane.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
     /// Where it is.
     pub address: Address,
@@ -131,7 +131,7 @@ impl fmt::Display for Address {
 }
 
 /// Something that is told with each call.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Header {
     name: MetadataKey<Ascii>,
     value: MetadataValue<Ascii>,
@@ -157,6 +157,13 @@ impl Header {
         let key = MetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes());
         let key = key.map_err(|_| HeaderError::Name(name.to_owned()))?;
         Ok(Self { name: key, value: value.parse().map_err(|_| HeaderError::Value(name.to_owned()))? })
+    }
+}
+
+/// Without the value, which may be a secret.
+impl fmt::Debug for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ..", self.name.as_str())
     }
 }
 
@@ -215,6 +222,7 @@ mod tests {
             pairs
         };
         assert_eq!(told(&server), ["x-extra=1"], "no cluster without a token");
+        assert_eq!(format!("{:?}", server.headers), "[x-extra: ..]", "a value may be a secret");
         server.token = Token::Given("t".into());
         server.cluster = "west".into();
         assert_eq!(told(&server), ["authorization=Bearer t", "clusterid=west", "x-extra=1"]);
