@@ -33,7 +33,7 @@ pub enum MeshSource {
     /// A text, read once.
     Inline(String),
     /// A control plane, by delta xDS.
-    ControlPlane(ControlPlane),
+    ControlPlane(Box<ControlPlane>),
 }
 
 /// A control plane.
@@ -60,7 +60,7 @@ pub enum CaSource {
     /// A CA over gRPC.
     Server {
         /// Where it is.
-        server: Server,
+        server: Box<Server>,
         /// How long a leaf is to be valid; it may grant less.
         leaf_ttl: Duration,
     },

@@ -26,7 +26,7 @@ use crate::{
 /// Who issues certificates.
 pub(crate) enum Issuer {
     /// A CA in this process.
-    Embedded(EmbeddedCa),
+    Embedded(Box<EmbeddedCa>),
     /// One over gRPC.
     Server(CaClient),
 }

@@ -21,12 +21,13 @@ pub(crate) enum Source {
     /// Nowhere: there is none.
     Nowhere,
     /// A text that does not change, or a file that is watched.
-    File(File),
+    File(Box<File>),
     /// A control plane.
     ControlPlane(Box<Stream>),
 }
 
 /// What can happen.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is used at once")]
 pub(crate) enum Happened {
     FileChanged,
     Stream(stream::Happened),
@@ -40,9 +41,9 @@ impl Source {
                 let watched = Watch::new(file);
                 let watch =
                     watched.map_err(|source| ControlError::Watch { file: file.display().to_string(), source })?;
-                Self::File(File::new(config, Origin::File(file.clone()), Some(watch)))
+                Self::File(Box::new(File::new(config, Origin::File(file.clone()), Some(watch))))
             }
-            MeshSource::Inline(text) => Self::File(File::new(config, Origin::Inline(text.clone()), None)),
+            MeshSource::Inline(text) => Self::File(Box::new(File::new(config, Origin::Inline(text.clone()), None))),
             MeshSource::ControlPlane(plane) => {
                 let (trust_domain, cluster) = (config.trust_domain.clone(), config.cluster.clone());
                 let on_demand = plane.on_demand.then(OnDemand::default);
@@ -79,12 +80,15 @@ impl Source {
     /// The next thing. Dropping the future before it is done loses nothing.
     pub(crate) async fn next(&mut self) -> Happened {
         match self {
-            Self::File(File { watch: Some(watch), .. }) => {
-                watch.changed().await;
-                Happened::FileChanged
-            }
+            Self::Nowhere => std::future::pending().await,
+            Self::File(file) => match &mut file.watch {
+                Some(watch) => {
+                    watch.changed().await;
+                    Happened::FileChanged
+                }
+                None => std::future::pending().await,
+            },
             Self::ControlPlane(stream) => Happened::Stream(stream.next().await),
-            Self::Nowhere | Self::File(File { watch: None, .. }) => std::future::pending().await,
         }
     }
 

@@ -58,9 +58,9 @@ pub async fn run(
 ) -> Result<(), ControlError> {
     let issuer = match &config.ca {
         CaSource::Embedded { root_file, leaf_ttl } => {
-            Issuer::Embedded(EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?)
+            Issuer::Embedded(Box::new(EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?))
         }
-        CaSource::Server { server, leaf_ttl } => Issuer::Server(CaClient::new(server.clone(), *leaf_ttl)),
+        CaSource::Server { server, leaf_ttl } => Issuer::Server(CaClient::new((**server).clone(), *leaf_ttl)),
     };
     let mut credentials = Credentials::new(issuer, config.node.clone(), config.trust_domain.clone(), status.clone());
     let mut mesh = Mesh::new(publish, status.clone());

@@ -113,8 +113,8 @@ impl World {
                 1..=5 => self.change(),
                 6..=8 => self.push(),
                 9 | 10 => self.want(),
-                11..=15 => self.to_client(),
-                _ => self.to_server(),
+                11..=15 => self.client_hears(),
+                _ => self.server_hears(),
             }
             if self.server.is_none() && self.rng.u8(0..4) == 0 {
                 self.connect();
@@ -173,8 +173,8 @@ impl World {
                 {
                     break;
                 }
-                self.to_server();
-                self.to_client();
+                self.server_hears();
+                self.client_hears();
             }
         }
     }
@@ -219,7 +219,7 @@ impl World {
     }
 
     /// The server takes a request.
-    fn to_server(&mut self) {
+    fn server_hears(&mut self) {
         let Some(stream) = &mut self.server else { return };
         let Some(request) = stream.to_server.pop_front() else { return };
         let request = DeltaDiscoveryRequest::decode(request).expect("a request");
@@ -304,7 +304,7 @@ impl World {
     }
 
     /// The client takes a response.
-    fn to_client(&mut self) {
+    fn client_hears(&mut self) {
         let Some(stream) = &mut self.server else { return };
         // Those of different types overtake each other.
         let at = usize::from(

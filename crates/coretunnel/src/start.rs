@@ -264,14 +264,14 @@ fn socket_options(sockets: &Sockets) -> inpod::socket::SocketOptions {
 
 fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Config {
     let source = match (&mesh.local, &mesh.control_plane) {
-        (LocalMesh::None, Some(plane)) => MeshSource::ControlPlane(plane.clone()),
+        (LocalMesh::None, Some(plane)) => MeshSource::ControlPlane(Box::new(plane.clone())),
         (LocalMesh::None, None) => MeshSource::Nowhere,
         (LocalMesh::File(path), _) => MeshSource::File(path.clone()),
         (LocalMesh::Inline(text), _) => MeshSource::Inline(text.clone()),
     };
     let leaf_ttl = certificates.lifetime;
     let ca = match &certificates.server {
-        Some(server) => CaSource::Server { server: server.clone(), leaf_ttl },
+        Some(server) => CaSource::Server { server: Box::new(server.clone()), leaf_ttl },
         None => CaSource::Embedded { root_file: certificates.root_file.clone(), leaf_ttl },
     };
     control::Config {

@@ -183,7 +183,7 @@ mod tests {
             let cert_chain = parts.iter().map(|&part| part.to_owned()).collect();
             issued(CertificateResponse { cert_chain }, "key".into())
         };
-        let whole = answer(&["leaf", "one\n", "other", "roots"]).ok().expect("four parts");
+        let Ok(whole) = answer(&["leaf", "one\n", "other", "roots"]) else { panic!("four parts") };
         assert_eq!((&*whole.chain, &*whole.roots), ("leaf\none\nother\n", "roots"));
         for short in [&[][..], &["leaf"]] {
             let error = answer(short).err().expect("too short").to_string();

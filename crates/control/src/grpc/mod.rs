@@ -1,5 +1,5 @@
 //! gRPC towards the control plane: where a server is and how it proves itself ([`Server`]), a connection to it
-//! ([`Connection`]), and messages as bytes ([`Raw`]). What is said over it is `xds`'s and `ca`'s.
+//! (`Connection`), and messages as bytes (`Raw`). What is said over it is `xds`'s and `ca`'s.
 
 mod connection;
 mod raw;

@@ -19,7 +19,7 @@ use mesh_state::{
 use testbed::xds_server::{self, XdsServer, policy, service};
 use tokio::time::Instant;
 
-use crate::world::{Event, Setting, uids, workload, write};
+use crate::world::{Event, Setting, World, uids, workload, write};
 
 fn resource(name: &str, version: &str) -> Resource {
     let number = name.bytes().fold(1_u8, u8::wrapping_add);
@@ -127,15 +127,14 @@ fn a_server_that_comes_back_with_another_mesh_sends_the_difference_only() {
 fn every_end_of_a_stream_is_followed_by_a_new_one_and_counted_by_its_reason() {
     let setting = Setting::new();
     setting.run(async |world| {
-        let mut streams = 0;
-        let ended: [(&str, &dyn Fn(&crate::world::World)); 4] = [
-            ("Complete", &|world| world.xds().end(None)),
-            ("Reconnect", &|world| world.xds().end(Some(&tonic::Status::unknown("max age")))),
-            ("Error", &|world| world.xds().end(Some(&tonic::Status::internal("broken")))),
-            ("", &|world| world.setting.plane().disconnect()),
+        type End = fn(&World);
+        let ended: [(&str, End); 4] = [
+            ("Complete", |world| world.xds().end(None)),
+            ("Reconnect", |world| world.xds().end(Some(&tonic::Status::unknown("max age")))),
+            ("Error", |world| world.xds().end(Some(&tonic::Status::internal("broken")))),
+            ("", |world| world.setting.plane().disconnect()),
         ];
-        for (reason, end) in ended {
-            streams += 1;
+        for (streams, (reason, end)) in (1..).zip(ended) {
             world.xds().until(|xds| xds.streams_ever() == streams && xds.answers().len() >= 2 * streams).await;
             let before = world.status.xds().terminations;
             end(world);

@@ -185,11 +185,11 @@ impl Setting {
         let ca = if self.embedded_ca {
             CaSource::Embedded { root_file: self.file("root.pem"), leaf_ttl: LIFETIME }
         } else {
-            CaSource::Server { server: self.server.clone(), leaf_ttl: LIFETIME }
+            CaSource::Server { server: Box::new(self.server.clone()), leaf_ttl: LIFETIME }
         };
         Config {
             node: Some("node-a".to_owned()),
-            mesh: MeshSource::ControlPlane(XdsConfig {
+            mesh: MeshSource::ControlPlane(Box::new(XdsConfig {
                 server: self.server.clone(),
                 proxy: Proxy {
                     address: "10.0.0.9".into(),
@@ -199,7 +199,7 @@ impl Setting {
                     metadata: [].into(),
                 },
                 on_demand: self.on_demand,
-            }),
+            })),
             ca,
             zds_socket: Some(self.file("zds.sock")),
             ..Config::default()
