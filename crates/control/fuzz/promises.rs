@@ -73,7 +73,7 @@ pub(crate) fn of_a_response(bytes: &[u8]) -> bool {
         }
         changes.into_iter().for_each(|change| builder.apply(change));
         builder.freeze();
-        let answer = DeltaDiscoveryRequest::decode(session.on_end(receiving)).expect("an answer");
+        let answer = DeltaDiscoveryRequest::decode(session.on_end(receiving, Instant::now())).expect("an answer");
         assert_eq!(answer.response_nonce, response.nonce());
         all_taken &= answer.error_detail.is_none();
         session.on_connected(Instant::now());

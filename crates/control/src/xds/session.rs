@@ -2,7 +2,12 @@
 //! taken back, and what is answered. Pure: no stream, no clock. What it holds outlives connections, so a new one costs
 //! the difference only.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    hash::{BuildHasherDefault, DefaultHasher},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use mesh_state::{
@@ -26,6 +31,13 @@ use crate::proto::{
 /// The longest text of a refusal. Servers read messages of 4 MiB; beyond, what is refused is counted and not named.
 const REFUSAL_BYTES_MAX: usize = 1 << 20;
 
+/// How much of what is held is told to a new stream. istiod, as every gRPC server in Go, reads no message of more than
+/// 4 MiB, and leaves whoever sends one; this is what about 40,000 workloads take. See [`Session::on_connected`].
+pub const VERSIONS_BYTES_MAX: usize = 3 << 20;
+
+/// A stream that was not told of everything held, and has been quiet for so long, has sent all there is.
+const QUIET_AFTER: Duration = Duration::from_secs(10);
+
 /// The conversation.
 pub struct Session {
     node: Node,
@@ -34,15 +46,23 @@ pub struct Session {
     authorizations: Subscription,
     /// `None` subscribes to everything.
     on_demand: Option<OnDemand>,
+    versions_bytes_max: usize,
 }
 
 /// What is held of one type. A resource takes about 100 bytes here, beside its name, which it shares with the mesh.
 #[derive(Default)]
 struct Subscription {
-    held: HashMap<Arc<str>, Held>,
+    held: HashMap<Arc<str>, Held, SameEachTime>,
     /// A whole response has been taken.
     warm: bool,
+    /// Held, and this stream's server does not know it: so it cannot tell that it has gone.
+    unconfirmed: HashSet<Arc<str>, SameEachTime>,
+    /// When this stream brought the last response.
+    responded_at: Option<Instant>,
 }
+
+/// So that a conversation can be repeated: what a stream has room for depends on the order.
+type SameEachTime = BuildHasherDefault<DefaultHasher>;
 
 struct Held {
     /// Empty where the server gives none.
@@ -79,15 +99,54 @@ struct Refused {
 impl Session {
     /// One that has heard nothing yet.
     pub fn new(node: Node, defaults: Defaults, on_demand: Option<OnDemand>) -> Self {
-        Self { node, defaults, addresses: Subscription::default(), authorizations: Subscription::default(), on_demand }
+        let (addresses, authorizations) = (Subscription::default(), Subscription::default());
+        Self { node, defaults, addresses, authorizations, on_demand, versions_bytes_max: VERSIONS_BYTES_MAX }
     }
 
-    /// A stream begins: what is to be sent, in this order.
+    /// The same with another limit than [`VERSIONS_BYTES_MAX`].
+    #[must_use]
+    pub fn with_versions_limit(mut self, bytes: usize) -> Self {
+        self.versions_bytes_max = bytes;
+        self
+    }
+
+    /// A stream begins: what is to be sent, in this order. What is held is told as far as a message has room. The server
+    /// sends the rest once more; what of it does not come until the stream has been quiet for a while is gone.
     pub fn on_connected(&mut self, now: Instant) -> Vec<Bytes> {
         let mut requests: Vec<Bytes> = Kind::ALL.into_iter().map(|kind| self.first(kind)).collect();
-        let unanswered = self.on_demand.as_mut().map(|on_demand| on_demand.unanswered(now)).unwrap_or_default();
-        requests.extend(subscription(unanswered, Vec::new()));
+        if let Some(on_demand) = &mut self.on_demand {
+            // By name, the server answers for each whether it is there.
+            let untold = std::mem::take(&mut self.addresses.unconfirmed);
+            let names = untold.iter().map(|name| name.to_string()).chain(on_demand.unanswered(now));
+            requests.extend(subscriptions(names, self.versions_bytes_max));
+        }
         requests
+    }
+
+    /// The stream has ended. It tells no more what there is.
+    pub fn on_lost(&mut self) {
+        for kind in Kind::ALL {
+            self.subscription(kind).responded_at = None;
+        }
+    }
+
+    /// When [`Session::on_time`] has something to do.
+    pub fn next_due(&self) -> Option<Instant> {
+        let due = |of: &Subscription| of.responded_at.filter(|_| !of.unconfirmed.is_empty()).map(|at| at + QUIET_AFTER);
+        due(&self.addresses).into_iter().chain(due(&self.authorizations)).min()
+    }
+
+    /// Drops what a quiet stream has not confirmed.
+    pub fn on_time(&mut self, now: Instant, changes: &mut Vec<Change>) {
+        for kind in Kind::ALL {
+            let subscription = self.subscription(kind);
+            if subscription.responded_at.is_some_and(|at| at + QUIET_AFTER <= now) {
+                let gone = std::mem::take(&mut subscription.unconfirmed);
+                for name in &gone {
+                    self.drop_resource(kind, name, changes);
+                }
+            }
+        }
     }
 
     /// A response has come; its parts follow.
@@ -116,10 +175,12 @@ impl Session {
     }
 
     /// All its parts are taken or refused: the answer.
-    pub fn on_end(&mut self, receiving: Receiving) -> Bytes {
+    pub fn on_end(&mut self, receiving: Receiving, now: Instant) -> Bytes {
         let Receiving { kind, type_url, nonce, refused } = receiving;
         if let Some(kind) = kind {
-            self.subscription(kind).warm |= refused.count == 0;
+            let subscription = self.subscription(kind);
+            subscription.warm |= refused.count == 0;
+            subscription.responded_at = Some(now);
         }
         let error_detail = refused.into_status();
         DeltaDiscoveryRequest { type_url, response_nonce: nonce, error_detail, ..Default::default() }
@@ -139,7 +200,8 @@ impl Session {
         for name in &asks.dropped {
             self.drop_resource(Kind::Address, name, changes);
         }
-        subscription(asks.subscribe, asks.unsubscribe)
+        let (subscribe, unsubscribe) = (asks.subscribe, asks.unsubscribe);
+        (!subscribe.is_empty() || !unsubscribe.is_empty()).then(|| subscription(subscribe, unsubscribe))
     }
 
     /// Whether the mesh is known well enough to decide by: of every type that is subscribed to as a whole, one whole
@@ -178,9 +240,17 @@ impl Session {
             ..Default::default()
         };
         let mut bytes = request.encode_to_vec();
-        // Written here, because there may be a million, and the message would copy each of them first.
-        for (name, Held { version, .. }) in &self.subscription(kind).held {
-            push_version(&mut bytes, name, version);
+        let bytes_max = bytes.len() + self.versions_bytes_max;
+        let subscription = self.subscription(kind);
+        subscription.unconfirmed.clear();
+        subscription.responded_at = None;
+        // Written here, because there may be many, and the message would copy each of them first.
+        for (name, Held { version, .. }) in &subscription.held {
+            if bytes.len() + name.len() + version.len() + VERSION_OVERHEAD_MAX <= bytes_max {
+                push_version(&mut bytes, name, version);
+            } else {
+                subscription.unconfirmed.insert(name.clone());
+            }
         }
         bytes.into()
     }
@@ -192,7 +262,9 @@ impl Session {
         now: Instant,
         changes: &mut Vec<Change>,
     ) -> Result<(), (String, String)> {
-        let held = self.subscription(kind).held.get_key_value(&*resource.name);
+        let subscription = self.subscription(kind);
+        subscription.unconfirmed.remove(&*resource.name);
+        let held = subscription.held.get_key_value(&*resource.name);
         let is_held = held.is_some_and(|(_, held)| !held.version.is_empty() && *held.version == resource.version);
         let name = held.map_or_else(|| Arc::from(resource.name.as_str()), |(name, _)| name.clone());
         if !is_held {
@@ -218,7 +290,9 @@ impl Session {
     }
 
     fn drop_resource(&mut self, kind: Kind, name: &str, changes: &mut Vec<Change>) {
-        if let Some((name, held)) = self.subscription(kind).held.remove_entry(name) {
+        let subscription = self.subscription(kind);
+        subscription.unconfirmed.remove(name);
+        if let Some((name, held)) = subscription.held.remove_entry(name) {
             changes.push(gone(held.what, &name));
         }
     }
@@ -256,15 +330,33 @@ fn gone(what: What, name: &Arc<str>) -> Change {
     }
 }
 
-/// A later request for addresses by name; none where there is nothing to say.
-fn subscription(subscribe: Vec<String>, unsubscribe: Vec<String>) -> Option<Bytes> {
-    if subscribe.is_empty() && unsubscribe.is_empty() {
-        return None;
+/// Requests for addresses by name, none of them longer than a server reads.
+fn subscriptions(names: impl Iterator<Item = String>, bytes_max: usize) -> Vec<Bytes> {
+    let (mut requests, mut subscribe, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for name in names {
+        let length = name.len() + VERSION_OVERHEAD_MAX;
+        if bytes + length > bytes_max && !subscribe.is_empty() {
+            requests.push(subscription(std::mem::take(&mut subscribe), Vec::new()));
+            bytes = 0;
+        }
+        bytes += length;
+        subscribe.push(name);
     }
+    if !subscribe.is_empty() {
+        requests.push(subscription(subscribe, Vec::new()));
+    }
+    requests
+}
+
+/// A later request for addresses by name.
+fn subscription(subscribe: Vec<String>, unsubscribe: Vec<String>) -> Bytes {
     let type_url = Kind::Address.type_url().to_owned();
     let request = DeltaDiscoveryRequest { type_url, subscribe, unsubscribe, ..Default::default() };
-    Some(request.encode_to_vec().into())
+    request.encode_to_vec().into()
 }
+
+/// What an entry takes beside its name and version: keys, and lengths of at most 5 bytes each.
+const VERSION_OVERHEAD_MAX: usize = 18;
 
 /// An entry of `initial_resource_versions`, field 5: a message of a name, field 1, and a version, field 2.
 fn push_version(bytes: &mut Vec<u8>, name: &str, version: &str) {

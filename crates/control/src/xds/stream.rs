@@ -95,6 +95,8 @@ pub(crate) enum Happened {
     Message(Result<Option<Bytes>, tonic::Status>),
     /// There is more of the response that is being taken.
     More,
+    /// The stream has sent all there is, though it was not told of everything held.
+    Quiet,
 }
 
 /// What came of it.
@@ -138,7 +140,10 @@ impl Stream {
             }
             State::Connecting(connecting) => Happened::Connected(connecting.await),
             State::Opening { opening, .. } => Happened::Opened(opening.await),
-            State::Open { responses, .. } => Happened::Message(responses.message().await),
+            State::Open { responses, .. } => tokio::select! {
+                message = responses.message() => Happened::Message(message),
+                () = until(self.session.next_due()) => Happened::Quiet,
+            },
         }
     }
 
@@ -154,6 +159,12 @@ impl Stream {
             Happened::Message(Ok(None)) => self.lost(Termination::Complete, &"the server ended the stream"),
             Happened::Message(Err(status)) => self.lost(termination(&status), &status),
             Happened::More => return self.take(changes),
+            Happened::Quiet => {
+                self.session.on_time(now(), changes);
+                tracing::info!(gone = changes.len(), "what the control plane did not send again is gone");
+                self.status.set_held(Kind::ALL.map(|kind| self.session.held(kind)));
+                return if changes.is_empty() { Progress::Unchanged } else { Progress::Changed };
+            }
         }
         Progress::Nothing
     }
@@ -229,7 +240,7 @@ impl Stream {
             self.taking = Some(taking);
             return Progress::Nothing;
         }
-        let answer = self.session.on_end(taking.receiving);
+        let answer = self.session.on_end(taking.receiving, now);
         self.send(answer);
         self.status.set_held(Kind::ALL.map(|kind| self.session.held(kind)));
         if taking.changed > 0 { Progress::Changed } else { Progress::Unchanged }
@@ -255,9 +266,18 @@ impl Stream {
         } else {
             tracing::warn!(%why, ?wait, server = %self.server.address, "no connection to the control plane; trying again");
         }
+        self.session.on_lost();
         self.status.count_termination(how);
         self.status.set_xds_connected(false);
         self.state = State::Waiting { until: now() + wait };
+    }
+}
+
+/// Resolves at `due`, or never.
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 

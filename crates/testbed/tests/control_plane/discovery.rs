@@ -123,6 +123,30 @@ fn a_server_that_comes_back_with_another_mesh_sends_the_difference_only() {
     });
 }
 
+/// The server reads requests of 4 MiB and refuses longer ones, as istiod does. A client that told of everything it holds
+/// would never come back.
+#[test]
+fn more_than_a_server_reads_is_told_in_part_and_what_it_does_not_send_again_is_gone() {
+    let long = "x".repeat(190);
+    let named = |n: u32| {
+        let [_, _, third, fourth] = n.to_be_bytes();
+        xds_server::workload("1", workload(&format!("{long}-{n}"), third, fourth))
+    };
+    let setting = Setting::new();
+    setting.xds().update((0..25_000).map(named), &[]);
+    setting.run(async |world| {
+        world.until_mesh(|mesh| mesh.workloads().count() == 25_000).await;
+        let (_, ca) = world.setting.stop_plane();
+        let other = XdsServer::default();
+        other.update((100..25_000).map(named), &[]);
+        world.setting.start_plane(other, ca);
+        world.until_mesh(|mesh| mesh.workloads().count() == 24_900).await;
+        let told = world.xds().requests()[0].request.initial_resource_versions.len();
+        assert!((10_000..20_000).contains(&told), "{told}");
+        assert_eq!(world.status.xds().held[0], 24_900);
+    });
+}
+
 #[test]
 fn every_end_of_a_stream_is_followed_by_a_new_one_and_counted_by_its_reason() {
     let setting = Setting::new();

@@ -59,7 +59,7 @@ fn hear(session: &mut Session, response: &DeltaDiscoveryResponse) -> (Vec<Change
     for part in response {
         session.on_part(&mut receiving, part, now(), &mut changes);
     }
-    (changes, decoded(&session.on_end(receiving)))
+    (changes, decoded(&session.on_end(receiving, now())))
 }
 
 fn decoded(request: &[u8]) -> DeltaDiscoveryRequest {
@@ -239,4 +239,51 @@ fn on_demand_begins_with_nothing_and_asks_by_name() {
     assert_eq!(requests[0].initial_resource_versions.len(), 2);
     assert_eq!(requests.len(), 3);
     assert_eq!(requests[2].subscribe, ["a/b"], "what has no answer is asked for again on a new stream");
+}
+
+#[test]
+fn a_stream_that_has_no_room_for_all_versions_confirms_the_rest_by_sending_it_or_not() {
+    let resources = || (0..50).map(|n| workload(&format!("w-{n:02}"), "1", 1)).collect::<Vec<_>>();
+    let mut session = hearing(false).with_versions_limit(300);
+    hear(&mut session, &response(Kind::Address, "1", resources(), &[]));
+    let request = connect(&mut session).remove(0);
+    assert!(request.encoded_len() < 300 + 200, "{}", request.encoded_len());
+    let told = request.initial_resource_versions;
+    let untold: Vec<Resource> = resources().into_iter().filter(|one| !told.contains_key(&one.name)).collect();
+    assert!(told.len() >= 20 && untold.len() >= 20, "{} {}", told.len(), untold.len());
+    assert_eq!(session.next_due(), None, "not before the first response");
+
+    // All of the rest but two comes again, in two responses; and something new.
+    let (first, second) = untold[2..].split_at(7);
+    let (changes, _) = hear(&mut session, &response(Kind::Address, "2", first.to_vec(), &[]));
+    assert_eq!(names(&changes), [""; 0], "as it was");
+    hear(&mut session, &response(Kind::Address, "3", second.to_vec(), &[&untold[0].name]));
+    let mut changes = Vec::new();
+    session.on_time(now(), &mut changes);
+    assert_eq!(names(&changes), [""; 0], "not quiet for long enough");
+    let due = session.next_due().expect("one is neither told nor sent");
+    session.on_time(due, &mut changes);
+    assert_eq!(names(&changes), [format!("-{}", untold[1].name)]);
+    assert_eq!((session.held(Kind::Address), session.next_due()), (48, None));
+
+    // A stream that ends before it is quiet confirms nothing.
+    connect(&mut session);
+    hear(&mut session, &response(Kind::Address, "4", vec![], &[]));
+    assert!(session.next_due().is_some());
+    session.on_lost();
+    assert_eq!(session.next_due(), None);
+}
+
+#[test]
+fn on_demand_asks_by_name_for_what_a_stream_has_no_room_to_be_told() {
+    let mut session = hearing(true).with_versions_limit(10 * 25);
+    let many = (0..50).map(|n| workload(&format!("w-{n:02}"), "1", 1)).collect();
+    hear(&mut session, &response(Kind::Address, "1", many, &[]));
+    let requests = connect(&mut session);
+    let told = requests[0].initial_resource_versions.len();
+    let asked: Vec<usize> = requests[2..].iter().map(|request| request.subscribe.len()).collect();
+    assert_eq!(told + asked.iter().sum::<usize>(), 50);
+    assert!(asked.len() > 2 && requests.iter().all(|request| request.encoded_len() < 10 * 25 + 200), "{asked:?}");
+    hear(&mut session, &response(Kind::Address, "2", vec![], &[]));
+    assert_eq!(session.next_due(), None);
 }
