@@ -100,14 +100,20 @@ mod tests {
             [(Method::GET, "/metrics", 200), (Method::POST, "/stats/prometheus", 200), (Method::GET, "/", 404)]
         {
             let asked = Asked { method, path: path.to_owned(), accept: None };
-            let standing =
-                Standing { pods_active: 3, generation: 7, istio_version: "1.30".into(), ..Standing::default() };
+            let xds =
+                XdsStatus { connected: true, messages: [5, 6], terminations: [0, 1, 2, 3], ..XdsStatus::default() };
+            let istio_version = "1.30".into();
+            let standing = Standing { pods_active: 3, generation: 7, istio_version, xds, ..Standing::default() };
             let answer = answer(&asked, &mut page, &standing);
             assert_eq!(answer.status.as_u16(), status, "{path}");
             if status == 200 {
                 for line in [
                     "workload_manager_active_proxy_count 3\n",
                     "coretunnel_snapshot_generation 7\n",
+                    "coretunnel_xds_connected 1\n",
+                    "istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"} 5\n",
+                    "istio_xds_message_total{url=\"type.googleapis.com/istio.security.Authorization\"} 6\n",
+                    "istio_xds_connection_terminations_total{reason=\"Reconnect\"} 2\n",
                     "istio_build{component=\"ztunnel\"",
                     "# EOF\n",
                 ] {

@@ -28,11 +28,11 @@ use crate::proto::{
     well_known::Status,
 };
 
-/// The longest text of a refusal. Servers read messages of 4 MiB; beyond, what is refused is counted and not named.
+/// The longest text of a refusal, well below what servers read. Beyond, what is refused is counted and not named.
 const REFUSAL_BYTES_MAX: usize = 1 << 20;
 
-/// How much of what is held is told to a new stream. istiod, as every gRPC server in Go, reads no message of more than
-/// 4 MiB, and leaves whoever sends one; this is what about 40,000 workloads take. See [`Session::on_connected`].
+/// How much of what is held is told to a new stream: what about 40,000 workloads take. A gRPC server in Go reads no message
+/// of more than 4 MiB unless it is told otherwise, and refuses longer ones. See [`Session::on_connected`].
 pub const VERSIONS_BYTES_MAX: usize = 3 << 20;
 
 /// A stream that was not told of everything held, and has been quiet for so long, has sent all there is.

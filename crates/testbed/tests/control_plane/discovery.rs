@@ -123,7 +123,7 @@ fn a_server_that_comes_back_with_another_mesh_sends_the_difference_only() {
     });
 }
 
-/// The server reads requests of 4 MiB and refuses longer ones, as istiod does. A client that told of everything it holds
+/// The server reads requests of 4 MiB and refuses longer ones, as gRPC servers do by default. A client that told of everything it holds
 /// would never come back.
 #[test]
 fn more_than_a_server_reads_is_told_in_part_and_what_it_does_not_send_again_is_gone() {
