@@ -1,7 +1,9 @@
 //! gRPC towards the control plane: where a server is and how it proves itself ([`Server`]), a connection to it
-//! (`Connection`), and messages as bytes (`Raw`). What is said over it is `xds`'s and `ca`'s.
+//! (`Connection`), calls of many messages (`duplex`), and messages as bytes (`Raw`). What is said over it is `xds`'s and `ca`'s.
 
 mod connection;
+pub(crate) mod duplex;
+mod frames;
 mod raw;
 mod roots;
 mod server;

@@ -1,5 +1,4 @@
-//! Messages as the bytes they are. Who reads them decides how much of them at a time; a response of 200 MiB is not
-//! unpacked on its way in.
+//! Messages as the bytes they are: whoever asked reads them.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::{

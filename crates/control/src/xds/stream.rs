@@ -11,10 +11,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::uri::PathAndQuery;
 use mesh_state::{change::Change, wanted::Wanted};
-use tokio::time;
-use tonic::{Code, Request, Streaming, client::Grpc, metadata::MetadataMap};
+use tokio::{sync::mpsc, time};
+use tonic::{Code, metadata::MetadataMap};
 
 use super::{
     Kind,
@@ -24,7 +23,10 @@ use super::{
 use crate::{
     Status,
     backoff::Backoff,
-    grpc::{ConnectError, Connection, Raw, Server},
+    grpc::{
+        ConnectError, Connection, Server,
+        duplex::{self, Responses},
+    },
     proto::discovery::DELTA_PATH,
     status::Termination,
     token::TokenError,
@@ -58,17 +60,17 @@ enum State {
     /// The stream is asked for. Servers answer with their first response, so requests are on their way already.
     Opening {
         requests: Requests,
-        opening: Pending<Result<Streaming<Bytes>, tonic::Status>>,
+        opening: Pending<Result<Responses, tonic::Status>>,
     },
     Open {
         requests: Requests,
-        responses: Streaming<Bytes>,
+        responses: Responses,
         delivered: bool,
     },
 }
 
 type Pending<T> = Pin<Box<dyn Future<Output = T>>>;
-type Requests = async_channel::Sender<Bytes>;
+type Requests = mpsc::Sender<Bytes>;
 
 /// A response that is being taken.
 struct Taking {
@@ -91,7 +93,7 @@ pub(crate) enum Happened {
     /// The time to connect has come.
     Due,
     Connected(Result<(Connection, MetadataMap), EstablishError>),
-    Opened(Result<Streaming<Bytes>, tonic::Status>),
+    Opened(Result<Responses, tonic::Status>),
     Message(Result<Option<Bytes>, tonic::Status>),
     /// There is more of the response that is being taken.
     More,
@@ -186,22 +188,23 @@ impl Stream {
     }
 
     fn open(&mut self, connection: Connection, metadata: MetadataMap) {
-        let (requests, to_send) = async_channel::bounded(REQUESTS_MAX);
+        let (requests, to_send) = mpsc::channel(REQUESTS_MAX);
+        let mut left = 0;
         for request in self.session.on_connected(now()) {
-            requests.try_send(request).expect("there is room for the first few");
+            left += usize::from(requests.try_send(request).is_err());
         }
-        let origin = self.server.address.origin();
+        if left > 0 {
+            // Only names of absurd length make so many requests. Whoever lacks one of them wants it again.
+            tracing::warn!(left, "more is asked for by name than a stream begins with");
+        }
+        let server = self.server.clone();
         let opening = Box::pin(async move {
-            let mut grpc = Grpc::with_origin(connection, origin).max_decoding_message_size(RESPONSE_BYTES_MAX);
-            grpc.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
-            let request = Request::from_parts(metadata, tonic::Extensions::new(), to_send);
-            let opened = grpc.streaming(request, PathAndQuery::from_static(DELTA_PATH), Raw).await?;
-            Ok(opened.into_inner())
+            duplex::call(connection, &server, DELTA_PATH, metadata, to_send, RESPONSE_BYTES_MAX).await
         });
         self.state = State::Opening { requests, opening };
     }
 
-    fn opened(&mut self, responses: Streaming<Bytes>) {
+    fn opened(&mut self, responses: Responses) {
         if let State::Opening { requests, .. } = &self.state {
             tracing::info!(server = %self.server.address, "connected to the control plane");
             self.state = State::Open { requests: requests.clone(), responses, delivered: false };
@@ -250,7 +253,7 @@ impl Stream {
     fn send(&mut self, request: Bytes) {
         let (State::Opening { requests, .. } | State::Open { requests, .. }) = &self.state else { return };
         // A closed one is a stream that has ended, which the next read tells.
-        if requests.try_send(request).is_err_and(|error| error.is_full()) {
+        if matches!(requests.try_send(request), Err(mpsc::error::TrySendError::Full(_))) {
             self.lost(Termination::Error, &format!("it does not read: {REQUESTS_MAX} requests wait"));
         }
     }
