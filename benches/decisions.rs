@@ -108,7 +108,7 @@ fn workload(number: u32) -> Workload {
     let (namespace, name) = (namespace(number), format!("pod-{number}"));
     let uid = Uid::from(format!("cluster//Pod/{namespace}/{name}").as_str());
     let mut workload = Workload::new(uid, &namespace, &name, identity(number));
-    workload.addresses = vec![IpAddr::V4(pod(number))];
+    workload.addresses = [IpAddr::V4(pod(number))].into();
     workload.protocol = TunnelProtocol::Hbone;
     workload.services = vec![(service(number / PER_SERVICE).key(), Vec::new())];
     workload

@@ -288,10 +288,13 @@ fn party_of(baggage: &Baggage) -> Party {
 /// A workload's end in the access log, without its identity.
 fn side(addr: SocketAddr, workload: Option<&Workload>) -> Side {
     let Some(workload) = workload else { return Side::at(addr) };
-    let named = [&workload.name, &workload.canonical_name].into_iter().find(|name| !name.is_empty());
+    let name = match workload.name() {
+        "" => workload.canonical_name.clone(),
+        name => name.into(),
+    };
     Side {
         addr,
-        workload: named.cloned(),
+        workload: Some(name).filter(|name| !name.is_empty()),
         namespace: Some(workload.namespace.clone()),
         identity: None,
         cluster: Some(workload.cluster_id.clone()),

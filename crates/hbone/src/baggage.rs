@@ -186,7 +186,7 @@ mod tests {
         workload.canonical_name = "cart-app".into();
         workload.canonical_revision = "v2".into();
         workload.cluster_id = "c1".into();
-        workload.locality = Locality { region: "r".into(), zone: "z".into(), subzone: "s".into() };
+        workload.locality = Locality { region: "r".into(), zone: "z".into(), subzone: "s".into() }.into();
         assert_eq!(Baggage::of_workload(&workload), full());
     }
 

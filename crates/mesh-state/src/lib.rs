@@ -10,18 +10,24 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod addresses;
 pub mod admit;
 pub mod builder;
 pub mod change;
 mod cidr;
 mod claims;
 pub mod identity;
+mod intern;
+mod members;
 pub mod name;
+mod pages;
 pub mod policy;
 pub mod rbac;
 mod roster;
 pub mod route;
 pub mod service;
+mod service_index;
 pub mod snapshot;
+mod trie;
 pub mod wanted;
 pub mod workload;

@@ -4,38 +4,53 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::IpAddr;
+use core::ops::{Deref, DerefMut};
 
+pub use crate::addresses::Addresses;
 use crate::identity::Identity;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use crate::service::PortMapping;
 
-/// One workload.
+/// One workload: what is its own, and by reference what it has in common with its siblings. It reads as one thing: through
+/// [`Deref`], `workload.namespace` is its profile's, and writing to such a field first gives it a profile of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Its key.
     pub uid: Uid,
-    /// Its name: a pod's.
-    pub name: Arc<str>,
+    /// Where it is reached; empty when only `hostname` says so.
+    pub addresses: Addresses,
+    /// The node it runs on; empty when unknown.
+    pub node: Arc<str>,
+    /// Where it is.
+    pub locality: Arc<Locality>,
+    /// Whether it is fit to be an endpoint.
+    pub status: Status,
+    /// Its weight among the endpoints of a service.
+    pub capacity: u32,
+    /// What it has in common with its siblings.
+    pub profile: Arc<Profile>,
+}
+
+/// What the replicas of one deployment have in common. A snapshot holds each profile once: of a workload's 26 facts only
+/// six are its own, and a mesh has many times more workloads than profiles.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Profile {
+    /// The name of a workload whose key does not end with it; see [`Workload::name`].
+    pub given_name: Option<Arc<str>>,
     /// Its namespace.
     pub namespace: Arc<str>,
     /// Who it is.
     pub identity: Identity,
-    /// Where it is reached; empty when only `hostname` says so.
-    pub addresses: Vec<IpAddr>,
     /// The network of its addresses.
     pub network: NetworkId,
     /// How it is spoken to.
     pub protocol: TunnelProtocol,
     /// Whether its addresses are its own or its node's.
     pub network_mode: NetworkMode,
-    /// Whether it is fit to be an endpoint.
-    pub status: Status,
     /// The waypoint that traffic addressed to it must pass.
     pub waypoint: Option<GatewayAddress>,
     /// The gateway through which it is reached from other networks.
     pub network_gateway: Option<GatewayAddress>,
-    /// The node it runs on; empty when unknown.
-    pub node: Arc<str>,
     /// The name telemetry gives its service.
     pub canonical_name: Arc<str>,
     /// The name telemetry gives its version.
@@ -48,8 +63,6 @@ pub struct Workload {
     pub native_tunnel: bool,
     /// Its cluster.
     pub cluster_id: Arc<str>,
-    /// Where it is.
-    pub locality: Locality,
     /// A name to resolve when it has no addresses; empty when it has none.
     pub hostname: Arc<str>,
     /// How its application wants tunnelled traffic delivered.
@@ -58,47 +71,119 @@ pub struct Workload {
     pub authorization_policies: Vec<PolicyKey>,
     /// The services it is an endpoint of, each with its own target ports where they differ from the service's.
     pub services: Vec<(NamespacedHostname, Vec<PortMapping>)>,
-    /// Its weight among the endpoints of a service.
-    pub capacity: u32,
 }
 
 impl Workload {
     /// A healthy workload with the control plane's defaults: no address, plain TCP, weight 1, its own canonical name.
     pub fn new(uid: Uid, namespace: &str, name: &str, identity: Identity) -> Self {
         let empty: Arc<str> = "".into();
-        let name: Arc<str> = name.into();
+        let given_name = (tail(uid.as_str()) != name).then(|| name.into());
+        let locality = Locality { region: empty.clone(), zone: empty.clone(), subzone: empty.clone() };
         Self {
             uid,
-            name: name.clone(),
-            namespace: namespace.into(),
-            identity,
-            addresses: Vec::new(),
-            network: NetworkId(empty.clone()),
-            protocol: TunnelProtocol::None,
-            network_mode: NetworkMode::Standard,
-            status: Status::Healthy,
-            waypoint: None,
-            network_gateway: None,
+            addresses: Addresses::default(),
             node: empty.clone(),
-            canonical_name: empty.clone(),
-            canonical_revision: empty.clone(),
-            workload_type: WorkloadType::Deployment,
-            workload_name: empty.clone(),
-            native_tunnel: false,
-            cluster_id: "Kubernetes".into(),
-            locality: Locality { region: empty.clone(), zone: empty.clone(), subzone: empty.clone() },
-            hostname: empty,
-            application_tunnel: None,
-            authorization_policies: Vec::new(),
-            services: Vec::new(),
+            locality: Arc::new(locality),
+            status: Status::Healthy,
             capacity: 1,
+            profile: Arc::new(Profile {
+                given_name,
+                namespace: namespace.into(),
+                identity,
+                network: NetworkId(empty.clone()),
+                protocol: TunnelProtocol::None,
+                network_mode: NetworkMode::Standard,
+                waypoint: None,
+                network_gateway: None,
+                canonical_name: empty.clone(),
+                canonical_revision: empty.clone(),
+                workload_type: WorkloadType::Deployment,
+                workload_name: empty.clone(),
+                native_tunnel: false,
+                cluster_id: "Kubernetes".into(),
+                hostname: empty,
+                application_tunnel: None,
+                authorization_policies: Vec::new(),
+                services: Vec::new(),
+            }),
         }
+    }
+
+    /// Its name: a pod's. Nearly always what its key ends with, and then it is not held a second time.
+    pub fn name(&self) -> &str {
+        self.given_name.as_deref().unwrap_or_else(|| tail(self.uid.as_str()))
     }
 
     /// Whether the control plane made it from a Kubernetes pod, which its key tells.
     pub fn is_pod(&self) -> bool {
         self.uid.as_str().contains("//Pod/")
     }
+}
+
+impl Profile {
+    /// Shows every text in it to `visit`, to be replaced by an equal one that others hold, too.
+    pub(crate) fn texts(&mut self, visit: &mut dyn FnMut(&mut Arc<str>)) {
+        // Taken apart in full, so that a field added to the type cannot be forgotten here.
+        let Self {
+            given_name,
+            namespace,
+            identity,
+            network,
+            protocol: _,
+            network_mode: _,
+            waypoint,
+            network_gateway,
+            canonical_name,
+            canonical_revision,
+            workload_type: _,
+            workload_name,
+            native_tunnel: _,
+            cluster_id,
+            hostname,
+            application_tunnel: _,
+            authorization_policies,
+            services,
+        } = self;
+        given_name.iter_mut().for_each(&mut *visit);
+        visit(identity.text_mut());
+        for text in [namespace, &mut network.0, canonical_name, canonical_revision, workload_name, cluster_id, hostname]
+        {
+            visit(text);
+        }
+        for gateway in [waypoint, network_gateway].into_iter().flatten() {
+            gateway.texts(visit);
+        }
+        authorization_policies.iter_mut().for_each(|key| visit(&mut key.0));
+        services.iter_mut().for_each(|(name, _)| name.texts(visit));
+    }
+}
+
+impl GatewayAddress {
+    pub(crate) fn texts(&mut self, visit: &mut dyn FnMut(&mut Arc<str>)) {
+        match &mut self.destination {
+            GatewayDestination::Address { network, address: _ } => visit(&mut network.0),
+            GatewayDestination::Hostname(name) => name.texts(visit),
+        }
+    }
+}
+
+impl Deref for Workload {
+    type Target = Profile;
+
+    fn deref(&self) -> &Profile {
+        &self.profile
+    }
+}
+
+impl DerefMut for Workload {
+    fn deref_mut(&mut self) -> &mut Profile {
+        Arc::make_mut(&mut self.profile)
+    }
+}
+
+/// `NAME` of `CLUSTER/GROUP/KIND/NAMESPACE/NAME`.
+fn tail(uid: &str) -> &str {
+    uid.rsplit_once('/').map_or(uid, |(_, name)| name)
 }
 
 /// How a workload is spoken to.

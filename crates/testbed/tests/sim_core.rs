@@ -112,7 +112,7 @@ impl Bench {
 fn pod_workload(policies: &[&str]) -> Change {
     let identity = Identity::new("cluster.local", "ns", "account").expect("a good identity");
     let mut workload = Workload::new(Uid::from("cluster//Pod/ns/pod"), "ns", "pod", identity);
-    workload.addresses = vec![host(POD)];
+    workload.addresses = [host(POD)].into();
     workload.authorization_policies = policies.iter().map(|key| PolicyKey::from(*key)).collect();
     Change::Workload(workload)
 }

@@ -10,8 +10,8 @@ use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, Workload};
 
 use crate::fixture::{
-    Mesh, any_of, at, authority, endpoint_of, hostname, id, ip, mappings, plain_pod, pod, policy, principal, service,
-    waypoint,
+    Mesh, any_of, at, authority, edited, endpoint_of, hostname, id, ip, mappings, plain_pod, pod, policy, principal,
+    service, waypoint,
 };
 
 const LOCAL: &str = "10.40.0.9";
@@ -88,7 +88,7 @@ fn a_tunnel_reaches_its_own_pod_and_nothing_else() {
 fn a_captured_waypoint_takes_what_is_behind_it() {
     let way = endpoint_of(pod("retail/way-0", LOCAL), "retail/way", &[]);
     let behind =
-        |reference: &str, address: &str| Workload { waypoint: waypoint(reference), ..plain_pod("retail/x-0", address) };
+        |reference: &str, address: &str| edited(plain_pod("retail/x-0", address), |x| x.waypoint = waypoint(reference));
     let service_behind = |reference: &str| {
         let mut service = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
         service.waypoint = waypoint(reference);
@@ -132,7 +132,8 @@ fn a_captured_waypoint_takes_what_is_behind_it() {
 
 #[test]
 fn an_application_tunnel_takes_any_address_and_its_port_comes_after_the_check_of_the_proxys() {
-    let with = |protocol, port| Workload { application_tunnel: Some(ApplicationTunnel { protocol, port }), ..shop() };
+    let tunnelled =
+        |protocol, port| edited(shop(), |shop| shop.application_tunnel = Some(ApplicationTunnel { protocol, port }));
     let rows = [
         (ApplicationProtocol::None, Some(15088), "10.96.0.7:80", "10.40.0.9:15088"),
         (ApplicationProtocol::None, None, "10.96.0.7:80", "10.40.0.9:80"),
@@ -141,7 +142,7 @@ fn an_application_tunnel_takes_any_address_and_its_port_comes_after_the_check_of
         (ApplicationProtocol::Proxy, None, "10.40.0.9:80", "proxy header"),
     ];
     for (protocol, port, text, expected) in rows {
-        let answer = tunnel(&Snapshot::empty(), &with(protocol, port), text);
+        let answer = tunnel(&Snapshot::empty(), &tunnelled(protocol, port), text);
         assert_eq!(line(answer), expected, "{protocol:?} {port:?} {text}");
     }
 }
@@ -202,7 +203,7 @@ fn policy_sees_the_applications_port_and_the_answer_names_what_decided() {
 #[test]
 fn a_policy_attached_after_a_connection_came_is_seen_when_the_present_workload_is_asked_about() {
     let strict = policy("istio-system/strict", PolicyScope::WorkloadSelector, Action::Deny, vec![any_of(vec![])]);
-    let attached = Workload { authorization_policies: vec!["istio-system/strict".into()], ..shop() };
+    let attached = edited(shop(), |shop| shop.authorization_policies = vec!["istio-system/strict".into()]);
     let snapshot = Mesh::new().workload(attached).policy(strict).freeze();
     let present = snapshot.workload(&shop().uid).unwrap();
     assert_eq!(line(tunnel(&snapshot, present, "10.40.0.9:8080")), "policy");

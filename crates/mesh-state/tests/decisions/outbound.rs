@@ -117,7 +117,7 @@ fn a_route_names_what_it_reaches() {
     let snapshot = shop_mesh().freeze();
     let names = |target: &str| match route(&snapshot, target, 0).unwrap() {
         Route::Hbone { destination, .. } | Route::Direct { destination, .. } => (
-            destination.workload.map(|workload| workload.name.to_string()),
+            destination.workload.map(|workload| workload.name().to_owned()),
             destination.service.map(|service| service.name.to_string()),
         ),
         other => panic!("{other:?}"),
@@ -205,7 +205,7 @@ fn an_endpoint_without_an_allowed_address_is_no_valid_destination() {
 #[test]
 fn what_is_not_supported_is_refused_by_name_and_never_sent_in_plain() {
     let mut nameless = endpoint_of(plain_pod("outside/api-0", "10.0.0.1"), "outside/api", &[]);
-    nameless.addresses.clear();
+    nameless.addresses = [].into();
     nameless.hostname = "api.example.com".into();
     let mut remote = endpoint_of(pod("far/app-0", "10.40.0.9"), "far/app", &[]);
     remote.network = network("far");

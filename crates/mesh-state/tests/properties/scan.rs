@@ -99,7 +99,7 @@ impl Scan {
         let is_it = |workload: &&Workload| {
             node.is_none_or(|node| &*workload.node == node)
                 && &*workload.namespace == namespace
-                && &*workload.name == name
+                && workload.name() == name
                 && workload.identity.service_account() == account
         };
         self.workloads.values().filter(is_it).collect()
@@ -138,7 +138,8 @@ fn assert_agrees(snapshot: &Snapshot, scan: &Scan) -> Result<(), TestCaseError> 
             prop_assert_eq!(found.map(|found| &**found), scan.services.get(&key));
             // Asked as of a service that is not there, too: endpoints may come first.
             let asked = Service::new(namespace, "", hostname);
-            let endpoints: Vec<&Uid> = snapshot.endpoints(&asked).map(|endpoint| &endpoint.workload.uid).collect();
+            let mut endpoints: Vec<&Uid> = snapshot.endpoints(&asked).map(|endpoint| &endpoint.workload.uid).collect();
+            endpoints.sort();
             prop_assert_eq!(endpoints, scan.endpoints(&key), "{}", key);
             let found = snapshot.service_by_hostname(hostname, namespace).map(|found| &**found);
             prop_assert_eq!(found, scan.service_by_hostname(hostname, namespace), "{} for {}", hostname, namespace);

@@ -11,7 +11,9 @@ use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, Servi
 use mesh_state::service::{
     HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility,
 };
-use mesh_state::workload::{GatewayAddress, GatewayDestination, NetworkMode, Status, TunnelProtocol, Workload};
+use mesh_state::workload::{
+    Addresses, GatewayAddress, GatewayDestination, NetworkMode, Status, TunnelProtocol, Workload,
+};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -65,7 +67,7 @@ fn reference() -> impl Strategy<Value = GatewayAddress> {
 pub(crate) fn workload() -> impl Strategy<Value = Workload> {
     let who = (select(&UIDS[..]), select(&NAMESPACES[..]), select(&NAMES[..]), identity());
     let reach = (
-        vec(address(), 0..3),
+        vec(address(), 0..3).prop_map(Addresses::from),
         network(),
         select(&[TunnelProtocol::None, TunnelProtocol::Hbone][..]),
         prop_oneof![4 => Just(NetworkMode::Standard), 1 => Just(NetworkMode::HostNetwork)],
