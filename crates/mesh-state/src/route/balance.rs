@@ -50,6 +50,18 @@ pub enum Unavailable {
     NoWeight,
 }
 
+/// The endpoint that a connection of `source` to `port` of a service gets, and the port it is reached at. Allocates nothing.
+pub fn endpoint<'s>(
+    snapshot: &'s Snapshot,
+    service: &'s Arc<Service>,
+    source: &Workload,
+    port: u16,
+    draw: u64,
+) -> Result<(&'s Arc<Workload>, u16), Unavailable> {
+    let upstream = choose(snapshot, service, source, port, Purpose::Destination, draw)?;
+    Ok((upstream.workload, upstream.port))
+}
+
 /// Chooses an endpoint, and tells the port it is reached at.
 pub(super) fn choose<'s>(
     snapshot: &'s Snapshot,

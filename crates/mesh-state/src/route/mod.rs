@@ -14,7 +14,7 @@ use crate::snapshot::Snapshot;
 use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
 
 use balance::Purpose;
-pub use balance::Unavailable;
+pub use balance::{Unavailable, endpoint};
 use waypoint::Waypoint;
 
 mod balance;
