@@ -22,9 +22,10 @@ const SIZES: [u32; 3] = [10_000, 100_000, 1_000_000];
 
 fn main() -> std::io::Result<()> {
     let measuring = std::env::args().any(|argument| argument == "--bench");
+    let only = std::env::var("MESH_WORKLOADS").ok().and_then(|text| text.parse::<u32>().ok());
     let sizes = if measuring { &SIZES[..] } else { &SIZES[..1] };
     let mut curve = Vec::new();
-    for workloads in sizes {
+    for workloads in sizes.iter().filter(|size| only.is_none_or(|only| only == **size)) {
         tell(&format!("{workloads} workloads"));
         curve.push(Figures::of(World { workloads: *workloads }, &tell));
     }

@@ -1,8 +1,9 @@
 //! How things are measured: rounds of many, the median of the rounds, and an allocator that counts.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::Duration;
 
+use rustix::time::{ClockId, clock_gettime};
 use stats_alloc::Region;
 
 use crate::ALLOCATOR;
@@ -14,7 +15,7 @@ pub(crate) fn lookup_ns<K, T>(keys: &[K], ask: impl Fn(&K) -> T) -> f64 {
     let region = Region::new(ALLOCATOR);
     let mut rounds = [0.0; ROUNDS];
     for round in &mut rounds {
-        let start = Instant::now();
+        let start = CpuTime::now();
         for key in keys {
             black_box(ask(black_box(key)));
         }
@@ -36,7 +37,8 @@ pub(crate) fn heap_bytes() -> usize {
 pub(crate) fn resident_bytes() -> usize {
     const PAGE_BYTES: usize = 4096;
     let text = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
-    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("the second is the resident");
+    let pages =
+        text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("the second is the resident");
     pages * PAGE_BYTES
 }
 
@@ -44,4 +46,20 @@ pub(crate) fn resident_bytes() -> usize {
 pub(crate) fn quantile(samples: &mut [f64], part: f64) -> f64 {
     samples.sort_by(f64::total_cmp);
     samples[((samples.len() - 1) as f64 * part).round() as usize]
+}
+
+/// A point in this thread's own time. Wall-clock time belongs to the machine and whoever else uses it; the thread neither waits
+/// nor sleeps, so on a quiet machine the two are one.
+pub(crate) struct CpuTime(Duration);
+
+impl CpuTime {
+    pub(crate) fn now() -> Self {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
+        Self(Duration::new(seconds, nanoseconds))
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        Self::now().0 - self.0
+    }
 }

@@ -12,7 +12,8 @@ const MARGIN: f64 = 34.0;
 
 /// An SVG of all figures of meshes of several sizes.
 pub(crate) fn svg(curve: &[Figures]) -> String {
-    let names: Vec<&str> = curve.first().map(|first| first.named().iter().map(|(name, _)| *name).collect()).unwrap_or_default();
+    let names: Vec<&str> =
+        curve.first().map(|first| first.named().iter().map(|(name, _)| *name).collect()).unwrap_or_default();
     let rows = names.len().div_ceil(COLUMNS);
     let (width, height) = (COLUMNS as f64 * WIDTH, rows as f64 * HEIGHT);
     let mut out = format!(
@@ -49,7 +50,8 @@ fn chart(name: &str, points: &[(f64, f64)]) -> String {
         MARGIN - 8.0
     );
     for (value, at) in [(y_low, HEIGHT - MARGIN), (y_high, MARGIN + 8.0)] {
-        let _ = write!(out, "<text x=\"{}\" y=\"{at}\" text-anchor=\"end\" fill=\"#666\">1e{value}</text>", MARGIN - 3.0);
+        let _ =
+            write!(out, "<text x=\"{}\" y=\"{at}\" text-anchor=\"end\" fill=\"#666\">1e{value}</text>", MARGIN - 3.0);
     }
     let places: Vec<(f64, f64)> = points.iter().map(place).collect();
     let line: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();

@@ -12,10 +12,10 @@ use crate::intern::Pool;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use crate::pages::Numbers;
 use crate::policy::{Policy, PolicyScope};
-use crate::roster::{Roster, at_number, is_same_endpoint};
+use crate::roster::{Kind, Roster, at_number, is_same_endpoint};
 use crate::service::{Service, Vip};
 use crate::service_index::ServiceIndex;
-use crate::snapshot::{Network, Snapshot, Tables};
+use crate::snapshot::{Network, Snapshot, Tables, named, tail};
 use crate::trie::Trie;
 use crate::workload::{Locality, NetworkMode, Profile, Workload};
 
@@ -27,6 +27,7 @@ pub struct SnapshotBuilder {
     profiles: Pool<Profile>,
     localities: Pool<Locality>,
     texts: Pool<str>,
+    kinds: Pool<Kind>,
 }
 
 impl SnapshotBuilder {
@@ -112,16 +113,15 @@ impl SnapshotBuilder {
     /// Enters a workload where it is to be found, as far as `places` say. It is in `workloads` already.
     fn enter(&mut self, number: u32, workload: &Workload, places: Places) {
         let tables = &mut self.tables;
-        if places.uid {
-            let tag = tables.tag(&workload.uid);
-            tables.by_uid.insert(tag, number, |_| true);
-        }
         // The best of those with one key stands first among them, and so among all with one tag.
         let held = tables.workloads.clone();
         let better = |other: &u32| precedence(at_number(&held, *other), workload).is_lt();
-        if places.name {
-            let tag = tables.tag((&*workload.namespace, workload.name()));
-            tables.by_name.insert(tag, number, better);
+        let (by_uid, by_name) = (tables.tag(tail(&workload.uid)), tables.tag(named(workload)));
+        if places.uid || places.name {
+            tables.by_uid.insert(by_uid, number, better);
+        }
+        if places.name && by_uid != by_name {
+            tables.by_name.insert(by_name, number, better);
         }
         if places.hostname && !workload.hostname.is_empty() {
             let tag = tables.tag((&*workload.namespace, &*workload.hostname));
@@ -129,19 +129,20 @@ impl SnapshotBuilder {
         }
         if places.addresses {
             for address in indexed_addresses(workload) {
-                let tag = tables.tag(address);
-                network_mut(tables, &workload.network).workloads.insert(tag, number, better);
+                let tag = tables.address_tag(address);
+                network_mut(tables, &workload.network).workloads_mut(address).insert(tag, number, better);
             }
         }
         if places.rosters {
             for service in served(workload) {
                 let tag = tables.tag((&*service.namespace, &*service.hostname));
+                let kind = self.kinds.take(&Arc::new(Kind::of(workload, service)));
                 let found = tables.rosters.find_mut(tag, |roster| roster.service == *service);
                 match found {
-                    Some(roster) => Arc::make_mut(roster).insert(&held, number, workload),
+                    Some(roster) => Arc::make_mut(roster).insert(&held, number, workload, kind),
                     None => {
                         let mut roster = Roster::new(service.clone());
-                        roster.insert(&held, number, workload);
+                        roster.insert(&held, number, workload, kind);
                         tables.rosters.insert(tag, Arc::new(roster), |_| true);
                     }
                 }
@@ -153,13 +154,12 @@ impl SnapshotBuilder {
     fn strike_out(&mut self, number: u32, workload: &Workload, places: Places) {
         let tables = &mut self.tables;
         let is_it = |other: &u32| *other == number;
-        if places.uid {
-            let tag = tables.tag(&workload.uid);
-            tables.by_uid.remove(tag, is_it);
+        let (by_uid, by_name) = (tables.tag(tail(&workload.uid)), tables.tag(named(workload)));
+        if places.uid || places.name {
+            tables.by_uid.remove(by_uid, is_it);
         }
-        if places.name {
-            let tag = tables.tag((&*workload.namespace, workload.name()));
-            tables.by_name.remove(tag, is_it);
+        if places.name && by_uid != by_name {
+            tables.by_name.remove(by_name, is_it);
         }
         if places.hostname && !workload.hostname.is_empty() {
             let tag = tables.tag((&*workload.namespace, &*workload.hostname));
@@ -167,8 +167,8 @@ impl SnapshotBuilder {
         }
         if places.addresses {
             for address in indexed_addresses(workload) {
-                let tag = tables.tag(address);
-                network_mut(tables, &workload.network).workloads.remove(tag, is_it);
+                let tag = tables.address_tag(address);
+                network_mut(tables, &workload.network).workloads_mut(address).remove(tag, is_it);
             }
             drop_empty_network(tables, &workload.network);
         }
@@ -178,7 +178,10 @@ impl SnapshotBuilder {
                 let is_it = |roster: &Arc<Roster>| roster.service == *service;
                 let found = tables.rosters.find_mut(tag, is_it);
                 let roster = Arc::make_mut(found.expect("every service a workload names has a roster"));
-                roster.remove(&tables.workloads, workload);
+                let kind = Kind::of(workload, service);
+                let kind = self.kinds.held(&kind).expect("taken when the workload was entered");
+                roster.remove(&tables.workloads, workload, &kind);
+                self.kinds.give_back(&kind);
                 if roster.is_empty() {
                     tables.rosters.remove(tag, is_it);
                 }
@@ -326,16 +329,17 @@ fn network_mut<'t>(tables: &'t mut Tables, name: &NetworkId) -> &'t mut Network 
     let networks = Arc::make_mut(&mut tables.networks);
     let at = networks.binary_search_by(|network| network.name.cmp(name)).unwrap_or_else(|at| {
         let name = name.clone();
-        let (workloads, vips, blocks) = (Trie::default(), ServiceIndex::default(), CidrVips::default());
-        networks.insert(at, Network { name, workloads, vips, blocks });
+        let (vips, blocks) = (ServiceIndex::default(), CidrVips::default());
+        networks.insert(at, Network { name, v4: Trie::default(), v6: Trie::default(), vips, blocks });
         at
     });
     &mut networks[at]
 }
 
 fn drop_empty_network(tables: &mut Tables, name: &NetworkId) {
-    let is_empty =
-        |network: &Network| network.workloads.is_empty() && network.vips.is_empty() && network.blocks.is_empty();
+    let is_empty = |network: &Network| {
+        network.v4.is_empty() && network.v6.is_empty() && network.vips.is_empty() && network.blocks.is_empty()
+    };
     if tables.network(name).is_some_and(is_empty) {
         Arc::make_mut(&mut tables.networks).retain(|network| network.name != *name);
     }

@@ -42,6 +42,11 @@ impl<T: ?Sized + Hash + Eq> Pool<T> {
         Some(held.value.clone())
     }
 
+    /// The copy that is held, for somebody who is a user of it already.
+    pub(crate) fn held(&self, value: &T) -> Option<Arc<T>> {
+        self.held.find(self.tag(value), |held| *held.value == *value).map(|held| held.value.clone())
+    }
+
     /// The one copy of a value: the one held already, or else this.
     pub(crate) fn take(&mut self, value: &Arc<T>) -> Arc<T> {
         if let Some(held) = self.take_held(value) {

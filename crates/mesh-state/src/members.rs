@@ -7,16 +7,17 @@ use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::iter;
 
-/// Members of a leaf: 8 bytes each.
+/// Members of a leaf: 12 bytes each.
 const LEAF_MAX: usize = 32;
-/// Nodes below a branch: 32 bytes each.
+/// Nodes below a branch: 40 bytes each.
 const FAN_MAX: usize = 16;
 
-/// An endpoint's workload by its number, with its weight.
+/// An endpoint's workload by its number, with its weight, and what its place is first told by without looking at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) number: u32,
     pub(crate) weight: u32,
+    pub(crate) rank: u32,
 }
 
 /// A persistent sorted list of members. The `place` of its functions says where a member stands, seen from what is sought.
@@ -31,6 +32,7 @@ pub(crate) enum Members {
 pub(crate) struct Below {
     weight: u64,
     len: u32,
+    first: Member,
     node: Members,
 }
 
@@ -53,13 +55,10 @@ impl Members {
         }
     }
 
-    pub(crate) fn first(&self) -> u32 {
-        let mut node = self;
-        loop {
-            match node {
-                Members::Leaf(members) => return members[0].number,
-                Members::Branch(nodes) => node = &nodes[0].node,
-            }
+    fn first(&self) -> Option<Member> {
+        match self {
+            Members::Leaf(members) => members.first().copied(),
+            Members::Branch(nodes) => nodes.first().map(|below| below.first),
         }
     }
 
@@ -91,19 +90,19 @@ impl Members {
     }
 
     /// How much the members weigh that stand before what is sought, and how many they are.
-    pub(crate) fn before(&self, place: &dyn Fn(u32) -> Ordering) -> (u64, usize) {
+    pub(crate) fn before(&self, place: &dyn Fn(&Member) -> Ordering) -> (u64, usize) {
         let mut node = self;
         let (mut weight, mut count) = (0, 0);
         loop {
             match node {
                 Members::Leaf(members) => {
-                    let at = members.partition_point(|member| place(member.number).is_lt());
+                    let at = members.partition_point(|member| place(member).is_lt());
                     weight += members[..at].iter().map(|member| u64::from(member.weight)).sum::<u64>();
                     return (weight, count + at);
                 }
                 Members::Branch(nodes) => {
                     // Of the node whose first is the last one before it, some members may still stand behind it.
-                    let at = nodes.partition_point(|below| place(below.node.first()).is_lt()).saturating_sub(1);
+                    let at = nodes.partition_point(|below| place(&below.first).is_lt()).saturating_sub(1);
                     weight += nodes[..at].iter().map(|below| below.weight).sum::<u64>();
                     count += nodes[..at].iter().map(|below| below.len as usize).sum::<usize>();
                     node = &nodes[at].node;
@@ -120,7 +119,7 @@ impl Members {
     }
 
     /// With a member that is not there yet.
-    pub(crate) fn insert(&mut self, member: Member, place: &dyn Fn(u32) -> Ordering) {
+    pub(crate) fn insert(&mut self, member: Member, place: &dyn Fn(&Member) -> Ordering) {
         if let Some(right) = self.inserted(member, place) {
             let left = self.clone();
             *self = Members::Branch([Below::of(left), Below::of(right)].into());
@@ -128,7 +127,7 @@ impl Members {
     }
 
     /// Without the member that stands at `place`; whether there was one. Leaves nothing usable of a list of one.
-    pub(crate) fn remove(&mut self, place: &dyn Fn(u32) -> Ordering) -> bool {
+    pub(crate) fn remove(&mut self, place: &dyn Fn(&Member) -> Ordering) -> bool {
         let removed = self.removed(place);
         while let Members::Branch(nodes) = self
             && let [only] = &nodes[..]
@@ -139,10 +138,10 @@ impl Members {
     }
 
     /// The upper half, when there is no room for one more.
-    fn inserted(&mut self, member: Member, place: &dyn Fn(u32) -> Ordering) -> Option<Self> {
+    fn inserted(&mut self, member: Member, place: &dyn Fn(&Member) -> Ordering) -> Option<Self> {
         match self {
             Members::Leaf(members) => {
-                let at = members.partition_point(|held| place(held.number).is_lt());
+                let at = members.partition_point(|held| place(held).is_lt());
                 let all = members[..at].iter().copied().chain(iter::once(member)).chain(members[at..].iter().copied());
                 if members.len() < LEAF_MAX {
                     *self = Members::Leaf(all.collect());
@@ -155,7 +154,7 @@ impl Members {
                 Some(right)
             }
             Members::Branch(nodes) => {
-                let at = nodes.partition_point(|below| place(below.node.first()).is_lt()).saturating_sub(1);
+                let at = nodes.partition_point(|below| place(&below.first).is_lt()).saturating_sub(1);
                 let below = &mut Arc::make_mut(nodes)[at];
                 let upper = below.node.inserted(member, place);
                 below.count();
@@ -175,18 +174,18 @@ impl Members {
         }
     }
 
-    fn removed(&mut self, place: &dyn Fn(u32) -> Ordering) -> bool {
+    fn removed(&mut self, place: &dyn Fn(&Member) -> Ordering) -> bool {
         match self {
             Members::Leaf(members) => {
-                let at = members.partition_point(|held| place(held.number).is_lt());
-                if members.get(at).is_none_or(|held| place(held.number).is_ne()) {
+                let at = members.partition_point(|held| place(held).is_lt());
+                if members.get(at).is_none_or(|held| place(held).is_ne()) {
                     return false;
                 }
                 *members = members[..at].iter().chain(&members[at + 1..]).copied().collect();
                 true
             }
             Members::Branch(nodes) => {
-                let at = nodes.partition_point(|below| place(below.node.first()).is_le()).saturating_sub(1);
+                let at = nodes.partition_point(|below| place(&below.first).is_le()).saturating_sub(1);
                 let below = &mut Arc::make_mut(nodes)[at];
                 if !below.node.removed(place) {
                     return false;
@@ -227,7 +226,8 @@ impl Members {
 
 impl Below {
     fn of(node: Members) -> Self {
-        let mut below = Self { weight: 0, len: 0, node };
+        let first = node.first().expect("no node of a list is made empty");
+        let mut below = Self { weight: 0, len: 0, first, node };
         below.count();
         below
     }
@@ -235,6 +235,7 @@ impl Below {
     fn count(&mut self) {
         self.weight = self.node.weight();
         self.len = u32::try_from(self.node.len()).expect("numbers of workloads are u32");
+        self.first = self.node.first().unwrap_or(self.first);
     }
 }
 

@@ -1,17 +1,18 @@
 //! The endpoints of one service: groups of those that are alike in everything by which one is chosen, but for weight and node.
-//! Choosing is `route::balance`'s, which judges a group by any one of its members.
+//! Choosing is `route::balance`'s, which judges a group by its kind.
 //!
 //! Everything here is ordered by what the endpoints are and not by how they came, so that one mesh has one order.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::iter;
 
 use crate::members::{Member, Members};
-use crate::name::NamespacedHostname;
+use crate::name::{NamespacedHostname, NetworkId};
 use crate::pages::Pages;
 use crate::service::{self, PortMapping};
-use crate::workload::{Status, Workload};
+use crate::workload::{Locality, Status, Workload};
 
 /// A workload as an endpoint of one service.
 #[derive(Clone, Copy, Debug)]
@@ -46,7 +47,14 @@ pub(crate) fn own_ports<'w>(workload: &'w Workload, namespace: &str, hostname: &
 pub(crate) struct Roster {
     pub(crate) service: NamespacedHostname,
     /// In the order of their kinds; never an empty one.
-    groups: Arc<[Members]>,
+    groups: Arc<[Group]>,
+}
+
+/// Endpoints that differ in nothing but their weight, their node and who they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) kind: Arc<Kind>,
+    pub(crate) members: Members,
 }
 
 impl Roster {
@@ -58,14 +66,13 @@ impl Roster {
         self.groups.is_empty()
     }
 
-    /// Endpoints that differ in nothing but their weight, their node and who they are.
-    pub(crate) fn groups(&self) -> &[Members] {
+    pub(crate) fn groups(&self) -> &[Group] {
         &self.groups
     }
 
-    /// The endpoints, group by group, by node and key in each.
+    /// The endpoints, group by group, in each by node and key as [`place`] has it.
     pub(crate) fn iter<'s>(&'s self, workloads: &'s Pages<Arc<Workload>>) -> impl Iterator<Item = Endpoint<'s>> {
-        self.groups.iter().flat_map(Members::iter).map(move |member| {
+        self.groups.iter().flat_map(|group| group.members.iter()).map(move |member| {
             let workload = workloads.get(member.number).expect(PRESENT);
             Endpoint::of(workload, &self.service.namespace, &self.service.hostname)
                 .expect("it is here because it names the service")
@@ -73,36 +80,45 @@ impl Roster {
     }
 
     /// Enters a workload that is in `workloads` under `number` and not here yet.
-    pub(crate) fn insert(&mut self, workloads: &Pages<Arc<Workload>>, number: u32, workload: &Workload) {
-        let member = Member { number, weight: workload.capacity };
-        match self.group(workloads, workload) {
+    pub(crate) fn insert(
+        &mut self,
+        workloads: &Pages<Arc<Workload>>,
+        number: u32,
+        workload: &Workload,
+        kind: Arc<Kind>,
+    ) {
+        let member = Member { number, weight: workload.capacity, rank: rank(workload) };
+        match self.group(&kind) {
             Ok(at) => {
-                let place = |held| place(at_number(workloads, held), workload);
-                Arc::make_mut(&mut self.groups)[at].insert(member, &place);
+                let place = |held: &Member| place(workloads, held, workload);
+                Arc::make_mut(&mut self.groups)[at].members.insert(member, &place);
             }
             Err(at) => {
                 let (before, after) = self.groups.split_at(at);
-                let new = iter::once(Members::one(member));
+                let new = iter::once(Group { kind, members: Members::one(member) });
                 self.groups = before.iter().cloned().chain(new).chain(after.iter().cloned()).collect();
             }
         }
     }
 
     /// Strikes a workload out that is still in `workloads` as it was entered.
-    pub(crate) fn remove(&mut self, workloads: &Pages<Arc<Workload>>, workload: &Workload) {
-        let at = self.group(workloads, workload).expect("entered as it is, so its kind has a group");
-        if self.groups[at].len() == 1 {
+    pub(crate) fn remove(&mut self, workloads: &Pages<Arc<Workload>>, workload: &Workload, kind: &Arc<Kind>) {
+        let at = self.group(kind).expect("entered as it is, so its kind has a group");
+        if self.groups[at].members.len() == 1 {
             self.groups = self.groups[..at].iter().chain(&self.groups[at + 1..]).cloned().collect();
             return;
         }
-        let place = |held| place(at_number(workloads, held), workload);
-        let removed = Arc::make_mut(&mut self.groups)[at].remove(&place);
+        let place = |held: &Member| place(workloads, held, workload);
+        let removed = Arc::make_mut(&mut self.groups)[at].members.remove(&place);
         assert!(removed, "entered as it is, so it is found where it was entered");
     }
 
-    fn group(&self, workloads: &Pages<Arc<Workload>>, workload: &Workload) -> Result<usize, usize> {
-        let sought = Kind::of(workload, &self.service);
-        self.groups.binary_search_by(|group| Kind::of(at_number(workloads, group.first()), &self.service).cmp(&sought))
+    /// Equal kinds are one: those that differ need a look at what is in them only for their order.
+    fn group(&self, kind: &Arc<Kind>) -> Result<usize, usize> {
+        if let Some(at) = self.groups.iter().position(|group| Arc::ptr_eq(&group.kind, kind)) {
+            return Ok(at);
+        }
+        self.groups.binary_search_by(|group| group.kind.cmp(kind))
     }
 }
 
@@ -112,34 +128,36 @@ pub(crate) fn at_number(workloads: &Pages<Arc<Workload>>, number: u32) -> &Arc<W
     workloads.get(number).expect(PRESENT)
 }
 
-/// Everything by which an endpoint is chosen, except its weight and node. What `route::balance` asks of an endpoint must be
-/// here, or it will answer for a whole group by one member.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Kind<'w> {
-    unhealthy: bool,
-    /// It has neither an address nor a hostname.
-    nowhere: bool,
-    network: &'w str,
-    behind_gateway: bool,
-    cluster: &'w str,
-    locality: [&'w str; 3],
-    takes_any_port: bool,
-    ports: &'w [PortMapping],
+/// Everything by which an endpoint is chosen, except its weight and node. There are few: one for each place, health and
+/// set of own ports that occurs in the mesh. The builder has one copy of each.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Kind {
+    pub(crate) status: Status,
+    /// It has an address or a hostname.
+    pub(crate) reachable: bool,
+    pub(crate) network: NetworkId,
+    pub(crate) has_gateway: bool,
+    pub(crate) cluster_id: Arc<str>,
+    pub(crate) locality: Arc<Locality>,
+    /// Its application takes every port in a tunnel.
+    pub(crate) takes_any_port: bool,
+    /// Its own ports behind the service's.
+    pub(crate) ports: Vec<PortMapping>,
 }
 
-impl<'w> Kind<'w> {
-    fn of(workload: &'w Workload, service: &NamespacedHostname) -> Self {
+impl Kind {
+    pub(crate) fn of(workload: &Workload, service: &NamespacedHostname) -> Self {
         let Workload { addresses, locality, status, profile, .. } = workload;
+        let ports = own_ports(workload, &service.namespace, &service.hostname);
         Self {
-            unhealthy: *status == Status::Unhealthy,
-            nowhere: addresses.is_empty() && profile.hostname.is_empty(),
-            network: profile.network.as_str(),
-            behind_gateway: profile.network_gateway.is_some(),
-            cluster: &profile.cluster_id,
-            locality: [&locality.region, &locality.zone, &locality.subzone],
+            status: *status,
+            reachable: !addresses.is_empty() || !profile.hostname.is_empty(),
+            network: profile.network.clone(),
+            has_gateway: profile.network_gateway.is_some(),
+            cluster_id: profile.cluster_id.clone(),
+            locality: locality.clone(),
             takes_any_port: profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some()),
-            ports: own_ports(workload, &service.namespace, &service.hostname)
-                .expect("only its endpoints are asked about"),
+            ports: ports.expect("only its endpoints are asked about").to_vec(),
         }
     }
 }
@@ -160,7 +178,31 @@ pub(crate) fn is_same_endpoint(one: &Workload, other: &Workload) -> bool {
                 && one.profile.services == other.profile.services))
 }
 
-/// Within a group by node, so that the endpoints of one node stand together; then by key.
-fn place(held: &Workload, sought: &Workload) -> Ordering {
-    held.node.cmp(&sought.node).then_with(|| held.uid.cmp(&sought.uid))
+/// Within a group by node, so that the endpoints of one node stand together; then by key. Names are compared by a hash first:
+/// a step through a long list then looks at no workload, of which each would be a miss of the cache.
+fn place(workloads: &Pages<Arc<Workload>>, held: &Member, sought: &Workload) -> Ordering {
+    node_place(workloads, held, &sought.node).then_with(|| {
+        let held_uid = &at_number(workloads, held.number).uid;
+        (held.rank as u16).cmp(&half_hash(sought.uid.as_str())).then_with(|| held_uid.cmp(&sought.uid))
+    })
+}
+
+/// Where a member stands to the endpoints of a node.
+pub(crate) fn node_place(workloads: &Pages<Arc<Workload>>, held: &Member, node: &str) -> Ordering {
+    let of_hash = ((held.rank >> 16) as u16).cmp(&half_hash(node));
+    of_hash.then_with(|| (*at_number(workloads, held.number).node).cmp(node))
+}
+
+fn rank(workload: &Workload) -> u32 {
+    u32::from(half_hash(&workload.node)) << 16 | u32::from(half_hash(workload.uid.as_str()))
+}
+
+/// A hash that is the same everywhere, since the order of endpoints must be. Who makes names collide under it gains nothing:
+/// they are then compared in full.
+fn half_hash(text: &str) -> u16 {
+    // FNV-1a.
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    (hash >> 24) as u16
 }

@@ -10,7 +10,7 @@ use hashbrown::DefaultHashBuilder;
 use rpds::HashTrieMapSync;
 
 use crate::cidr::CidrVips;
-use crate::claims::visible;
+use crate::claims::{precedence, visible};
 use crate::intern::tag;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use crate::pages::Pages;
@@ -71,8 +71,12 @@ impl Snapshot {
     /// workloads on their node's network are never found here.
     pub fn workload_by_address(&self, network: &NetworkId, address: IpAddr) -> Option<&Arc<Workload>> {
         let address = address.to_canonical();
-        let is_it = |workload: &Workload| workload.addresses.iter().any(|own| own.to_canonical() == address);
-        self.tables.workload(&self.tables.network(network)?.workloads, self.tables.tag(address), is_it)
+        let network = self.tables.network(network)?;
+        let tag = self.tables.address_tag(address);
+        match address {
+            IpAddr::V4(_) => self.tables.workload(&network.v4, tag, |_| true),
+            IpAddr::V6(_) => self.tables.workload(&network.v6, tag, |workload| workload.addresses.contains(&address)),
+        }
     }
 
     /// The workload whose `hostname` and namespace these are.
@@ -95,7 +99,13 @@ impl Snapshot {
                 && workload.identity.service_account() == service_account
                 && node.is_none_or(|node| &*workload.node == node)
         };
-        self.tables.workload(&self.tables.by_name, self.tables.tag((namespace, name)), is_it)
+        let tag = self.tables.tag((namespace, name));
+        let by_uid = self.tables.workload(&self.tables.by_uid, tag, is_it);
+        let by_name = self.tables.workload(&self.tables.by_name, tag, is_it);
+        match (by_uid, by_name) {
+            (Some(one), Some(other)) => Some(if precedence(one, other).is_lt() { one } else { other }),
+            (found, None) | (None, found) => found,
+        }
     }
 
     /// The service with a key.
@@ -169,9 +179,9 @@ impl Snapshot {
         self.tables.roster(&service.namespace, &service.hostname).map(|roster| &**roster)
     }
 
-    /// The workload of a number that this generation's rosters hold.
-    pub(crate) fn numbered(&self, number: u32) -> &Arc<Workload> {
-        at_number(&self.tables.workloads, number)
+    /// By the numbers that this generation's rosters hold.
+    pub(crate) fn numbered(&self) -> &Pages<Arc<Workload>> {
+        &self.tables.workloads
     }
 }
 
@@ -196,8 +206,9 @@ pub(crate) struct Tables {
     pub(crate) generation: u64,
     /// By the numbers that the indices hold.
     pub(crate) workloads: Pages<Arc<Workload>>,
+    /// By what a key ends with, which nearly always is the workload's namespace and name.
     pub(crate) by_uid: Trie<u32>,
-    /// By namespace and name.
+    /// By namespace and name; those whose key does not end with them.
     pub(crate) by_name: Trie<u32>,
     /// By hostname and namespace; those that have one.
     pub(crate) by_hostname: Trie<u32>,
@@ -216,9 +227,29 @@ pub(crate) struct Tables {
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
     pub(crate) name: NetworkId,
-    pub(crate) workloads: Trie<u32>,
+    pub(crate) v4: Trie<u32>,
+    pub(crate) v6: Trie<u32>,
     pub(crate) vips: ServiceIndex<IpAddr>,
     pub(crate) blocks: CidrVips,
+}
+
+impl Network {
+    pub(crate) fn workloads_mut(&mut self, address: IpAddr) -> &mut Trie<u32> {
+        match address {
+            IpAddr::V4(_) => &mut self.v4,
+            IpAddr::V6(_) => &mut self.v6,
+        }
+    }
+}
+
+/// `(NAMESPACE, NAME)` of `CLUSTER/GROUP/KIND/NAMESPACE/NAME`: the part of a key by which it is found.
+pub(crate) fn tail(uid: &Uid) -> (&str, &str) {
+    let (rest, name) = uid.as_str().rsplit_once('/').unwrap_or(("", uid.as_str()));
+    (rest.rsplit_once('/').map_or(rest, |(_, namespace)| namespace), name)
+}
+
+pub(crate) fn named(workload: &Workload) -> (&str, &str) {
+    (&workload.namespace, workload.name())
 }
 
 impl Tables {
@@ -226,9 +257,20 @@ impl Tables {
         tag(&self.hasher, key)
     }
 
+    /// An IPv4 address is its own tag, only mixed: where it is found there is nothing to compare.
+    pub(crate) fn address_tag(&self, address: IpAddr) -> u32 {
+        match address {
+            IpAddr::V4(v4) => {
+                let mixed = v4.to_bits().wrapping_mul(0x9e37_79b1);
+                (mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca77)
+            }
+            IpAddr::V6(v6) => self.tag(v6),
+        }
+    }
+
     /// The number of the workload with a key.
     pub(crate) fn number(&self, uid: &Uid) -> Option<u32> {
-        self.by_uid.find(self.tag(uid), |number| at_number(&self.workloads, *number).uid == *uid).copied()
+        self.by_uid.find(self.tag(tail(uid)), |number| at_number(&self.workloads, *number).uid == *uid).copied()
     }
 
     pub(crate) fn network(&self, name: &NetworkId) -> Option<&Network> {

@@ -205,7 +205,7 @@ pub enum NetworkMode {
 }
 
 /// Whether a workload is fit to be an endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Status {
     /// It is ready.
     Healthy,
@@ -227,7 +227,7 @@ pub enum WorkloadType {
 }
 
 /// Where a workload is; each part is empty when unknown.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Locality {
     /// The region.
     pub region: Arc<str>,

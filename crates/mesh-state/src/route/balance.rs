@@ -9,7 +9,7 @@ use core::cmp::Ordering;
 use thiserror::Error;
 
 use crate::members::{Member, Members};
-use crate::roster;
+use crate::roster::{self, Group, Kind};
 use crate::route::Upstream;
 use crate::service::{self, HealthPolicy, LoadBalancing, Mode, Scope, Service};
 use crate::snapshot::Snapshot;
@@ -106,7 +106,7 @@ pub(super) fn choose<'s>(
         }
         if left < share.weight() {
             let chosen = share.at_weight(left).expect("the draw is below what the share weighs");
-            let workload = snapshot.numbered(chosen.number);
+            let workload = roster::at_number(snapshot.numbered(), chosen.number);
             return Ok(Upstream { workload, service: Some(service), port: candidate.port });
         }
         left -= share.weight();
@@ -142,7 +142,7 @@ struct Question<'s, 'q> {
 /// Endpoints of one group that are one to this question: those whose weights stand between two sums over the group, or those
 /// around them.
 struct Share<'s> {
-    group: &'s Members,
+    members: &'s Members,
     /// Between the sums, or around them.
     inside: bool,
     between: [u64; 2],
@@ -157,49 +157,45 @@ struct Candidate {
 
 impl<'s> Question<'s, '_> {
     /// The shares of a group: all of it, or, when nodes matter, those on the source's node and those elsewhere.
-    fn shares(&self, group: &'s Members) -> [Option<Share<'s>>; 2] {
-        let any = self.snapshot.numbered(group.first());
+    fn shares(&self, group: &'s Group) -> [Option<Share<'s>>; 2] {
+        let Group { kind, members } = group;
         let LoadBalancing { scopes, mode, .. } = &self.service.load_balancing;
         let by_node = matches!(mode, Mode::Strict | Mode::Failover) && scopes.contains(&Scope::Node);
         if !by_node {
-            let between = [0, group.weight()];
-            return [Some(Share { group, inside: true, between, judged: self.judge(any, false) }), None];
+            let between = [0, members.weight()];
+            return [Some(Share { members, inside: true, between, judged: self.judge(kind, false) }), None];
         }
         // Where the source's node begins among them, and where it ends.
         let edge = |end: Ordering| {
-            group.before(&|number| self.snapshot.numbered(number).node.cmp(&self.source.node).then(end))
+            members.before(&|held| roster::node_place(self.snapshot.numbered(), held, &self.source.node).then(end))
         };
         let (first, last) = (edge(Ordering::Greater), edge(Ordering::Less));
         let between = [first.0, last.0];
         let here = last.1 > first.1;
-        let elsewhere = last.1 - first.1 < group.len();
+        let elsewhere = last.1 - first.1 < members.len();
         [
-            here.then(|| Share { group, inside: true, between, judged: self.judge(any, true) }),
-            elsewhere.then(|| Share { group, inside: false, between, judged: self.judge(any, false) }),
+            here.then(|| Share { members, inside: true, between, judged: self.judge(kind, true) }),
+            elsewhere.then(|| Share { members, inside: false, between, judged: self.judge(kind, false) }),
         ]
     }
 
-    /// Judges a whole share by any workload of its group: besides the node, it must ask only what `roster::Kind` has.
-    fn judge(&self, workload: &Workload, same_node: bool) -> Result<Candidate, Unavailable> {
+    /// Judges a whole share.
+    fn judge(&self, kind: &Kind, same_node: bool) -> Result<Candidate, Unavailable> {
         let Self { service, source, port, purpose, .. } = *self;
         // Asked of the present workload and service, so a changed health policy holds at once and in both directions.
-        if workload.status == Status::Unhealthy && service.load_balancing.health == HealthPolicy::OnlyHealthy {
+        if kind.status == Status::Unhealthy && service.load_balancing.health == HealthPolicy::OnlyHealthy {
             return Err(Unavailable::NoneHealthy);
         }
-        let behind_gateway = workload.network != source.network && workload.network_gateway.is_some();
-        if workload.addresses.is_empty() && workload.hostname.is_empty() && !behind_gateway {
+        let behind_gateway = kind.network != source.network && kind.has_gateway;
+        if !kind.reachable && !behind_gateway {
             return Err(Unavailable::NoneAddressable);
         }
-        let takes_any_port =
-            purpose == Purpose::Waypoint && workload.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some());
-        let own = roster::own_ports(workload, &service.namespace, &service.hostname);
-        let target = own
-            .and_then(|ports| service::target_port(ports, port))
+        let target = service::target_port(&kind.ports, port)
             .or_else(|| service::target_port(&service.ports, port))
-            .or(takes_any_port.then_some(port))
+            .or((purpose == Purpose::Waypoint && kind.takes_any_port).then_some(port))
             .ok_or(Unavailable::NoTargetPort(port))?;
         let scopes = &service.load_balancing.scopes;
-        let shared = |scope| shared(scope, source, workload, same_node);
+        let shared = |scope| shared(scope, source, kind, same_node);
         let rank = match service.load_balancing.mode {
             Mode::Unspecified | Mode::Passthrough => 0,
             Mode::Failover => rank(scopes, &shared),
@@ -215,16 +211,16 @@ impl Share<'_> {
         let [from, to] = self.between;
         match self.inside {
             true => to - from,
-            false => self.group.weight() - (to - from),
+            false => self.members.weight() - (to - from),
         }
     }
 
     fn at_weight(&self, left: u64) -> Option<Member> {
         let [from, to] = self.between;
         match self.inside {
-            true => self.group.at_weight(from + left),
-            false if left < from => self.group.at_weight(left),
-            false => self.group.at_weight(left + (to - from)),
+            true => self.members.at_weight(from + left),
+            false if left < from => self.members.at_weight(left),
+            false => self.members.at_weight(left + (to - from)),
         }
     }
 }
@@ -240,7 +236,7 @@ fn rank(scopes: &[Scope], shared: &dyn Fn(Scope) -> bool) -> usize {
     first + rest.iter().take_while(|scope| shared(**scope)).count()
 }
 
-fn shared(scope: Scope, source: &Workload, endpoint: &Workload, same_node: bool) -> bool {
+fn shared(scope: Scope, source: &Workload, endpoint: &Kind, same_node: bool) -> bool {
     match scope {
         Scope::Region => source.locality.region == endpoint.locality.region,
         Scope::Zone => source.locality.zone == endpoint.locality.zone,
