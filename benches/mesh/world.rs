@@ -10,9 +10,10 @@ use mesh_state::identity::Identity;
 use mesh_state::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, StringMatch};
 use mesh_state::service::{PortMapping, Service, Vip};
-use mesh_state::workload::{Locality, TunnelProtocol, Workload};
+use mesh_state::workload::{Locality, Place, TunnelProtocol, Workload};
 
-const CLUSTER: &str = "prod-eu-west-1-a";
+/// The name of a cluster that nobody named.
+const CLUSTER: &str = "Kubernetes";
 const REGION: &str = "eu-west-1";
 const TEAMS: [&str; 8] =
     ["payments", "checkout", "catalogue", "identity", "logistics", "reporting", "search", "notifications"];
@@ -60,12 +61,12 @@ impl World {
         let mut workload = Workload::new(Uid::from(uid.as_str()), &namespace, tail(&uid), identity);
         let node = number / PODS_PER_NODE;
         workload.addresses = [IpAddr::V4(pod_address(number))].into();
-        workload.node = self::node(node).into();
-        workload.locality = Arc::new(Locality {
+        let locality = Locality {
             region: REGION.into(),
             zone: format!("{REGION}{}", ["a", "b", "c"][node as usize % 3]).into(),
             subzone: "".into(),
-        });
+        };
+        workload.place = Arc::new(Place { node: self::node(node).into(), locality: locality.into() });
         workload.network = NetworkId::from("");
         workload.protocol = TunnelProtocol::Hbone;
         workload.canonical_name = app.as_str().into();

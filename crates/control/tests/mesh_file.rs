@@ -25,7 +25,7 @@ fn a_whole_mesh_is_read_with_its_defaults() {
     };
     let (shop, cart) = (workload("shop-0"), workload("cart-0"));
     assert_eq!(shop.identity.as_str(), "spiffe://cluster.local/ns/retail/sa/shop");
-    assert_eq!((&*shop.node, shop.services.len()), ("node-a", 1));
+    assert_eq!((&*shop.place.node, shop.services.len()), ("node-a", 1));
     assert_eq!(shop.authorization_policies, [PolicyKey::new("retail", "only-web")]);
     assert_eq!(cart.identity.as_str(), "spiffe://cluster.local/ns/retail/sa/default");
     assert_eq!((cart.addresses.len(), cart.capacity, &*cart.cluster_id), (2, 1, "Kubernetes"));

@@ -264,8 +264,8 @@ fn party(workload: &Workload) -> Party {
         principal: None,
         app: Some(workload.canonical_name.clone()),
         cluster: Some(workload.cluster_id.clone()),
-        region: Some(workload.locality.region.clone()),
-        zone: Some(workload.locality.zone.clone()),
+        region: Some(workload.place.locality.region.clone()),
+        zone: Some(workload.place.locality.zone.clone()),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::service::{Service, Vip};
 use crate::service_index::ServiceIndex;
 use crate::snapshot::{Network, Snapshot, Tables, named, tail};
 use crate::trie::Trie;
-use crate::workload::{Locality, NetworkMode, Profile, Workload};
+use crate::workload::{Locality, NetworkMode, Place, Profile, Workload};
 
 /// The mesh as known so far. Changes come in any order: an endpoint may precede its service, a workload its policies.
 #[derive(Debug, Default)]
@@ -25,6 +25,7 @@ pub struct SnapshotBuilder {
     tables: Tables,
     numbers: Numbers,
     profiles: Pool<Profile>,
+    places: Pool<Place>,
     localities: Pool<Locality>,
     texts: Pool<str>,
     kinds: Pool<Kind>,
@@ -95,8 +96,14 @@ impl SnapshotBuilder {
                 self.profiles.take(&Arc::new(profile))
             }
         };
-        workload.locality = self.localities.take(&workload.locality);
-        workload.node = self.texts.take(&workload.node);
+        workload.place = match self.places.take_held(&workload.place) {
+            Some(place) => place,
+            None => {
+                let Place { node, locality } = &*workload.place;
+                let (node, locality) = (self.texts.take(node), self.localities.take(locality));
+                self.places.take(&Arc::new(Place { node, locality }))
+            }
+        };
         workload
     }
 
@@ -106,8 +113,10 @@ impl SnapshotBuilder {
                 self.texts.give_back(text);
             });
         }
-        self.localities.give_back(&workload.locality);
-        self.texts.give_back(&workload.node);
+        if self.places.give_back(&workload.place) {
+            self.texts.give_back(&workload.place.node);
+            self.localities.give_back(&workload.place.locality);
+        }
     }
 
     /// Enters a workload where it is to be found, as far as `places` say. It is in `workloads` already.

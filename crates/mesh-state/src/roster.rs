@@ -147,15 +147,15 @@ pub(crate) struct Kind {
 
 impl Kind {
     pub(crate) fn of(workload: &Workload, service: &NamespacedHostname) -> Self {
-        let Workload { addresses, locality, status, profile, .. } = workload;
+        let Workload { addresses, place, profile, .. } = workload;
         let ports = own_ports(workload, &service.namespace, &service.hostname);
         Self {
-            status: *status,
+            status: profile.status,
             reachable: !addresses.is_empty() || !profile.hostname.is_empty(),
             network: profile.network.clone(),
             has_gateway: profile.network_gateway.is_some(),
             cluster_id: profile.cluster_id.clone(),
-            locality: locality.clone(),
+            locality: place.locality.clone(),
             takes_any_port: profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some()),
             ports: ports.expect("only its endpoints are asked about").to_vec(),
         }
@@ -169,9 +169,8 @@ pub(crate) fn is_same_endpoint(one: &Workload, other: &Workload) -> bool {
         let any_port = one.profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some());
         (one.status, one.capacity, nowhere, any_port, one.profile.network_gateway.is_some())
     };
-    let names = |one: &Workload| (one.node.clone(), one.locality.clone());
     alike(one) == alike(other)
-        && names(one) == names(other)
+        && one.place == other.place
         && (Arc::ptr_eq(&one.profile, &other.profile)
             || (one.profile.network == other.profile.network
                 && one.profile.cluster_id == other.profile.cluster_id
@@ -181,7 +180,7 @@ pub(crate) fn is_same_endpoint(one: &Workload, other: &Workload) -> bool {
 /// Within a group by node, so that the endpoints of one node stand together; then by key. Names are compared by a hash first:
 /// a step through a long list then looks at no workload, of which each would be a miss of the cache.
 fn place(workloads: &Pages<Arc<Workload>>, held: &Member, sought: &Workload) -> Ordering {
-    node_place(workloads, held, &sought.node).then_with(|| {
+    node_place(workloads, held, &sought.place.node).then_with(|| {
         let held_uid = &at_number(workloads, held.number).uid;
         (held.rank as u16).cmp(&half_hash(sought.uid.as_str())).then_with(|| held_uid.cmp(&sought.uid))
     })
@@ -190,11 +189,11 @@ fn place(workloads: &Pages<Arc<Workload>>, held: &Member, sought: &Workload) -> 
 /// Where a member stands to the endpoints of a node.
 pub(crate) fn node_place(workloads: &Pages<Arc<Workload>>, held: &Member, node: &str) -> Ordering {
     let of_hash = ((held.rank >> 16) as u16).cmp(&half_hash(node));
-    of_hash.then_with(|| (*at_number(workloads, held.number).node).cmp(node))
+    of_hash.then_with(|| (*at_number(workloads, held.number).place.node).cmp(node))
 }
 
 fn rank(workload: &Workload) -> u32 {
-    u32::from(half_hash(&workload.node)) << 16 | u32::from(half_hash(workload.uid.as_str()))
+    u32::from(half_hash(&workload.place.node)) << 16 | u32::from(half_hash(workload.uid.as_str()))
 }
 
 /// A hash that is the same everywhere, since the order of endpoints must be. Who makes names collide under it gains nothing:

@@ -97,7 +97,7 @@ impl Snapshot {
             workload.name() == name
                 && &*workload.namespace == namespace
                 && workload.identity.service_account() == service_account
-                && node.is_none_or(|node| &*workload.node == node)
+                && node.is_none_or(|node| &*workload.place.node == node)
         };
         let tag = self.tables.tag((namespace, name));
         let by_uid = self.tables.workload(&self.tables.by_uid, tag, is_it);

@@ -19,20 +19,23 @@ pub struct Workload {
     pub uid: Uid,
     /// Where it is reached; empty when only `hostname` says so.
     pub addresses: Addresses,
-    /// The node it runs on; empty when unknown.
-    pub node: Arc<str>,
-    /// Where it is.
-    pub locality: Arc<Locality>,
-    /// Whether it is fit to be an endpoint.
-    pub status: Status,
-    /// Its weight among the endpoints of a service.
-    pub capacity: u32,
+    /// Where it runs.
+    pub place: Arc<Place>,
     /// What it has in common with its siblings.
     pub profile: Arc<Profile>,
 }
 
-/// What the replicas of one deployment have in common. A snapshot holds each profile once: of a workload's 26 facts only
-/// six are its own, and a mesh has many times more workloads than profiles.
+/// Where a workload runs. A snapshot holds each place once.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The node; empty when unknown.
+    pub node: Arc<str>,
+    /// Where the node is.
+    pub locality: Arc<Locality>,
+}
+
+/// What the replicas of one deployment have in common. A snapshot holds each profile once: a mesh has many times more
+/// workloads than profiles, and of a workload's many facts only its key, its addresses and its place are its own.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Profile {
     /// The name of a workload whose key does not end with it; see [`Workload::name`].
@@ -71,6 +74,10 @@ pub struct Profile {
     pub authorization_policies: Vec<PolicyKey>,
     /// The services it is an endpoint of, each with its own target ports where they differ from the service's.
     pub services: Vec<(NamespacedHostname, Vec<PortMapping>)>,
+    /// Whether it is fit to be an endpoint.
+    pub status: Status,
+    /// Its weight among the endpoints of a service.
+    pub capacity: u32,
 }
 
 impl Workload {
@@ -82,10 +89,7 @@ impl Workload {
         Self {
             uid,
             addresses: Addresses::default(),
-            node: empty.clone(),
-            locality: Arc::new(locality),
-            status: Status::Healthy,
-            capacity: 1,
+            place: Arc::new(Place { node: empty.clone(), locality: Arc::new(locality) }),
             profile: Arc::new(Profile {
                 given_name,
                 namespace: namespace.into(),
@@ -105,6 +109,8 @@ impl Workload {
                 application_tunnel: None,
                 authorization_policies: Vec::new(),
                 services: Vec::new(),
+                status: Status::Healthy,
+                capacity: 1,
             }),
         }
     }
@@ -143,6 +149,8 @@ impl Profile {
             application_tunnel: _,
             authorization_policies,
             services,
+            status: _,
+            capacity: _,
         } = self;
         given_name.iter_mut().for_each(&mut *visit);
         visit(identity.text_mut());

@@ -142,17 +142,14 @@ fn to_workload(from: schema::Workload, defaults: &Defaults) -> Result<Workload, 
     let services = from.services.into_iter().map(|(key, ports)| (key.0, mappings(ports))).collect();
     let mut workload = Workload::new(Uid::from(uid.as_str()), &from.namespace, &name, identity);
     workload.addresses = from.workload_ips.into_iter().map(|address| address.0).collect();
-    workload.node = text(from.node);
-    workload.locality = Arc::new(workload::Locality {
-        region: text(from.locality.region),
-        zone: text(from.locality.zone),
-        subzone: text(from.locality.subzone),
+    workload.place = Arc::new(workload::Place {
+        node: text(from.node),
+        locality: Arc::new(workload::Locality {
+            region: text(from.locality.region),
+            zone: text(from.locality.zone),
+            subzone: text(from.locality.subzone),
+        }),
     });
-    workload.status = match from.status {
-        schema::Status::Healthy => workload::Status::Healthy,
-        schema::Status::Unhealthy => workload::Status::Unhealthy,
-    };
-    workload.capacity = from.capacity;
     workload.profile = Arc::new(Profile {
         network: NetworkId::from(from.network.as_str()),
         protocol: match from.protocol {
@@ -186,6 +183,11 @@ fn to_workload(from: schema::Workload, defaults: &Defaults) -> Result<Workload, 
         }),
         authorization_policies: from.authorization_policies.iter().map(|key| PolicyKey::from(key.as_str())).collect(),
         services,
+        status: match from.status {
+            schema::Status::Healthy => workload::Status::Healthy,
+            schema::Status::Unhealthy => workload::Status::Unhealthy,
+        },
+        capacity: from.capacity,
         ..Profile::clone(&workload.profile)
     });
     Ok(workload)

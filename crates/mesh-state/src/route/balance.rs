@@ -167,7 +167,8 @@ impl<'s> Question<'s, '_> {
         }
         // Where the source's node begins among them, and where it ends.
         let edge = |end: Ordering| {
-            members.before(&|held| roster::node_place(self.snapshot.numbered(), held, &self.source.node).then(end))
+            members
+                .before(&|held| roster::node_place(self.snapshot.numbered(), held, &self.source.place.node).then(end))
         };
         let (first, last) = (edge(Ordering::Greater), edge(Ordering::Less));
         let between = [first.0, last.0];
@@ -238,9 +239,9 @@ fn rank(scopes: &[Scope], shared: &dyn Fn(Scope) -> bool) -> usize {
 
 fn shared(scope: Scope, source: &Workload, endpoint: &Kind, same_node: bool) -> bool {
     match scope {
-        Scope::Region => source.locality.region == endpoint.locality.region,
-        Scope::Zone => source.locality.zone == endpoint.locality.zone,
-        Scope::Subzone => source.locality.subzone == endpoint.locality.subzone,
+        Scope::Region => source.place.locality.region == endpoint.locality.region,
+        Scope::Zone => source.place.locality.zone == endpoint.locality.zone,
+        Scope::Subzone => source.place.locality.subzone == endpoint.locality.subzone,
         Scope::Node => same_node,
         Scope::Cluster => source.cluster_id == endpoint.cluster_id,
         Scope::Network => source.network == endpoint.network,

@@ -6,23 +6,23 @@ use std::sync::Arc;
 use mesh_state::route::{Query, Route, RouteError, Unavailable, outbound};
 use mesh_state::service::{HealthPolicy, LoadBalancing, Mode, Scope, Service};
 use mesh_state::snapshot::Snapshot;
-use mesh_state::workload::{Addresses, Locality, Status, Workload};
+use mesh_state::workload::{Addresses, Locality, Place, Status, Workload};
 
-use crate::fixture::{Mesh, at, endpoint_of, ip, network, plain_pod, service};
+use crate::fixture::{Mesh, at, edited, endpoint_of, ip, network, plain_pod, service};
 use crate::outbound::CLIENT_IP;
 
 /// An endpoint of retail/shop: name, region, zone, node, network.
-fn endpoint(name: &str, address: &str, place: [&str; 4]) -> Workload {
+fn endpoint(name: &str, address: &str, at: [&str; 4]) -> Workload {
     let mut workload = endpoint_of(plain_pod(&format!("retail/{name}"), address), "retail/shop", &[]);
-    let [region, zone, node, net] = place;
-    workload.locality = locality(region, zone);
-    workload.node = node.into();
+    let [region, zone, node, net] = at;
+    workload.place = place(region, zone, node);
     workload.network = network(net);
     workload
 }
 
-fn locality(region: &str, zone: &str) -> Arc<Locality> {
-    Arc::new(Locality { region: region.into(), zone: zone.into(), subzone: "".into() })
+fn place(region: &str, zone: &str, node: &str) -> Arc<Place> {
+    let locality = Locality { region: region.into(), zone: zone.into(), subzone: "".into() };
+    Arc::new(Place { node: node.into(), locality: locality.into() })
 }
 
 fn shop(mode: Mode, scopes: &[Scope]) -> Service {
@@ -34,8 +34,7 @@ fn shop(mode: Mode, scopes: &[Scope]) -> Service {
 /// Which endpoints a client in region r1, zone z1, node n1 on the default network gets over many draws.
 fn reached(snapshot: &Snapshot) -> Result<BTreeMap<String, usize>, RouteError> {
     let mut source = plain_pod("web/client-0", CLIENT_IP);
-    source.locality = locality("r1", "z1");
-    source.node = "n1".into();
+    source.place = place("r1", "z1", "n1");
     let query = Query { source: &source, peer: ip(CLIENT_IP), target: at("10.96.0.7:80") };
     let mut counts = BTreeMap::new();
     for step in 0..DRAWS {
@@ -122,8 +121,9 @@ fn with_the_network_first_the_order_is_network_then_what_else_is_shared() {
 
 #[test]
 fn among_equals_the_draw_decides_by_capacity() {
-    let weighted =
-        |name: &str, address: &str, capacity: u32| Workload { capacity, ..endpoint(name, address, ["", "", "", ""]) };
+    let weighted = |name: &str, address: &str, capacity: u32| {
+        edited(endpoint(name, address, ["", "", "", ""]), |it| it.capacity = capacity)
+    };
     let snapshot = Mesh::new()
         .service(shop(Mode::Unspecified, &[]))
         .workload(weighted("a", "10.0.0.1", 1))
@@ -140,9 +140,9 @@ fn among_equals_the_draw_decides_by_capacity() {
 #[test]
 fn a_service_with_nobody_to_offer_says_what_stands_in_the_way() {
     let one = || endpoint("a", "10.0.0.1", ["", "", "", ""]);
-    let unhealthy = Workload { status: Status::Unhealthy, ..one() };
+    let unhealthy = edited(one(), |it| it.status = Status::Unhealthy);
     let addressless = Workload { addresses: Addresses::default(), ..one() };
-    let weightless = Workload { capacity: 0, ..one() };
+    let weightless = edited(one(), |it| it.capacity = 0);
     let port_missing = {
         let mut shop = shop(Mode::Unspecified, &[]);
         shop.ports[0].target_port = 0;
@@ -169,7 +169,7 @@ fn a_service_with_nobody_to_offer_says_what_stands_in_the_way() {
 
 #[test]
 fn a_changed_health_policy_holds_at_once_and_in_both_directions() {
-    let unhealthy = Workload { status: Status::Unhealthy, ..endpoint("a", "10.0.0.1", ["", "", "", ""]) };
+    let unhealthy = edited(endpoint("a", "10.0.0.1", ["", "", "", ""]), |it| it.status = Status::Unhealthy);
     let with = |health: HealthPolicy| {
         let mut shop = shop(Mode::Unspecified, &[]);
         shop.load_balancing.health = health;

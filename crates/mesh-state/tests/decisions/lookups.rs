@@ -1,9 +1,11 @@
 //! §8.4 and §2.6: who is found when several could be.
 
+use std::sync::Arc;
+
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
 use mesh_state::service::{Service, Vip, Visibility};
-use mesh_state::workload::{NetworkMode, TunnelProtocol, Workload};
+use mesh_state::workload::{NetworkMode, Place, TunnelProtocol, Workload};
 
 use crate::fixture::{Mesh, edited, endpoint_of, hostname, id, ip, network, plain_pod, pod, service};
 
@@ -185,7 +187,7 @@ fn a_resent_service_is_found_only_by_what_it_is_now() {
 fn a_local_workload_is_found_by_what_the_cni_agent_knows_of_it() {
     let on = |node: &str, uid: &str| {
         let mut shop = Workload::new(uid.into(), "retail", "shop-0", id("retail/shop"));
-        shop.node = node.into();
+        shop.place = Arc::new(Place { node: node.into(), locality: shop.place.locality.clone() });
         shop
     };
     let snapshot = Mesh::new().workload(on("node-a", "a")).workload(on("node-b", "b")).freeze();
@@ -244,5 +246,5 @@ fn generations_share_what_did_not_change() {
     let shop = |snapshot: &mesh_state::snapshot::Snapshot| {
         snapshot.workload_by_address(&network(""), ip("10.40.0.9")).cloned().unwrap()
     };
-    assert!(std::sync::Arc::ptr_eq(&shop(&before), &shop(&after)));
+    assert!(Arc::ptr_eq(&shop(&before), &shop(&after)));
 }

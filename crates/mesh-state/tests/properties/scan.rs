@@ -97,7 +97,7 @@ impl Scan {
 
     fn local_workload(&self, node: Option<&str>, namespace: &str, name: &str, account: &str) -> Vec<&Workload> {
         let is_it = |workload: &&Workload| {
-            node.is_none_or(|node| &*workload.node == node)
+            node.is_none_or(|node| &*workload.place.node == node)
                 && &*workload.namespace == namespace
                 && workload.name() == name
                 && workload.identity.service_account() == account

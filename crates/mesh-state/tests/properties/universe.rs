@@ -2,6 +2,7 @@
 //! without endpoints and endpoints without services.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_state::change::Change;
@@ -12,7 +13,7 @@ use mesh_state::service::{
     HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility,
 };
 use mesh_state::workload::{
-    Addresses, GatewayAddress, GatewayDestination, NetworkMode, Status, TunnelProtocol, Workload,
+    Addresses, GatewayAddress, GatewayDestination, NetworkMode, Place, Status, TunnelProtocol, Workload,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -91,7 +92,7 @@ pub(crate) fn workload() -> impl Strategy<Value = Workload> {
         workload.services = services;
         workload.authorization_policies = policies.into_iter().map(PolicyKey::from).collect();
         (workload.waypoint, workload.status, workload.capacity) = (waypoint, status, capacity);
-        workload.node = node.into();
+        workload.place = Arc::new(Place { node: node.into(), locality: workload.place.locality.clone() });
         workload
     })
 }
