@@ -3,8 +3,10 @@
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
+use core::mem;
 use core::net::IpAddr;
 
+use crate::absence::Forgetting;
 use crate::change::Change;
 use crate::cidr::CidrVips;
 use crate::claims::precedence;
@@ -16,7 +18,9 @@ use crate::roster::{Kind, Roster, at_number, is_same_endpoint};
 use crate::service::{Service, Vip};
 use crate::service_index::ServiceIndex;
 use crate::snapshot::{Network, Snapshot, Tables, named, tail};
+use crate::touched::Touched;
 use crate::trie::Trie;
+use crate::wanted::Sought;
 use crate::workload::{Locality, NetworkMode, Place, Profile, Workload};
 
 /// The mesh as known so far. Changes come in any order: an endpoint may precede its service, a workload its policies.
@@ -29,12 +33,19 @@ pub struct SnapshotBuilder {
     localities: Pool<Locality>,
     texts: Pool<str>,
     kinds: Pool<Kind>,
+    forgetting: Forgetting,
+    touched: Touched,
 }
 
 impl SnapshotBuilder {
     /// A mesh of nothing.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A mesh of which the control plane sends only what it is asked for: what is not there may just not have been asked for.
+    pub fn on_demand() -> Self {
+        Self { tables: Tables { on_demand: true, ..Tables::default() }, ..Self::default() }
     }
 
     /// Takes one change into account. Costs no more than the change is large; snapshots already frozen stay as they are.
@@ -46,12 +57,14 @@ impl SnapshotBuilder {
             Change::ServiceGone(name) => self.remove_service(&name),
             Change::Policy(policy) => self.insert_policy(policy),
             Change::PolicyGone(key) => self.remove_policy(&key),
+            Change::Absent(sought) => self.forgetting.add(&mut self.tables.absences, sought.canonical()),
         }
     }
 
     /// The mesh as it is now, as the next generation. Costs a few reference counts, whatever the size of the mesh.
     pub fn freeze(&mut self) -> Snapshot {
         self.tables.generation += 1;
+        self.tables.log.push(mem::take(&mut self.touched));
         Snapshot::of(self.tables.clone())
     }
 
@@ -63,6 +76,14 @@ impl SnapshotBuilder {
             return;
         }
         let workload = Arc::new(self.shared(workload));
+        self.touched.workload(&workload);
+        held.iter().for_each(|held| self.touched.workload(held));
+        self.found(|| {
+            let address = |address| Sought::Address { network: workload.network.clone(), address };
+            let name =
+                NamespacedHostname { namespace: workload.namespace.clone(), hostname: workload.hostname.clone() };
+            indexed_addresses(&workload).map(address).chain([Sought::Hostname(name)])
+        });
         let number = number.unwrap_or_else(|| self.numbers.take());
         let places = Places::changed(held.as_deref(), &workload);
         if let Some(held) = &held {
@@ -80,6 +101,7 @@ impl SnapshotBuilder {
             return;
         };
         let held = at_number(&self.tables.workloads, number).clone();
+        self.touched.workload(&held);
         self.strike_out(number, &held, Places::ALL);
         self.tables.workloads.set(number, None);
         self.numbers.give_back(number);
@@ -198,6 +220,13 @@ impl SnapshotBuilder {
         }
     }
 
+    /// What was known to be absent is there.
+    fn found<I: Iterator<Item = Sought>>(&mut self, sought: impl FnOnce() -> I) {
+        if !self.tables.absences.is_empty() {
+            sought().for_each(|sought| self.tables.absences.remove(&sought));
+        }
+    }
+
     fn insert_service(&mut self, mut service: Service) {
         let name = service.key();
         let held = find_service(&self.tables, &name);
@@ -207,6 +236,14 @@ impl SnapshotBuilder {
         self.remove_service(&name);
         service.texts(&mut |text| *text = self.texts.take(text));
         let service = Arc::new(service);
+        self.touched.service(service.key());
+        self.found(|| {
+            let vips = service
+                .vips
+                .iter()
+                .filter_map(|vip| Some(Sought::Address { network: vip.network.clone(), address: single(vip)? }));
+            vips.chain([Sought::Hostname(service.key())])
+        });
         let tables = &mut self.tables;
         for vip in &service.vips {
             let network = network_mut(tables, &vip.network);
@@ -220,6 +257,7 @@ impl SnapshotBuilder {
 
     fn remove_service(&mut self, name: &NamespacedHostname) {
         let Some(service) = find_service(&self.tables, name).cloned() else { return };
+        self.touched.service(service.key());
         let tables = &mut self.tables;
         for vip in &service.vips {
             let network = network_mut(tables, &vip.network);
@@ -240,6 +278,7 @@ impl SnapshotBuilder {
             return;
         }
         self.remove_policy(&policy.key);
+        self.touched.policy(&policy);
         let policy = Arc::new(policy);
         match policy.scope {
             PolicyScope::Global => insert_sorted(&mut self.tables.global_policies, &policy),
@@ -259,6 +298,7 @@ impl SnapshotBuilder {
         let Some(policy) = self.tables.policies.get(key).cloned() else {
             return;
         };
+        self.touched.policy(&policy);
         match policy.scope {
             PolicyScope::Global => remove_sorted(&mut self.tables.global_policies, key),
             PolicyScope::Namespace => {

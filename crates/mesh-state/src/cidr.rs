@@ -28,6 +28,13 @@ impl CidrVips {
         self.levels.is_empty()
     }
 
+    /// Whether any block has an address.
+    pub(crate) fn covers(&self, address: IpAddr) -> bool {
+        self.levels.iter().filter(|level| level.is_v4 == address.is_ipv4()).any(|level| {
+            IpNet::new(address, level.prefix_len).is_ok_and(|block| !level.blocks.get(&block.trunc()).is_empty())
+        })
+    }
+
     /// The service a client in `namespace` means by `address`: of its own namespace before the longest prefix before a
     /// canonical one (§8.4).
     pub(crate) fn find(&self, address: IpAddr, namespace: &str) -> Option<&Arc<Service>> {

@@ -10,6 +10,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod absence;
 mod addresses;
 pub mod admit;
 pub mod builder;
@@ -28,6 +29,7 @@ pub mod route;
 pub mod service;
 mod service_index;
 pub mod snapshot;
+pub mod touched;
 mod trie;
 pub mod wanted;
 pub mod workload;

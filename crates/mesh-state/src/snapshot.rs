@@ -9,6 +9,7 @@ use core::net::IpAddr;
 use hashbrown::DefaultHashBuilder;
 use rpds::HashTrieMapSync;
 
+use crate::absence::Absences;
 use crate::cidr::CidrVips;
 use crate::claims::{precedence, visible};
 use crate::intern::tag;
@@ -19,7 +20,9 @@ pub use crate::roster::Endpoint;
 use crate::roster::{Roster, at_number};
 use crate::service::Service;
 use crate::service_index::ServiceIndex;
+use crate::touched::{Changed, Log};
 use crate::trie::Trie;
+use crate::wanted::{Knowledge, Sought};
 use crate::workload::Workload;
 
 /// A generation of the mesh. Cheap to clone, safe to share between threads; generations share what they have in common.
@@ -60,6 +63,29 @@ impl Snapshot {
     /// How many times its builder had frozen when this was made; grows with each.
     pub fn generation(&self) -> u64 {
         self.tables.generation
+    }
+
+    /// What changed since a generation of the same builder.
+    pub fn changed_since(&self, generation: u64) -> Changed<'_> {
+        let past = self.tables.generation.checked_sub(generation);
+        Changed::new(past.and_then(|count| self.tables.log.last(count)))
+    }
+
+    /// What is known of a part of the mesh: whether it is there, is not, or has to be asked for.
+    pub fn knowledge(&self, sought: &Sought) -> Knowledge {
+        let present = match sought {
+            Sought::Address { network, address } => {
+                self.workload_by_address(network, *address).is_some()
+                    || !self.services_by_vip(network, *address).is_empty()
+                    || self.tables.network(network).is_some_and(|network| network.blocks.covers(address.to_canonical()))
+            }
+            Sought::Hostname(name) => self.service(name).is_some() || self.workload_by_hostname(name).is_some(),
+        };
+        match present {
+            true => Knowledge::Present,
+            false if self.tables.on_demand && !self.tables.absences.has(&sought.canonical()) => Knowledge::NotAsked,
+            false => Knowledge::Absent,
+        }
     }
 
     /// The workload with a key.
@@ -220,6 +246,10 @@ pub(crate) struct Tables {
     pub(crate) policies: Map<PolicyKey, Arc<Policy>>,
     pub(crate) global_policies: Arc<Vec<Arc<Policy>>>,
     pub(crate) namespace_policies: Map<Arc<str>, Arc<Vec<Arc<Policy>>>>,
+    /// Whether the control plane sends only what it is asked for.
+    pub(crate) on_demand: bool,
+    pub(crate) absences: Absences,
+    pub(crate) log: Log,
     pub(crate) hasher: DefaultHashBuilder,
 }
 

@@ -60,6 +60,7 @@ fn subject(change: &Change) -> String {
         Change::ServiceGone(key) => format!("service {key}"),
         Change::Policy(policy) => format!("policy {}", policy.key),
         Change::PolicyGone(key) => format!("policy {key}"),
+        Change::Absent(sought) => format!("{sought:?}"),
     }
 }
 
