@@ -1,5 +1,6 @@
 //! Turns changes into snapshots. The one place where indices are written; reading them is [`crate::snapshot`]'s.
 
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -110,10 +111,16 @@ impl SnapshotBuilder {
 
     /// The same workload, holding what others hold, too.
     fn shared(&mut self, mut workload: Workload) -> Workload {
+        if workload.addresses.len() > 1 {
+            let mut addresses = workload.addresses.to_vec();
+            keep_first(&mut addresses, IpAddr::to_canonical);
+            workload.addresses = addresses.into();
+        }
         workload.profile = match self.profiles.take_held(&workload.profile) {
             Some(profile) => profile,
             None => {
                 let mut profile = Profile::clone(&workload.profile);
+                keep_first(&mut profile.services, |(service, _)| service.clone());
                 profile.texts(&mut |text| *text = self.texts.take(text));
                 self.profiles.take(&Arc::new(profile))
             }
@@ -165,9 +172,9 @@ impl SnapshotBuilder {
             }
         }
         if places.rosters {
-            for service in served(workload) {
+            for (service, ports) in &workload.services {
                 let tag = tables.tag((&*service.namespace, &*service.hostname));
-                let kind = self.kinds.take(&Arc::new(Kind::of(workload, service)));
+                let kind = self.kinds.take(&Arc::new(Kind::of(workload, ports)));
                 let found = tables.rosters.find_mut(tag, |roster| roster.service == *service);
                 match found {
                     Some(roster) => Arc::make_mut(roster).insert(&held, number, workload, kind),
@@ -204,12 +211,12 @@ impl SnapshotBuilder {
             drop_empty_network(tables, &workload.network);
         }
         if places.rosters {
-            for service in served(workload) {
+            for (service, ports) in &workload.services {
                 let tag = tables.tag((&*service.namespace, &*service.hostname));
                 let is_it = |roster: &Arc<Roster>| roster.service == *service;
                 let found = tables.rosters.find_mut(tag, is_it);
                 let roster = Arc::make_mut(found.expect("every service a workload names has a roster"));
-                let kind = Kind::of(workload, service);
+                let kind = Kind::of(workload, ports);
                 let kind = self.kinds.held(&kind).expect("taken when the workload was entered");
                 roster.remove(&tables.workloads, workload, &kind);
                 self.kinds.give_back(&kind);
@@ -346,24 +353,20 @@ impl Places {
     }
 }
 
-/// The addresses a workload can be found by, each once: none of its node's, which it shares with everything else there.
+/// The addresses a workload can be found by: none of its node's, which it shares with everything else there.
 fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = IpAddr> {
     let own: &[_] = match workload.network_mode {
         NetworkMode::Standard => &workload.addresses,
         NetworkMode::HostNetwork => &[],
     };
-    let canonical = |address: &IpAddr| address.to_canonical();
-    own.iter().map(canonical).enumerate().filter_map(move |(at, address)| {
-        (!own[..at].iter().map(canonical).any(|earlier| earlier == address)).then_some(address)
-    })
+    own.iter().map(|address| address.to_canonical())
 }
 
-/// The services a workload is an endpoint of, each once.
-fn served(workload: &Workload) -> impl Iterator<Item = &NamespacedHostname> {
-    let services = &workload.profile.services;
-    services.iter().enumerate().filter_map(|(at, (service, _))| {
-        (!services[..at].iter().any(|(earlier, _)| earlier == service)).then_some(service)
-    })
+/// Drops every item with the key of an earlier one. A tenant decides how many services select its pod, so not by comparing
+/// all with all.
+fn keep_first<T, K: Ord>(items: &mut Vec<T>, key: impl Fn(&T) -> K) {
+    let mut seen = BTreeSet::new();
+    items.retain(|item| seen.insert(key(item)));
 }
 
 fn single(vip: &Vip) -> Option<IpAddr> {

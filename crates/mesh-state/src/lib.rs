@@ -32,4 +32,5 @@ pub mod snapshot;
 pub mod touched;
 mod trie;
 pub mod wanted;
+pub mod warm;
 pub mod workload;

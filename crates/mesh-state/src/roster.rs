@@ -146,9 +146,9 @@ pub(crate) struct Kind {
 }
 
 impl Kind {
-    pub(crate) fn of(workload: &Workload, service: &NamespacedHostname) -> Self {
+    /// `ports` are the ones that the workload gives the service of its own accord.
+    pub(crate) fn of(workload: &Workload, ports: &[PortMapping]) -> Self {
         let Workload { addresses, place, profile, .. } = workload;
-        let ports = own_ports(workload, &service.namespace, &service.hostname);
         Self {
             status: profile.status,
             reachable: !addresses.is_empty() || !profile.hostname.is_empty(),
@@ -157,7 +157,7 @@ impl Kind {
             cluster_id: profile.cluster_id.clone(),
             locality: place.locality.clone(),
             takes_any_port: profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some()),
-            ports: ports.expect("only its endpoints are asked about").to_vec(),
+            ports: ports.to_vec(),
         }
     }
 }

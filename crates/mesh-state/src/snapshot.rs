@@ -205,6 +205,10 @@ impl Snapshot {
         self.tables.roster(&service.namespace, &service.hostname).map(|roster| &**roster)
     }
 
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
     /// By the numbers that this generation's rosters hold.
     pub(crate) fn numbered(&self) -> &Pages<Arc<Workload>> {
         &self.tables.workloads

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use crate::universe::{ADDRESSES, HOSTNAMES, PORTS, changes};
 
 /// Every decision of a mesh for each of its workloads, as text.
-fn decisions(snapshot: &Snapshot) -> BTreeMap<String, String> {
+pub(crate) fn decisions(snapshot: &Snapshot) -> BTreeMap<String, String> {
     let mut decisions = BTreeMap::new();
     let mut addresses = Vec::new();
     for address in ADDRESSES {
@@ -43,7 +43,7 @@ fn decisions(snapshot: &Snapshot) -> BTreeMap<String, String> {
     decisions
 }
 
-fn built(changes: impl IntoIterator<Item = Change>) -> Snapshot {
+pub(crate) fn built(changes: impl IntoIterator<Item = Change>) -> Snapshot {
     let mut builder = SnapshotBuilder::new();
     for change in changes {
         builder.apply(change);

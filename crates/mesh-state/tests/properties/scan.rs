@@ -1,6 +1,6 @@
 //! Every index gives what a scan over everything gives, after any changes; and no snapshot changes once it is frozen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_state::builder::SnapshotBuilder;
@@ -25,7 +25,15 @@ struct Scan {
 impl Scan {
     fn apply(&mut self, change: Change) {
         match change {
-            Change::Workload(workload) => drop(self.workloads.insert(workload.uid.clone(), workload)),
+            Change::Workload(mut workload) => {
+                // What is named twice is held once, as it was named first.
+                let mut seen = BTreeSet::new();
+                workload.services.retain(|(service, _)| seen.insert(service.clone()));
+                let mut seen = BTreeSet::new();
+                let addresses = workload.addresses.iter().copied();
+                workload.addresses = addresses.filter(|address| seen.insert(address.to_canonical())).collect();
+                drop(self.workloads.insert(workload.uid.clone(), workload));
+            }
             Change::WorkloadGone(uid) => drop(self.workloads.remove(&uid)),
             Change::Service(service) => drop(self.services.insert(service.key(), service)),
             Change::ServiceGone(key) => drop(self.services.remove(&key)),

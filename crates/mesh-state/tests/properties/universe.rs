@@ -12,6 +12,7 @@ use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, Servi
 use mesh_state::service::{
     HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility,
 };
+use mesh_state::wanted::Sought;
 use mesh_state::workload::{
     Addresses, GatewayAddress, GatewayDestination, NetworkMode, Place, Status, TunnelProtocol, Workload,
 };
@@ -187,6 +188,13 @@ pub(crate) fn policy() -> impl Strategy<Value = Policy> {
     })
 }
 
+pub(crate) fn sought() -> impl Strategy<Value = Sought> {
+    prop_oneof![
+        (network(), address()).prop_map(|(network, address)| Sought::Address { network, address }),
+        key().prop_map(Sought::Hostname),
+    ]
+}
+
 pub(crate) fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         6 => workload().prop_map(Change::Workload),
@@ -195,6 +203,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         1 => key().prop_map(Change::ServiceGone),
         2 => policy().prop_map(Change::Policy),
         1 => select(&POLICIES[..]).prop_map(|key| Change::PolicyGone(key.into())),
+        1 => sought().prop_map(Change::Absent),
     ]
 }
 
