@@ -110,16 +110,19 @@ pub fn encode(snapshot: &Snapshot, origin: &str, now_unix_s: u64) -> Vec<u8> {
     writer.list(snapshot.policies().count(), snapshot.policies(), |writer, policy| policy::write(writer, policy));
     let absences = || tables.absences.iter();
     writer.list(absences().count(), absences(), service::write_sought);
-    let body = writer.finish();
+    framed(&writer.finish(), origin, now_unix_s)
+}
 
-    let mut out = Vec::with_capacity(MAGIC.len() + 32 + origin.len() + body.len());
+/// A body with all that makes it believed, whatever is in it: the part of [`encode`] that a fuzzer cannot guess.
+pub fn framed(body: &[u8], origin: &str, now_unix_s: u64) -> Vec<u8> {
+    let mut out = Vec::with_capacity(MAGIC.len() + 36 + origin.len() + body.len());
     out.extend(MAGIC);
     out.extend(VERSION.to_le_bytes());
     out.extend(now_unix_s.to_le_bytes());
-    out.extend(u64::try_from(origin.len()).expect("memory is smaller").to_le_bytes());
-    out.extend(origin.as_bytes());
-    out.extend(u64::try_from(body.len()).expect("memory is smaller").to_le_bytes());
-    out.extend(body);
+    for part in [origin.as_bytes(), body] {
+        out.extend(u64::try_from(part.len()).expect("memory is smaller").to_le_bytes());
+        out.extend(part);
+    }
     let checksum = checksum::crc64(&out);
     out.extend(checksum.to_le_bytes());
     out
