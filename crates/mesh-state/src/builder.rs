@@ -2,7 +2,6 @@
 
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
 use core::mem;
 use core::net::IpAddr;
@@ -14,7 +13,7 @@ use crate::claims::precedence;
 use crate::intern::Pool;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use crate::pages::Numbers;
-use crate::policy::{Policy, PolicyScope};
+use crate::policy::Policy;
 use crate::roster::{Kind, Roster, at_number, is_same_endpoint};
 use crate::service::{Service, Vip};
 use crate::service_index::ServiceIndex;
@@ -281,44 +280,19 @@ impl SnapshotBuilder {
     }
 
     fn insert_policy(&mut self, policy: Policy) {
-        if self.tables.policies.get(&policy.key).is_some_and(|held| **held == policy) {
+        if self.tables.policies.get(&policy.key).is_some_and(|held| *held.policy == policy) {
             return;
         }
         self.remove_policy(&policy.key);
         self.touched.policy(&policy);
-        let policy = Arc::new(policy);
-        match policy.scope {
-            PolicyScope::Global => insert_sorted(&mut self.tables.global_policies, &policy),
-            PolicyScope::Namespace => match self.tables.namespace_policies.get_mut(&policy.namespace) {
-                Some(policies) => insert_sorted(policies, &policy),
-                None => {
-                    let policies = Arc::new(vec![policy.clone()]);
-                    self.tables.namespace_policies.insert_mut(policy.namespace.clone(), policies);
-                }
-            },
-            PolicyScope::WorkloadSelector => {}
-        }
-        self.tables.policies.insert_mut(policy.key.clone(), policy);
+        self.tables.policies.insert(policy);
     }
 
     fn remove_policy(&mut self, key: &PolicyKey) {
-        let Some(policy) = self.tables.policies.get(key).cloned() else {
-            return;
-        };
-        self.touched.policy(&policy);
-        match policy.scope {
-            PolicyScope::Global => remove_sorted(&mut self.tables.global_policies, key),
-            PolicyScope::Namespace => {
-                if let Some(policies) = self.tables.namespace_policies.get_mut(&policy.namespace) {
-                    remove_sorted(policies, key);
-                    if policies.is_empty() {
-                        self.tables.namespace_policies.remove_mut(&policy.namespace);
-                    }
-                }
-            }
-            PolicyScope::WorkloadSelector => {}
+        if let Some(held) = self.tables.policies.get(key) {
+            self.touched.policy(&held.policy);
+            self.tables.policies.remove(key);
         }
-        self.tables.policies.remove_mut(key);
     }
 }
 
@@ -394,19 +368,5 @@ fn drop_empty_network(tables: &mut Tables, name: &NetworkId) {
     };
     if tables.network(name).is_some_and(is_empty) {
         Arc::make_mut(&mut tables.networks).retain(|network| network.name != *name);
-    }
-}
-
-fn insert_sorted(policies: &mut Arc<Vec<Arc<Policy>>>, policy: &Arc<Policy>) {
-    let policies = Arc::make_mut(policies);
-    match policies.binary_search_by(|held| held.key.cmp(&policy.key)) {
-        Ok(at) => policies[at] = policy.clone(),
-        Err(at) => policies.insert(at, policy.clone()),
-    }
-}
-
-fn remove_sorted(policies: &mut Arc<Vec<Arc<Policy>>>, key: &PolicyKey) {
-    if let Ok(at) = policies.binary_search_by(|held| held.key.cmp(key)) {
-        Arc::make_mut(policies).remove(at);
     }
 }

@@ -7,7 +7,6 @@ use core::hash::Hash;
 use core::net::IpAddr;
 
 use hashbrown::DefaultHashBuilder;
-use rpds::HashTrieMapSync;
 
 use crate::absence::Absences;
 use crate::cidr::CidrVips;
@@ -16,6 +15,7 @@ use crate::intern::tag;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use crate::pages::Pages;
 use crate::policy::Policy;
+use crate::rbac::policies::Policies;
 pub use crate::roster::Endpoint;
 use crate::roster::{Roster, at_number};
 use crate::service::Service;
@@ -173,17 +173,12 @@ impl Snapshot {
 
     /// The policy with a key.
     pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
-        self.tables.policies.get(key)
+        self.tables.policies.get(key).map(|compiled| &compiled.policy)
     }
 
-    /// The policies for all workloads, in the order of their keys.
-    pub fn global_policies(&self) -> &[Arc<Policy>] {
-        &self.tables.global_policies
-    }
-
-    /// The policies for all workloads of a namespace, in the order of their keys.
-    pub fn namespace_policies(&self, namespace: &str) -> &[Arc<Policy>] {
-        self.tables.namespace_policies.get(namespace).map_or(&[], |policies| policies)
+    /// The policies as [`crate::rbac`] asks them.
+    pub(crate) fn compiled_policies(&self) -> &Policies {
+        &self.tables.policies
     }
 
     /// All workloads, in no order.
@@ -198,7 +193,7 @@ impl Snapshot {
 
     /// All policies, in no order.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        self.tables.policies.values()
+        self.tables.policies.iter().map(|compiled| &compiled.policy)
     }
 
     pub(crate) fn roster(&self, service: &Service) -> Option<&Roster> {
@@ -221,14 +216,10 @@ impl fmt::Debug for Snapshot {
         f.debug_struct("Snapshot")
             .field("generation", &self.tables.generation)
             .field("workloads", &self.tables.workloads.len())
-            .field("policies", &self.tables.policies.size())
+            .field("policies", &self.tables.policies.len())
             .finish_non_exhaustive()
     }
 }
-
-/// A persistent map for what a mesh has few of.
-// Keyed by hashes an outsider could collide only through the control plane, which has easier ways to do harm.
-pub(crate) type Map<K, V> = HashTrieMapSync<K, V, DefaultHashBuilder>;
 
 /// The indices. Each is a function of the workloads, services and policies alone, not of how they came.
 #[derive(Clone, Debug, Default)]
@@ -247,9 +238,7 @@ pub(crate) struct Tables {
     pub(crate) services: ServiceIndex<Arc<str>>,
     /// By namespace and hostname. Has the endpoints of services that have not come yet, or are gone.
     pub(crate) rosters: Trie<Arc<Roster>>,
-    pub(crate) policies: Map<PolicyKey, Arc<Policy>>,
-    pub(crate) global_policies: Arc<Vec<Arc<Policy>>>,
-    pub(crate) namespace_policies: Map<Arc<str>, Arc<Vec<Arc<Policy>>>>,
+    pub(crate) policies: Policies,
     /// Whether the control plane sends only what it is asked for.
     pub(crate) on_demand: bool,
     pub(crate) absences: Absences,

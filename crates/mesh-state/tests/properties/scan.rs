@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
 use mesh_state::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
-use mesh_state::policy::{Policy, PolicyScope};
+use mesh_state::policy::Policy;
 use mesh_state::service::{Service, Visibility};
 use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::{NetworkMode, TunnelProtocol, Workload};
@@ -113,13 +113,6 @@ impl Scan {
         };
         self.workloads.values().filter(is_it).collect()
     }
-
-    fn policies(&self, scope: PolicyScope, namespace: Option<&str>) -> Vec<&PolicyKey> {
-        let is_it = |policy: &&Policy| {
-            policy.scope == scope && namespace.is_none_or(|namespace| &*policy.namespace == namespace)
-        };
-        self.policies.values().filter(is_it).map(|policy| &policy.key).collect()
-    }
 }
 
 fn assert_agrees(snapshot: &Snapshot, scan: &Scan) -> Result<(), TestCaseError> {
@@ -167,11 +160,10 @@ fn assert_agrees(snapshot: &Snapshot, scan: &Scan) -> Result<(), TestCaseError> 
                 }
             }
         }
-        let found: Vec<&PolicyKey> = snapshot.namespace_policies(namespace).iter().map(|policy| &policy.key).collect();
-        prop_assert_eq!(found, scan.policies(PolicyScope::Namespace, Some(namespace)));
     }
-    let found: Vec<&PolicyKey> = snapshot.global_policies().iter().map(|policy| &policy.key).collect();
-    prop_assert_eq!(found, scan.policies(PolicyScope::Global, None));
+    for key in scan.policies.keys() {
+        prop_assert_eq!(snapshot.policy(key).map(|found| &**found), scan.policies.get(key));
+    }
     Ok(())
 }
 

@@ -26,6 +26,8 @@ pub(crate) const NAMESPACES: [&str; 2] = ["a", "b"];
 pub(crate) const ADDRESSES: [&str; 7] =
     ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.1.1", "10.1.0.1", "fd00::1", "::ffff:10.0.0.1"];
 const BLOCKS: [&str; 5] = ["10.0.0.0/24", "10.0.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "fd00::/16"];
+/// Of which policies may be written, and no VIPs.
+const MAPPED_BLOCKS: [&str; 3] = ["::ffff:10.0.0.0/120", "::/0", "10.0.0.1/32"];
 const UIDS: [&str; 6] =
     ["c//Pod/a/x", "c//Pod/a/y", "c//Pod/b/x", "c//Pod/b/y", "c/n/WorkloadEntry/a/x", "c/n/WorkloadEntry/b/x"];
 pub(crate) const NAMES: [&str; 2] = ["x", "y"];
@@ -145,7 +147,7 @@ fn condition() -> impl Strategy<Value = Match> {
     fn some<T: std::fmt::Debug + Clone>(value: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
         prop_oneof![5 => Just(Vec::new()), 3 => vec(value, 1..3)]
     }
-    let net = || select(&BLOCKS[..]).prop_map(|text| text.parse::<IpNet>().expect(text));
+    let net = || select([&BLOCKS[..], &MAPPED_BLOCKS].concat()).prop_map(|text| text.parse::<IpNet>().expect(text));
     let port = || select(&PORTS[..]);
     let account = || {
         (select(&NAMESPACES[..]), select(&ACCOUNTS[..])).prop_map(|(namespace, account)| ServiceAccountMatch {

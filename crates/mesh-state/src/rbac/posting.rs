@@ -1,0 +1,90 @@
+//! The rules under one key of an index, in the order of their policies' keys: a persistent sorted list in chunks, so that a
+//! change copies one chunk and the list of chunks, and reading allocates nothing.
+
+use alloc::sync::Arc;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::cmp::Ordering;
+
+use super::matcher::Compiled;
+
+/// A rule of a policy.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) compiled: Arc<Compiled>,
+    /// Its place among `compiled.rules`.
+    pub(super) rule: u32,
+}
+
+impl Entry {
+    /// The order in which a verdict prefers whom to name.
+    pub(super) fn precedence(&self, other: &Self) -> Ordering {
+        self.compiled.policy.key.cmp(&other.compiled.policy.key).then(self.rule.cmp(&other.rule))
+    }
+}
+
+/// Never an empty chunk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Posting {
+    chunks: Arc<Vec<Arc<Vec<Entry>>>>,
+}
+
+const CHUNK_LEN_MAX: usize = 64;
+
+impl Posting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    }
+
+    /// Puts an entry in its place; one that is there already is replaced.
+    pub(super) fn insert(&mut self, entry: Entry) {
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let Some(index) = chunk_of(chunks, &entry) else {
+            chunks.push(Arc::new(vec![entry]));
+            return;
+        };
+        let chunk = Arc::make_mut(&mut chunks[index]);
+        match chunk.binary_search_by(|held| held.precedence(&entry)) {
+            Ok(at) => chunk[at] = entry,
+            Err(at) => chunk.insert(at, entry),
+        }
+        if chunk.len() > CHUNK_LEN_MAX {
+            let upper = chunk.split_off(CHUNK_LEN_MAX / 2);
+            chunks.insert(index + 1, Arc::new(upper));
+        }
+    }
+
+    /// Takes an entry out, if it is there.
+    pub(super) fn remove(&mut self, entry: &Entry) {
+        let Some(index) = chunk_of(&self.chunks, entry) else { return };
+        let Ok(at) = self.chunks[index].binary_search_by(|held| held.precedence(entry)) else { return };
+        let chunks = Arc::make_mut(&mut self.chunks);
+        let chunk = Arc::make_mut(&mut chunks[index]);
+        chunk.remove(at);
+        if chunk.is_empty() {
+            chunks.remove(index);
+            return;
+        }
+        // Without this a list that shrank would stay one of tiny chunks.
+        for first in [index.saturating_sub(1), index] {
+            let Some([one, other]) = chunks.get(first..first + 2).and_then(|pair| pair.first_chunk()) else {
+                continue;
+            };
+            if one.len() + other.len() <= CHUNK_LEN_MAX / 2 {
+                let other = chunks.remove(first + 1);
+                Arc::make_mut(&mut chunks[first]).extend(other.iter().cloned());
+                return;
+            }
+        }
+    }
+}
+
+/// The chunk that holds an entry, or into which it would go; `None` when there is no chunk.
+fn chunk_of(chunks: &[Arc<Vec<Entry>>], entry: &Entry) -> Option<usize> {
+    let after = chunks.partition_point(|chunk| chunk[0].precedence(entry) != Ordering::Greater);
+    (!chunks.is_empty()).then(|| after.saturating_sub(1))
+}
