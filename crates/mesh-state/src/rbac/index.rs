@@ -18,8 +18,8 @@ use crate::identity::Identity;
 use crate::policy::{Action, Policy, StringMatch};
 
 use super::Deciding;
-use super::matcher::{Compiled, CompiledClause, CompiledRule, Condition, Facts, Values};
-use super::posting::{Entry, Posting};
+use super::matcher::{Compiled, CompiledRule, Condition, Facts, Values, matches_of};
+use super::posting::Posting;
 
 /// The rules of the policies of one scope. Cheap to clone; clones share what they have in common.
 #[derive(Clone, Debug, Default)]
@@ -95,14 +95,14 @@ impl Index {
     pub(super) fn insert(&mut self, compiled: &Arc<Compiled>) {
         let role = Role::of(&compiled.policy);
         self.policies[role as usize] += 1;
-        self.each_key(compiled, |index, kind, key, entry| {
+        self.each_key(compiled, |index, kind, key, rule| {
             index.count(role, kind, 1);
             if let Some(posting) = index.postings.get_mut(&key) {
-                posting.insert(entry);
+                posting.insert(rule.clone());
                 return;
             }
             let mut posting = Posting::default();
-            posting.insert(entry);
+            posting.insert(rule.clone());
             index.postings.insert_mut(key, posting);
         });
     }
@@ -111,11 +111,11 @@ impl Index {
     pub(super) fn remove(&mut self, compiled: &Arc<Compiled>) {
         let role = Role::of(&compiled.policy);
         self.policies[role as usize] -= 1;
-        self.each_key(compiled, |index, kind, key, entry| {
+        self.each_key(compiled, |index, kind, key, rule| {
             index.count(role, kind, -1);
             // Gone already when a rule names the same thing twice.
             let Some(posting) = index.postings.get_mut(&key) else { return };
-            posting.remove(&entry);
+            posting.remove(rule);
             if posting.is_empty() {
                 index.postings.remove_mut(&key);
             }
@@ -124,24 +124,24 @@ impl Index {
 
     /// Of the rules of a role that match, the first in the order of their policies' keys.
     pub(super) fn first(&self, role: Role, facts: &Facts<'_>) -> Option<Deciding> {
-        let mut first: Option<&Entry> = None;
+        let mut first: Option<&Arc<CompiledRule>> = None;
         for posting in self.candidates(role, facts) {
-            let before = |entry: &&Entry| first.is_none_or(|first| entry.precedence(first).is_lt());
-            let found = posting.iter().take_while(before).find(|entry| entry.rule().matches(facts));
+            let before = |rule: &&Arc<CompiledRule>| first.is_none_or(|first| rule.precedence(first).is_lt());
+            let found = posting.iter().take_while(before).find(|rule| rule.matches(facts));
             first = found.or(first);
         }
-        first.map(Entry::deciding)
+        first.map(|rule| rule.deciding())
     }
 
     /// Of each policy of a role, the first rule that matches, in the order of the policies' keys.
     pub(super) fn all(&self, role: Role, facts: &Facts<'_>) -> Vec<Deciding> {
-        let mut found: Vec<&Entry> = Vec::new();
+        let mut found: Vec<&Arc<CompiledRule>> = Vec::new();
         for posting in self.candidates(role, facts) {
-            found.extend(posting.iter().filter(|entry| entry.rule().matches(facts)));
+            found.extend(posting.iter().filter(|rule| rule.matches(facts)));
         }
         found.sort_by(|one, other| one.precedence(other));
-        found.dedup_by(|one, other| one.compiled.policy.key == other.compiled.policy.key);
-        found.into_iter().map(Entry::deciding).collect()
+        found.dedup_by(|one, other| one.is_sibling_of(other));
+        found.into_iter().map(|rule| rule.deciding()).collect()
     }
 
     fn candidates<'s>(&'s self, role: Role, facts: &Facts<'_>) -> impl Iterator<Item = &'s Posting> {
@@ -198,29 +198,24 @@ impl Index {
     }
 
     /// Calls for each key under which each rule of a policy is filed.
-    fn each_key(&mut self, compiled: &Arc<Compiled>, mut file: impl FnMut(&mut Self, Kind, u64, Entry)) {
+    fn each_key(&mut self, compiled: &Compiled, mut file: impl FnMut(&mut Self, Kind, u64, &Arc<CompiledRule>)) {
         let role = Role::of(&compiled.policy);
-        for (at, rule) in (0..).zip(&compiled.rules) {
-            let mut file = |index: &mut Self, kind, key| {
-                file(index, kind, key, Entry { compiled: compiled.clone(), rule: at });
+        for rule in &compiled.rules {
+            let mut file = |index: &mut Self, kind, key| file(index, kind, key, rule);
+            let Some(clause) = most_telling(rule) else {
+                let key = self.hash(role, Kind::Any, ());
+                file(self, Kind::Any, key);
+                continue;
             };
-            match most_telling(rule) {
-                None => {
-                    let key = self.hash(role, Kind::Any, ());
-                    file(self, Kind::Any, key);
-                }
-                Some(clause) => {
-                    for conditions in &clause.matches {
-                        let (_, condition) = best_of(conditions).expect("checked of every match by `most_telling`");
-                        self.each_key_of(role, condition, &mut file);
-                    }
-                }
+            for conditions in matches_of(clause) {
+                let (_, condition) = best_of(conditions).expect("checked of every match by `most_telling`");
+                self.each_key_of(role, condition, &mut file);
             }
         }
     }
 
     fn each_key_of(&mut self, role: Role, condition: &Condition, file: &mut impl FnMut(&mut Self, Kind, u64)) {
-        // Compared with a text, which is never the empty one for an identity: none has `principal` or `namespace` empty.
+        // Presence: no identity has an empty principal or namespace, and plaintext has neither.
         let mut text = |index: &mut Self, value: &StringMatch, kinds: [Kind; 3]| {
             let [exact, prefix, suffix] = kinds;
             let (kind, key) = match value {
@@ -267,21 +262,10 @@ impl Index {
     }
 }
 
-impl Entry {
-    fn rule(&self) -> &CompiledRule {
-        &self.compiled.rules[self.rule as usize]
-    }
-
-    fn deciding(&self) -> Deciding {
-        self.compiled.deciding(self.rule as usize)
-    }
-}
-
 /// The clause whose keys tell most connections apart; `None` when a connection may match without any key.
-fn most_telling(rule: &CompiledRule) -> Option<&CompiledClause> {
-    let weakest =
-        |clause: &CompiledClause| clause.matches.iter().map(|one| best_of(one).map_or(0, |(told, _)| told)).min();
-    let best = rule.clauses.iter().max_by_key(|clause| weakest(clause))?;
+fn most_telling(rule: &CompiledRule) -> Option<&[Condition]> {
+    let weakest = |clause: &[Condition]| matches_of(clause).map(|one| best_of(one).map_or(0, |(told, _)| told)).min();
+    let best = rule.clauses().max_by_key(|clause| weakest(clause))?;
     weakest(best).filter(|told| *told > 0).map(|_| best)
 }
 

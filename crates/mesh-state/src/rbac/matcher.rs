@@ -4,7 +4,9 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 use core::net::{IpAddr, SocketAddr};
+use core::ops::Deref;
 
 use ipnet::{IpNet, Ipv4Net};
 
@@ -37,56 +39,87 @@ impl<'a> Facts<'a> {
 #[derive(Debug)]
 pub(crate) struct Compiled {
     pub(crate) policy: Arc<Policy>,
-    pub(super) rules: Box<[CompiledRule]>,
+    pub(super) rules: Box<[Arc<CompiledRule>]>,
 }
 
-/// Matches when all clauses do, so always when there are none: those that always match are left out.
+/// A rule by itself, in one piece: thousands may have to be asked, and each step from one allocation to the next is a miss
+/// of the cache.
 #[derive(Debug)]
 pub(super) struct CompiledRule {
+    policy: Arc<Policy>,
     /// Its place among the policy's rules, by which a verdict names it.
     position: usize,
-    pub(super) clauses: Box<[CompiledClause]>,
+    /// Match after match and clause after clause. Clauses that always hold are left out, and so are matches that never do.
+    conditions: Box<[Condition]>,
 }
-
-/// Matches when one of its matches does. Has at least one, and none of them is empty.
-#[derive(Debug)]
-pub(super) struct CompiledClause {
-    pub(super) matches: Box<[Conditions]>,
-}
-
-/// Holds when all of them do. Has at least one.
-pub(super) type Conditions = Box<[Condition]>;
 
 /// A populated field: one of its values holds, or none when it is a `not_` field.
 #[derive(Debug)]
 pub(super) struct Condition {
     pub(super) values: Values,
     pub(super) negated: bool,
+    ends: Ends,
+}
+
+/// What a condition is the last of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    Nothing,
+    Match,
+    Clause,
 }
 
 /// The values of a field.
 #[derive(Debug)]
 pub(super) enum Values {
-    Namespaces(Box<[StringMatch]>),
-    Principals(Box<[StringMatch]>),
-    Accounts(Box<[ServiceAccountMatch]>),
-    Sources(Box<[IpNet]>),
-    Destinations(Box<[IpNet]>),
-    Ports(Box<[u16]>),
+    Namespaces(Few<StringMatch>),
+    Principals(Few<StringMatch>),
+    Accounts(Few<ServiceAccountMatch>),
+    Sources(Few<IpNet>),
+    Destinations(Few<IpNet>),
+    Ports(Few<u16>),
+}
+
+/// One in place, or several elsewhere.
+#[derive(Debug)]
+pub(super) enum Few<T> {
+    One([T; 1]),
+    Many(Box<[T]>),
+}
+
+impl<T> Deref for Few<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        match self {
+            Self::One(one) => one,
+            Self::Many(many) => many,
+        }
+    }
+}
+
+impl<T> FromIterator<T> for Few<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(values: I) -> Self {
+        let values: Vec<T> = values.into_iter().collect();
+        match <[T; 1]>::try_from(values) {
+            Ok(one) => Self::One(one),
+            Err(many) => Self::Many(many.into()),
+        }
+    }
 }
 
 impl Compiled {
     pub(super) fn new(policy: Arc<Policy>) -> Self {
         let rules = policy.rules.iter().enumerate().filter_map(|(position, rule)| {
-            let mut clauses = Vec::with_capacity(rule.clauses.len());
+            let mut conditions = Vec::new();
             for clause in &rule.clauses {
                 match compile_clause(&clause.matches, policy.action) {
                     Meaning::Always => {}
                     Meaning::Never => return None,
-                    Meaning::When(matches) => clauses.push(CompiledClause { matches: matches.into() }),
+                    Meaning::When(clause) => conditions.extend(clause),
                 }
             }
-            Some(CompiledRule { position, clauses: clauses.into() })
+            Some(Arc::new(CompiledRule { policy: policy.clone(), position, conditions: conditions.into() }))
         });
         let rules = rules.collect();
         Self { policy, rules }
@@ -94,21 +127,55 @@ impl Compiled {
 
     /// The first rule that matches.
     pub(super) fn matching(&self, facts: &Facts<'_>) -> Option<Deciding> {
-        let rule = self.rules.iter().position(|rule| rule.matches(facts))?;
-        Some(self.deciding(rule))
-    }
-
-    /// How a verdict names one of `rules`.
-    pub(super) fn deciding(&self, rule: usize) -> Deciding {
-        Deciding { policy: self.policy.key.clone(), rule: self.rules[rule].position }
+        self.rules.iter().find(|rule| rule.matches(facts)).map(|rule| rule.deciding())
     }
 }
 
 impl CompiledRule {
+    /// Whether in every clause every condition of some match holds.
     pub(super) fn matches(&self, facts: &Facts<'_>) -> bool {
-        let holds = |conditions: &Conditions| conditions.iter().all(|condition| condition.holds(facts));
-        self.clauses.iter().all(|clause| clause.matches.iter().any(holds))
+        let mut clause_holds = false;
+        let mut match_holds = true;
+        for condition in &self.conditions {
+            match_holds = match_holds && (clause_holds || condition.holds(facts));
+            if condition.ends != Ends::Nothing {
+                clause_holds |= match_holds;
+                match_holds = true;
+            }
+            if condition.ends == Ends::Clause {
+                if !clause_holds {
+                    return false;
+                }
+                clause_holds = false;
+            }
+        }
+        true
     }
+
+    /// How a verdict names it.
+    pub(super) fn deciding(&self) -> Deciding {
+        Deciding { policy: self.policy.key.clone(), rule: self.position }
+    }
+
+    /// Whether both are of one policy.
+    pub(super) fn is_sibling_of(&self, other: &Self) -> bool {
+        self.policy.key == other.policy.key
+    }
+
+    /// The order in which a verdict prefers whom to name.
+    pub(super) fn precedence(&self, other: &Self) -> Ordering {
+        self.policy.key.cmp(&other.policy.key).then(self.position.cmp(&other.position))
+    }
+
+    /// The clauses, each of its matches, each of its conditions; none of them is empty.
+    pub(super) fn clauses(&self) -> impl Iterator<Item = &[Condition]> {
+        self.conditions.split_inclusive(|condition| condition.ends == Ends::Clause)
+    }
+}
+
+/// The matches of a clause.
+pub(super) fn matches_of(clause: &[Condition]) -> impl Iterator<Item = &[Condition]> {
+    clause.split_inclusive(|condition| condition.ends != Ends::Nothing)
 }
 
 impl Condition {
@@ -140,19 +207,25 @@ enum Meaning<T> {
     When(T),
 }
 
-fn compile_clause(matches: &[Match], action: Action) -> Meaning<Vec<Conditions>> {
+fn compile_clause(matches: &[Match], action: Action) -> Meaning<Vec<Condition>> {
     if matches.is_empty() {
         return Meaning::Always;
     }
-    let mut compiled = Vec::with_capacity(matches.len());
+    let mut compiled: Vec<Condition> = Vec::new();
     for condition in matches {
         match compile_match(condition, action) {
             Meaning::Always => return Meaning::Always,
             Meaning::Never => {}
-            Meaning::When(conditions) => compiled.push(conditions.into()),
+            Meaning::When(conditions) => compiled.extend(conditions),
         }
     }
-    if compiled.is_empty() { Meaning::Never } else { Meaning::When(compiled) }
+    match compiled.last_mut() {
+        None => Meaning::Never,
+        Some(last) => {
+            last.ends = Ends::Clause;
+            Meaning::When(compiled)
+        }
+    }
 }
 
 fn compile_match(condition: &Match, action: Action) -> Meaning<Vec<Condition>> {
@@ -179,21 +252,21 @@ fn compile_match(condition: &Match, action: Action) -> Meaning<Vec<Condition>> {
     let mut conditions = Vec::new();
     let mut field = |values: Values, is_empty: bool, negated: bool| {
         if !is_empty {
-            conditions.push(Condition { values, negated });
+            conditions.push(Condition { values, negated, ends: Ends::Nothing });
         }
     };
     // Cheap and telling ones first.
     for (ports, negated) in [(destination_ports, false), (not_destination_ports, true)] {
-        field(Values::Ports(ports.as_slice().into()), ports.is_empty(), negated);
+        field(Values::Ports(ports.iter().cloned().collect()), ports.is_empty(), negated);
     }
     for (accounts, negated) in [(service_accounts, false), (not_service_accounts, true)] {
-        field(Values::Accounts(accounts.as_slice().into()), accounts.is_empty(), negated);
+        field(Values::Accounts(accounts.iter().cloned().collect()), accounts.is_empty(), negated);
     }
     for (texts, negated) in [(principals, false), (not_principals, true)] {
-        field(Values::Principals(texts.as_slice().into()), texts.is_empty(), negated);
+        field(Values::Principals(texts.iter().cloned().collect()), texts.is_empty(), negated);
     }
     for (texts, negated) in [(namespaces, false), (not_namespaces, true)] {
-        field(Values::Namespaces(texts.as_slice().into()), texts.is_empty(), negated);
+        field(Values::Namespaces(texts.iter().cloned().collect()), texts.is_empty(), negated);
     }
     for (blocks, negated) in [(source_ips, false), (not_source_ips, true)] {
         field(Values::Sources(blocks.iter().map(canonical).collect()), blocks.is_empty(), negated);
@@ -201,10 +274,13 @@ fn compile_match(condition: &Match, action: Action) -> Meaning<Vec<Condition>> {
     for (blocks, negated) in [(destination_ips, false), (not_destination_ips, true)] {
         field(Values::Destinations(blocks.iter().map(canonical).collect()), blocks.is_empty(), negated);
     }
-    match (conditions.is_empty(), unreadable.is_empty()) {
-        (false, _) => Meaning::When(conditions),
-        (true, false) => Meaning::Always,
-        (true, true) => Meaning::Never,
+    match conditions.last_mut() {
+        Some(last) => {
+            last.ends = Ends::Match;
+            Meaning::When(conditions)
+        }
+        None if unreadable.is_empty() => Meaning::Never,
+        None => Meaning::Always,
     }
 }
 

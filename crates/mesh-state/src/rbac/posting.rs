@@ -6,27 +6,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
-use super::matcher::Compiled;
-
-/// A rule of a policy.
-#[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) compiled: Arc<Compiled>,
-    /// Its place among `compiled.rules`.
-    pub(super) rule: u32,
-}
-
-impl Entry {
-    /// The order in which a verdict prefers whom to name.
-    pub(super) fn precedence(&self, other: &Self) -> Ordering {
-        self.compiled.policy.key.cmp(&other.compiled.policy.key).then(self.rule.cmp(&other.rule))
-    }
-}
+use super::matcher::CompiledRule;
 
 /// Never an empty chunk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Posting {
-    chunks: Arc<Vec<Arc<Vec<Entry>>>>,
+    chunks: Arc<Vec<Arc<Vec<Arc<CompiledRule>>>>>,
 }
 
 const CHUNK_LEN_MAX: usize = 64;
@@ -36,21 +21,21 @@ impl Posting {
         self.chunks.is_empty()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<CompiledRule>> {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 
-    /// Puts an entry in its place; one that is there already is replaced.
-    pub(super) fn insert(&mut self, entry: Entry) {
+    /// Puts a rule in its place; one that is there already is replaced.
+    pub(super) fn insert(&mut self, rule: Arc<CompiledRule>) {
         let chunks = Arc::make_mut(&mut self.chunks);
-        let Some(index) = chunk_of(chunks, &entry) else {
-            chunks.push(Arc::new(vec![entry]));
+        let Some(index) = chunk_of(chunks, &rule) else {
+            chunks.push(Arc::new(vec![rule]));
             return;
         };
         let chunk = Arc::make_mut(&mut chunks[index]);
-        match chunk.binary_search_by(|held| held.precedence(&entry)) {
-            Ok(at) => chunk[at] = entry,
-            Err(at) => chunk.insert(at, entry),
+        match chunk.binary_search_by(|held| held.precedence(&rule)) {
+            Ok(at) => chunk[at] = rule,
+            Err(at) => chunk.insert(at, rule),
         }
         if chunk.len() > CHUNK_LEN_MAX {
             let upper = chunk.split_off(CHUNK_LEN_MAX / 2);
@@ -58,10 +43,10 @@ impl Posting {
         }
     }
 
-    /// Takes an entry out, if it is there.
-    pub(super) fn remove(&mut self, entry: &Entry) {
-        let Some(index) = chunk_of(&self.chunks, entry) else { return };
-        let Ok(at) = self.chunks[index].binary_search_by(|held| held.precedence(entry)) else { return };
+    /// Takes a rule out, if it is there.
+    pub(super) fn remove(&mut self, rule: &Arc<CompiledRule>) {
+        let Some(index) = chunk_of(&self.chunks, rule) else { return };
+        let Ok(at) = self.chunks[index].binary_search_by(|held| held.precedence(rule)) else { return };
         let chunks = Arc::make_mut(&mut self.chunks);
         let chunk = Arc::make_mut(&mut chunks[index]);
         chunk.remove(at);
@@ -83,8 +68,8 @@ impl Posting {
     }
 }
 
-/// The chunk that holds an entry, or into which it would go; `None` when there is no chunk.
-fn chunk_of(chunks: &[Arc<Vec<Entry>>], entry: &Entry) -> Option<usize> {
-    let after = chunks.partition_point(|chunk| chunk[0].precedence(entry) != Ordering::Greater);
+/// The chunk that holds a rule, or into which it would go; `None` when there is no chunk.
+fn chunk_of(chunks: &[Arc<Vec<Arc<CompiledRule>>>], rule: &Arc<CompiledRule>) -> Option<usize> {
+    let after = chunks.partition_point(|chunk| chunk[0].precedence(rule) != Ordering::Greater);
     (!chunks.is_empty()).then(|| after.saturating_sub(1))
 }
