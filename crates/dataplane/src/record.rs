@@ -194,6 +194,7 @@ fn flag(error: &Error) -> ResponseFlag {
         | Error::TooManyConnections { .. }
         | Error::TooManyTunnels { .. }
         | Error::Route(_)
+        | Error::Unsupported { .. }
         | Error::Socket { .. }
         | Error::Connect { .. }
         | Error::ConnectTimedOut { .. }
@@ -224,6 +225,7 @@ pub(crate) fn status(error: &Error) -> u16 {
         | Error::TooManyConnections { .. }
         | Error::TooManyTunnels { .. }
         | Error::Route(_)
+        | Error::Unsupported { .. }
         | Error::CredentialLate { .. }
         | Error::CredentialRefused { .. }
         | Error::Socket { .. }

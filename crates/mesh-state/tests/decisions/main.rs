@@ -4,6 +4,8 @@ mod admission;
 mod authorization;
 mod balancing;
 mod fixture;
+mod gateways;
+mod hostnames;
 mod lookups;
 mod outbound;
 mod waypoints;

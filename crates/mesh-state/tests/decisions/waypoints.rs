@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use mesh_state::route::{Feature, Query, Route, RouteError, outbound};
+use mesh_state::route::{Query, Route, RouteError, outbound};
 use mesh_state::service::{Service, WeightedWaypoint};
 use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, GatewayAddress, TunnelProtocol, Workload};
 
-use crate::fixture::{Mesh, at, edited, endpoint_of, hostname, id, ip, network, plain_pod, pod, service, waypoint};
+use crate::fixture::{Mesh, at, edited, endpoint_of, hostname, id, ip, plain_pod, pod, service, waypoint};
 use crate::outbound::{client, line, route};
 
 fn way(name: &str, address: &str) -> Workload {
@@ -139,19 +139,6 @@ fn a_waypoint_that_cannot_be_found_stops_the_connection() {
         .freeze();
     let error = route(&without_endpoints, "10.96.0.7:80", 0).unwrap_err();
     assert!(error.to_string().contains("service retail/way.retail.svc.cluster.local has no endpoints"), "{error}");
-}
-
-#[test]
-fn a_waypoint_of_another_network_is_not_supported_yet_and_not_gone_around() {
-    let mut far = way("way-0", "10.40.1.1");
-    far.network = network("far");
-    let snapshot = Mesh::new()
-        .workload(far)
-        .service(way_service())
-        .workload(behind("retail/way", plain_pod("retail/shop-0", "10.40.0.9")))
-        .freeze();
-    let error = route(&snapshot, "10.40.0.9:80", 0).unwrap_err();
-    assert!(matches!(error, RouteError::Unsupported { feature: Feature::NetworkGateway, .. }), "{error}");
 }
 
 #[test]
