@@ -62,6 +62,7 @@ fn admission(criterion: &mut Criterion) {
             local: IpAddr::V4(pod(1)),
             request: admit::Request::Tunnel(&authority),
             proxy_ports: &[15_001, 15_006, 15_008],
+            localhost_tunnel: true,
         };
         let admitted = admit::inbound(&snapshot, &query);
         assert!(admitted.is_ok(), "what is measured is an admission: {admitted:?}");

@@ -12,15 +12,16 @@ use std::{
 
 use inpod::pod::PodUid;
 use mesh_state::{
-    admit::{self, Refusal},
+    admit::{self, Admission, Refusal},
     identity::Identity,
     name::Authority,
+    snapshot::Snapshot,
     touched::Changed,
     workload::Workload,
 };
 use slab::Slab;
 
-use crate::bell::Bell;
+use crate::{bell::Bell, config::Config};
 
 /// Why a live connection was stopped from outside.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -80,9 +81,14 @@ impl InboundFacts {
         }
     }
 
-    /// The question to ask of a snapshot for the local `workload`.
-    pub(crate) fn query<'a>(&'a self, workload: &'a Workload, proxy_ports: &'a [u16]) -> admit::Query<'a> {
-        admit::Query {
+    /// Asks a snapshot, for the local `workload`.
+    pub(crate) fn admit(
+        &self,
+        snapshot: &Snapshot,
+        workload: &Workload,
+        config: &Config,
+    ) -> Result<Admission, Refusal> {
+        let query = admit::Query {
             workload,
             peer: self.peer,
             identity: self.identity.as_ref(),
@@ -91,8 +97,10 @@ impl InboundFacts {
                 InboundRequest::Tunnel(authority) => admit::Request::Tunnel(authority),
                 InboundRequest::Plaintext(target) => admit::Request::Plaintext(*target),
             },
-            proxy_ports,
-        }
+            proxy_ports: &config.ports.forbidden(),
+            localhost_tunnel: config.localhost_tunnel,
+        };
+        admit::inbound(snapshot, &query)
     }
 }
 

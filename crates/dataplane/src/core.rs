@@ -16,7 +16,7 @@ use std::{
 use futures_util::future::select;
 use hbone::credential::Credential;
 use inpod::pod::PodUid;
-use mesh_state::{admit, identity::Identity, snapshot::Snapshot, wanted::Wanted, workload::Workload};
+use mesh_state::{identity::Identity, snapshot::Snapshot, wanted::Wanted, workload::Workload};
 use reactor::{
     Runtime, TenantKey,
     mailbox::{LatestReceiver, Receiver},
@@ -183,7 +183,6 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
     /// Asks again about the live inbound connections that what changed since a generation may affect, in slices, against the
     /// snapshot that is current at each slice.
     async fn recheck(&self, since: u64) {
-        let ports = self.config.ports.forbidden();
         // Of a pod that is not touched, only the lookup is done: the slices count pods, too.
         let mut asked = 0;
         for uid in self.connections.pods() {
@@ -200,7 +199,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
                 self.connections.recheck(slot, |uid, facts| {
                     // The workload is looked up anew: a policy may have been attached to it by the change.
                     let Some(workload) = self.pod(uid).and_then(|pod| self.look_up(&pod)) else { return Ok(()) };
-                    self.with_snapshot(|snapshot| admit::inbound(snapshot, &facts.query(&workload, &ports)).map(drop))
+                    self.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &self.config).map(drop))
                 });
             }
         }

@@ -15,7 +15,7 @@ use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use crate::pages::Numbers;
 use crate::policy::Policy;
 use crate::roster::{Kind, Roster, at_number, is_same_endpoint};
-use crate::service::{Service, Vip};
+use crate::service::Service;
 use crate::service_index::ServiceIndex;
 use crate::snapshot::{Network, Snapshot, Tables, named, tail};
 use crate::touched::Touched;
@@ -253,7 +253,7 @@ impl SnapshotBuilder {
         let tables = &mut self.tables;
         for vip in &service.vips {
             let network = network_mut(tables, &vip.network);
-            match single(vip) {
+            match vip.single() {
                 Some(address) => network.vips.claim(address, &service),
                 None => network.blocks.insert(vip.address, &service),
             }
@@ -267,7 +267,7 @@ impl SnapshotBuilder {
         let tables = &mut self.tables;
         for vip in &service.vips {
             let network = network_mut(tables, &vip.network);
-            match single(vip) {
+            match vip.single() {
                 Some(address) => network.vips.waive(&address, &service),
                 None => network.blocks.remove(vip.address, &service),
             }
@@ -341,10 +341,6 @@ fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = IpAddr> {
 fn keep_first<T, K: Ord>(items: &mut Vec<T>, key: impl Fn(&T) -> K) {
     let mut seen = BTreeSet::new();
     items.retain(|item| seen.insert(key(item)));
-}
-
-fn single(vip: &Vip) -> Option<IpAddr> {
-    (vip.address.prefix_len() == vip.address.max_prefix_len()).then(|| vip.address.addr().to_canonical())
 }
 
 fn find_service<'t>(tables: &'t Tables, name: &NamespacedHostname) -> Option<&'t Arc<Service>> {

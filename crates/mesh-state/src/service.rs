@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -102,6 +103,13 @@ pub struct Vip {
     pub network: NetworkId,
     /// The address; one with a prefix shorter than full stands for the whole block.
     pub address: IpNet,
+}
+
+impl Vip {
+    /// The address, when it is one and not a block.
+    pub(crate) fn single(&self) -> Option<IpAddr> {
+        (self.address.prefix_len() == self.address.max_prefix_len()).then(|| self.address.addr().to_canonical())
+    }
 }
 
 /// A port of a service and the port of its endpoints behind it.

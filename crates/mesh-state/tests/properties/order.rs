@@ -35,7 +35,15 @@ pub(crate) fn decisions(snapshot: &Snapshot) -> BTreeMap<String, String> {
         for request in tunnels.chain(addresses.iter().copied().map(Request::Plaintext)) {
             let local = workload.addresses.first().copied().unwrap_or(peer.ip());
             let identity = Some(&workload.identity);
-            let query = admit::Query { workload, peer, identity, local, request, proxy_ports: &[15008] };
+            let query = admit::Query {
+                workload,
+                peer,
+                identity,
+                local,
+                request,
+                proxy_ports: &[15008],
+                localhost_tunnel: true,
+            };
             let answer = admit::inbound(snapshot, &query);
             decisions.insert(format!("{request:?} at {}", workload.uid), format!("{answer:?}"));
         }
