@@ -1,9 +1,9 @@
 //! What the mesh is, and what to do about one connection.
 //!
-//! Changes go in at [`builder::SnapshotBuilder`], an immutable [`snapshot::Snapshot`] comes out, and three decisions are
-//! made over it: [`route::outbound`], [`admit::inbound`] and [`rbac::evaluate`]. Everything is pure: no I/O, no clock, no
-//! randomness of its own, no lock, which `no_std` lets the compiler check. Not here: how changes are received, how a
-//! decision is carried out.
+//! Changes go in at [`builder::SnapshotBuilder`], an immutable [`snapshot::Snapshot`] comes out, and four decisions are made
+//! over it: [`route::outbound`], [`admit::inbound`], [`rbac::evaluate`] and [`dns::answer`]. Everything is pure: no I/O, no
+//! clock, no randomness of its own, no lock, which `no_std` lets the compiler check. Not here: how changes are received, how
+//! a decision is carried out.
 #![no_std]
 
 extern crate alloc;
@@ -17,6 +17,7 @@ pub mod builder;
 pub mod change;
 mod cidr;
 mod claims;
+pub mod dns;
 pub mod identity;
 mod intern;
 mod members;

@@ -116,13 +116,13 @@ pub(super) fn choose<'s>(
 
 /// Maps a draw over all of u64 to one below `bound`, evenly (0 when that is 0). A remainder would do it too, but uses the
 /// low bits, which cheap generators do worst.
-pub(super) fn scale(draw: u64, bound: u64) -> u64 {
+pub(crate) fn scale(draw: u64, bound: u64) -> u64 {
     let scaled = (u128::from(draw) * u128::from(bound)) >> u64::BITS;
     u64::try_from(scaled).expect("below bound, which is a u64")
 }
 
 /// Another draw from the same one, for a second choice that must not follow the first: the finaliser of splitmix64.
-pub(super) fn redraw(draw: u64) -> u64 {
+pub(crate) fn redraw(draw: u64) -> u64 {
     let mut mixed = draw.wrapping_add(0x9e37_79b9_7f4a_7c15);
     mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

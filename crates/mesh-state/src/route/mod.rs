@@ -14,6 +14,7 @@ use crate::workload::{GatewayAddress, Workload};
 
 use balance::Purpose;
 pub use balance::{Unavailable, endpoint};
+pub(crate) use balance::{redraw, scale};
 pub use error::{RouteError, Unreachable};
 pub use reach::Lookup;
 use reach::{Reach, Way, has_address};
@@ -106,7 +107,7 @@ pub fn outbound(snapshot: &Snapshot, query: &Query<'_>, draw: u64) -> Result<Rou
         && let Some(reference) = waypoint::of_service(service, draw)
     {
         let of = format_args!("service {}/{}", service.namespace, service.hostname);
-        let (waypoint, wanted) = waypoint_at(snapshot, reference, &of, query, balance::redraw(draw))?;
+        let (waypoint, wanted) = waypoint_at(snapshot, reference, &of, query, redraw(draw))?;
         if waypoint.workload.network != source.network {
             return gateway::through(snapshot, &waypoint, service, query, gateway_draw(draw));
         }
@@ -126,7 +127,7 @@ pub fn outbound(snapshot: &Snapshot, query: &Query<'_>, draw: u64) -> Result<Rou
         && !is_from_waypoint(snapshot, reference, source, peer)
     {
         let of = format_args!("workload {}", receiver.uid);
-        let (waypoint, wanted) = waypoint_at(snapshot, reference, &of, query, balance::redraw(draw))?;
+        let (waypoint, wanted) = waypoint_at(snapshot, reference, &of, query, redraw(draw))?;
         // Through a gateway only a service can be asked for, and this is none. The reference connects to the waypoint's
         // address as if it were in this network, where it is nobody's or, worse, somebody else's.
         if waypoint.workload.network != source.network {
@@ -193,5 +194,5 @@ fn no_service(workload: &Workload, target: SocketAddr) -> RouteError {
 
 /// For the choice of a gateway's replica, which must not follow those of the endpoint and of the waypoint.
 fn gateway_draw(draw: u64) -> u64 {
-    balance::redraw(balance::redraw(draw))
+    redraw(redraw(draw))
 }

@@ -170,7 +170,7 @@ fn an_application_that_wants_a_proxy_header_is_told_who_asked_for_what() {
     };
     let block = Vip { network: network(""), address: "10.97.0.0/16".parse().unwrap() };
     let host = "way.retail.svc.cluster.local:80";
-    let rows: [(&str, Vec<Vip>, &str, Option<&str>, &str); 7] = [
+    let rows = [
         ("an address as it was asked for", vec![], "10.40.0.20:443", Some("10.40.0.20:443"), "127.0.0.1:443"),
         ("a service's VIP and port", vec![vip("", "10.96.1.1")], host, Some("10.96.1.1:80"), "127.0.0.1:9090"),
         (
