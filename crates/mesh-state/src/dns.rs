@@ -148,21 +148,17 @@ fn meant<'s>(
     client: &Workload,
     naming: &Naming<'_>,
 ) -> Option<&'s Arc<Service>> {
-    let mut best: Option<((bool, bool, bool), &Arc<Service>)> = None;
-    for service in snapshot.services_by_hostname(hostname) {
-        // Of a block there is no telling which address is meant.
-        let has_vip = service.vips.iter().any(|vip| vip.single().is_some());
-        if !service.is_visible_to(&client.namespace) || !(has_vip || is_of_kubernetes(service, naming)) {
-            continue;
-        }
+    // Of a block there is no telling which address is meant.
+    let has_vip = |service: &Service| service.vips.iter().any(|vip| vip.single().is_some());
+    let tells = |service: &&Arc<Service>| {
+        service.is_visible_to(&client.namespace) && (has_vip(service) || is_of_kubernetes(service, naming))
+    };
+    let rank = |service: &&Arc<Service>| {
         let namespace = &*service.namespace;
-        let preferred = naming.preferred_namespace == Some(namespace);
-        let rank = (namespace == &*client.namespace, service.canonical, preferred);
-        if best.is_none_or(|(held, _)| rank > held) {
-            best = Some((rank, service));
-        }
-    }
-    best.map(|(_, service)| service)
+        (namespace == &*client.namespace, service.canonical, naming.preferred_namespace == Some(namespace))
+    };
+    // From the end, for of equals the last is taken.
+    snapshot.services_by_hostname(hostname).iter().rev().filter(tells).max_by_key(rank)
 }
 
 /// Whether a service without addresses is one of Kubernetes' headless ones, which stand for their endpoints' addresses.
