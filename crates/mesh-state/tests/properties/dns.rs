@@ -8,7 +8,7 @@ use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
 use mesh_state::dns::{Answer, Naming, Query, RecordKind, answer};
 use mesh_state::identity::Identity;
-use mesh_state::name::NetworkId;
+use mesh_state::name::{NamespacedHostname, NetworkId};
 use mesh_state::service::{HealthPolicy, IpFamilies, Service, Vip, Visibility};
 use mesh_state::workload::{Status, Workload};
 use proptest::collection::vec;
@@ -54,7 +54,7 @@ fn service() -> impl Strategy<Value = Service> {
 fn endpoint() -> impl Strategy<Value = Workload> {
     let service = (select(&NAMESPACES[..]), select(&HOSTNAMES[..]));
     (workload(), vec(service, 0..3)).prop_map(|(mut workload, services)| {
-        let key = |(namespace, hostname): &(&str, &str)| mesh_state::name::NamespacedHostname::new(namespace, hostname);
+        let key = |(namespace, hostname): &(&str, &str)| NamespacedHostname::new(namespace, hostname);
         workload.services = services.iter().map(|service| (key(service), Vec::new())).collect();
         workload
     })
@@ -67,7 +67,7 @@ fn changes() -> impl Strategy<Value = Vec<Change>> {
         3 => endpoint().prop_map(Change::Workload),
         1 => endpoint().prop_map(|workload| Change::WorkloadGone(workload.uid)),
     ];
-    vec(change, 0..16)
+    vec(change, 0..30)
 }
 
 /// Names that may be somebody's, and search domains after them.
@@ -114,8 +114,8 @@ fn readings(name: &str, namespace: &str) -> Vec<(Vec<String>, Option<String>)> {
     readings
 }
 
-/// The owner when it is another name, and the addresses; `None` for what is forwarded.
-type Told = Option<(Option<String>, BTreeSet<IpAddr>)>;
+/// The owner when it is another name, the addresses, and whose they are; `None` for what is forwarded.
+type Told = Option<(Option<String>, BTreeSet<IpAddr>, NamespacedHostname)>;
 
 fn naive(
     services: &[Service],
@@ -183,13 +183,15 @@ fn naive(
         }
         addresses.retain(|address| address.is_ipv4() == ipv4);
     }
-    Some((owner.filter(|_| !addresses.is_empty()), addresses))
+    Some((owner.filter(|_| !addresses.is_empty()), addresses, service.key()))
 }
 
 fn told(answer: Answer) -> Told {
     match answer {
         Answer::Forward => None,
-        Answer::Local(records) => Some((records.canonical_name, records.addresses.into_iter().collect())),
+        Answer::Local(records) => {
+            Some((records.canonical_name, records.addresses.into_iter().collect(), records.service.key()))
+        }
     }
 }
 
@@ -214,7 +216,7 @@ proptest! {
         let workloads: Vec<Workload> = snapshot.workloads().map(|workload| (**workload).clone()).collect();
         let client = client(namespace, network);
         let naming = Naming { cluster_domain: DOMAIN, preferred_namespace: preferred, ipv6 };
-        for name in &names {
+        for name in names.iter().map(String::as_str).chain(HOSTNAMES) {
             for kind in [RecordKind::A, RecordKind::Aaaa] {
                 let ask = |name: &str, draw: u64| {
                     told(answer(&snapshot, &Query { client: &client, name, kind, naming: &naming }, draw))
