@@ -2,6 +2,8 @@
 
 #[path = "../fuzz/checks.rs"]
 mod checks;
+#[path = "../fuzz/names.rs"]
+mod names;
 
 use std::fs;
 use std::path::Path;
@@ -44,6 +46,12 @@ fn any_changes_of_the_corpus_leave_indices_that_are_right() {
 fn any_warm_start_of_the_corpus_is_a_mesh_or_refused() {
     let meshes = contents("warm").iter().filter(|bytes| checks::warm(bytes)).count();
     assert!(meshes >= 3, "the corpus should hold meshes, not only what is none: {meshes}");
+}
+
+#[test]
+fn what_is_answered_of_the_name_corpus_depends_on_neither_case_nor_the_final_dot() {
+    let answered = replay("dns_name", names::check);
+    assert!(answered >= 5, "the corpus should hold names of the mesh, not only others: {answered} answered");
 }
 
 /// How many files of a corpus `parse` says it parsed. Bytes that are no text are skipped as the fuzzer skips them.

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use mesh_state::admit::{self, Request};
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
+use mesh_state::dns::{self, Naming, RecordKind};
 use mesh_state::name::Authority;
 use mesh_state::route;
 use mesh_state::snapshot::Snapshot;
@@ -46,6 +47,13 @@ pub(crate) fn decisions(snapshot: &Snapshot) -> BTreeMap<String, String> {
             };
             let answer = admit::inbound(snapshot, &query);
             decisions.insert(format!("{request:?} at {}", workload.uid), format!("{answer:?}"));
+        }
+        // Of these names some are headless in this domain.
+        let naming = Naming { cluster_domain: "example.com", preferred_namespace: Some("b"), ipv6: true };
+        for name in HOSTNAMES.into_iter().chain(["x.svc.example.com", "one"]) {
+            let query = dns::Query { client: workload, name, kind: RecordKind::A, naming: &naming };
+            let answer = dns::answer(snapshot, &query, 7);
+            decisions.insert(format!("{name} for {}", workload.uid), format!("{answer:?}"));
         }
     }
     decisions
