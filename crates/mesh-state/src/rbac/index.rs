@@ -18,7 +18,7 @@ use crate::identity::Identity;
 use crate::policy::{Action, Policy, StringMatch};
 
 use super::Deciding;
-use super::matcher::{Compiled, CompiledRule, Condition, Facts, Values, matches_of};
+use super::matcher::{Compiled, Condition, Entry, Facts, Values, matches_of};
 use super::posting::Posting;
 
 /// The rules of the policies of one scope. Cheap to clone; clones share what they have in common.
@@ -124,9 +124,9 @@ impl Index {
 
     /// Of the rules of a role that match, the first in the order of their policies' keys.
     pub(super) fn first(&self, role: Role, facts: &Facts<'_>) -> Option<Deciding> {
-        let mut first: Option<&Arc<CompiledRule>> = None;
+        let mut first: Option<&Entry> = None;
         for posting in self.candidates(role, facts) {
-            let before = |rule: &&Arc<CompiledRule>| first.is_none_or(|first| rule.precedence(first).is_lt());
+            let before = |rule: &&Entry| first.is_none_or(|first| rule.precedence(first).is_lt());
             let found = posting.iter().take_while(before).find(|rule| rule.matches(facts));
             first = found.or(first);
         }
@@ -135,7 +135,7 @@ impl Index {
 
     /// Of each policy of a role, the first rule that matches, in the order of the policies' keys.
     pub(super) fn all(&self, role: Role, facts: &Facts<'_>) -> Vec<Deciding> {
-        let mut found: Vec<&Arc<CompiledRule>> = Vec::new();
+        let mut found: Vec<&Entry> = Vec::new();
         for posting in self.candidates(role, facts) {
             found.extend(posting.iter().filter(|rule| rule.matches(facts)));
         }
@@ -198,11 +198,11 @@ impl Index {
     }
 
     /// Calls for each key under which each rule of a policy is filed.
-    fn each_key(&mut self, compiled: &Compiled, mut file: impl FnMut(&mut Self, Kind, u64, &Arc<CompiledRule>)) {
+    fn each_key(&mut self, compiled: &Arc<Compiled>, mut file: impl FnMut(&mut Self, Kind, u64, &Entry)) {
         let role = Role::of(&compiled.policy);
-        for rule in &compiled.rules {
-            let mut file = |index: &mut Self, kind, key| file(index, kind, key, rule);
-            let Some(clause) = most_telling(rule) else {
+        for rule in compiled.entries() {
+            let mut file = |index: &mut Self, kind, key| file(index, kind, key, &rule);
+            let Some(clause) = most_telling(&rule) else {
                 let key = self.hash(role, Kind::Any, ());
                 file(self, Kind::Any, key);
                 continue;
@@ -263,7 +263,7 @@ impl Index {
 }
 
 /// The clause whose keys tell most connections apart; `None` when a connection may match without any key.
-fn most_telling(rule: &CompiledRule) -> Option<&[Condition]> {
+fn most_telling(rule: &Entry) -> Option<&[Condition]> {
     let weakest = |clause: &[Condition]| matches_of(clause).map(|one| best_of(one).map_or(0, |(told, _)| told)).min();
     let best = rule.clauses().max_by_key(|clause| weakest(clause))?;
     weakest(best).filter(|told| *told > 0).map(|_| best)

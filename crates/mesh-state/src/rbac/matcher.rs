@@ -35,22 +35,32 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// A policy and those of its rules that can match at all.
+/// A policy and those of its rules that can match at all, all in one piece: thousands may have to be asked, and each step
+/// from one allocation to the next is a miss of the cache.
 #[derive(Debug)]
 pub(crate) struct Compiled {
     pub(crate) policy: Arc<Policy>,
-    pub(super) rules: Box<[Arc<CompiledRule>]>,
+    rules: Box<[Span]>,
+    /// Rule after rule, clause after clause, match after match. Clauses that always hold are left out, and so are matches that
+    /// never do.
+    conditions: Box<[Condition]>,
 }
 
-/// A rule by itself, in one piece: thousands may have to be asked, and each step from one allocation to the next is a miss
-/// of the cache.
-#[derive(Debug)]
-pub(super) struct CompiledRule {
-    policy: Arc<Policy>,
+/// Which conditions are a rule.
+#[derive(Clone, Copy, Debug)]
+struct Span {
     /// Its place among the policy's rules, by which a verdict names it.
-    position: usize,
-    /// Match after match and clause after clause. Clauses that always hold are left out, and so are matches that never do.
-    conditions: Box<[Condition]>,
+    position: u32,
+    from: u32,
+    to: u32,
+}
+
+/// A rule that can match.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    compiled: Arc<Compiled>,
+    /// Its place among `compiled.rules`.
+    at: u32,
 }
 
 /// A populated field: one of its values holds, or none when it is a `not_` field.
@@ -110,67 +120,96 @@ impl<T> FromIterator<T> for Few<T> {
 
 impl Compiled {
     pub(super) fn new(policy: Arc<Policy>) -> Self {
-        let rules = policy.rules.iter().enumerate().filter_map(|(position, rule)| {
-            let mut conditions = Vec::new();
+        let mut rules = Vec::with_capacity(policy.rules.len());
+        let mut conditions: Vec<Condition> = Vec::new();
+        let in_memory = |count: usize| u32::try_from(count).expect("a policy has far fewer than 4 billion conditions");
+        'rules: for (position, rule) in policy.rules.iter().enumerate() {
+            let from = conditions.len();
             for clause in &rule.clauses {
                 match compile_clause(&clause.matches, policy.action) {
                     Meaning::Always => {}
-                    Meaning::Never => return None,
                     Meaning::When(clause) => conditions.extend(clause),
+                    Meaning::Never => {
+                        conditions.truncate(from);
+                        continue 'rules;
+                    }
                 }
             }
-            Some(Arc::new(CompiledRule { policy: policy.clone(), position, conditions: conditions.into() }))
-        });
-        let rules = rules.collect();
-        Self { policy, rules }
+            let (from, to) = (in_memory(from), in_memory(conditions.len()));
+            rules.push(Span { position: in_memory(position), from, to });
+        }
+        Self { policy, rules: rules.into(), conditions: conditions.into() }
     }
 
     /// The first rule that matches.
     pub(super) fn matching(&self, facts: &Facts<'_>) -> Option<Deciding> {
-        self.rules.iter().find(|rule| rule.matches(facts)).map(|rule| rule.deciding())
+        let rule = self.rules.iter().find(|rule| hold(self.conditions_of(**rule), facts))?;
+        Some(self.deciding(*rule))
+    }
+
+    /// The rules one by one.
+    pub(super) fn entries(self: &Arc<Self>) -> impl Iterator<Item = Entry> {
+        (0..).zip(&self.rules).map(|(at, _)| Entry { compiled: self.clone(), at })
+    }
+
+    fn conditions_of(&self, rule: Span) -> &[Condition] {
+        &self.conditions[rule.from as usize..rule.to as usize]
+    }
+
+    fn deciding(&self, rule: Span) -> Deciding {
+        Deciding { policy: self.policy.key.clone(), rule: rule.position as usize }
     }
 }
 
-impl CompiledRule {
-    /// Whether in every clause every condition of some match holds.
+impl Entry {
     pub(super) fn matches(&self, facts: &Facts<'_>) -> bool {
-        let mut clause_holds = false;
-        let mut match_holds = true;
-        for condition in &self.conditions {
-            match_holds = match_holds && (clause_holds || condition.holds(facts));
-            if condition.ends != Ends::Nothing {
-                clause_holds |= match_holds;
-                match_holds = true;
-            }
-            if condition.ends == Ends::Clause {
-                if !clause_holds {
-                    return false;
-                }
-                clause_holds = false;
-            }
-        }
-        true
+        hold(self.compiled.conditions_of(self.span()), facts)
     }
 
     /// How a verdict names it.
     pub(super) fn deciding(&self) -> Deciding {
-        Deciding { policy: self.policy.key.clone(), rule: self.position }
+        self.compiled.deciding(self.span())
     }
 
     /// Whether both are of one policy.
     pub(super) fn is_sibling_of(&self, other: &Self) -> bool {
-        self.policy.key == other.policy.key
+        Arc::ptr_eq(&self.compiled, &other.compiled)
     }
 
     /// The order in which a verdict prefers whom to name.
     pub(super) fn precedence(&self, other: &Self) -> Ordering {
-        self.policy.key.cmp(&other.policy.key).then(self.position.cmp(&other.position))
+        self.compiled.policy.key.cmp(&other.compiled.policy.key).then(self.at.cmp(&other.at))
     }
 
     /// The clauses, each of its matches, each of its conditions; none of them is empty.
     pub(super) fn clauses(&self) -> impl Iterator<Item = &[Condition]> {
-        self.conditions.split_inclusive(|condition| condition.ends == Ends::Clause)
+        let conditions = self.compiled.conditions_of(self.span());
+        conditions.split_inclusive(|condition| condition.ends == Ends::Clause)
     }
+
+    fn span(&self) -> Span {
+        self.compiled.rules[self.at as usize]
+    }
+}
+
+/// Whether in every clause every condition of some match holds.
+fn hold(conditions: &[Condition], facts: &Facts<'_>) -> bool {
+    let mut clause_holds = false;
+    let mut match_holds = true;
+    for condition in conditions {
+        match_holds = match_holds && (clause_holds || condition.holds(facts));
+        if condition.ends != Ends::Nothing {
+            clause_holds |= match_holds;
+            match_holds = true;
+        }
+        if condition.ends == Ends::Clause {
+            if !clause_holds {
+                return false;
+            }
+            clause_holds = false;
+        }
+    }
+    true
 }
 
 /// The matches of a clause.

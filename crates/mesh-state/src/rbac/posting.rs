@@ -6,12 +6,12 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
 
-use super::matcher::CompiledRule;
+use super::matcher::Entry;
 
 /// Never an empty chunk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Posting {
-    chunks: Arc<Vec<Arc<Vec<Arc<CompiledRule>>>>>,
+    chunks: Arc<Vec<Arc<Vec<Entry>>>>,
 }
 
 const CHUNK_LEN_MAX: usize = 64;
@@ -21,12 +21,12 @@ impl Posting {
         self.chunks.is_empty()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<CompiledRule>> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.chunks.iter().flat_map(|chunk| chunk.iter())
     }
 
     /// Puts a rule in its place; one that is there already is replaced.
-    pub(super) fn insert(&mut self, rule: Arc<CompiledRule>) {
+    pub(super) fn insert(&mut self, rule: Entry) {
         let chunks = Arc::make_mut(&mut self.chunks);
         let Some(index) = chunk_of(chunks, &rule) else {
             chunks.push(Arc::new(vec![rule]));
@@ -44,7 +44,7 @@ impl Posting {
     }
 
     /// Takes a rule out, if it is there.
-    pub(super) fn remove(&mut self, rule: &Arc<CompiledRule>) {
+    pub(super) fn remove(&mut self, rule: &Entry) {
         let Some(index) = chunk_of(&self.chunks, rule) else { return };
         let Ok(at) = self.chunks[index].binary_search_by(|held| held.precedence(rule)) else { return };
         let chunks = Arc::make_mut(&mut self.chunks);
@@ -69,7 +69,7 @@ impl Posting {
 }
 
 /// The chunk that holds a rule, or into which it would go; `None` when there is no chunk.
-fn chunk_of(chunks: &[Arc<Vec<Arc<CompiledRule>>>], rule: &Arc<CompiledRule>) -> Option<usize> {
+fn chunk_of(chunks: &[Arc<Vec<Entry>>], rule: &Entry) -> Option<usize> {
     let after = chunks.partition_point(|chunk| chunk[0].precedence(rule) != Ordering::Greater);
     (!chunks.is_empty()).then(|| after.saturating_sub(1))
 }
