@@ -173,3 +173,59 @@ proptest! {
         prop_assert_eq!(evaluate(&builder.freeze(), &query), naive(&policies, &query));
     }
 }
+
+/// So many that the lists of rules are in several pieces, in an order to come and one to go. Nearly all on trial: of these
+/// everyone that matches is told, so none can be lost unnoticed.
+fn crowd() -> impl Strategy<Value = (Vec<Policy>, Vec<PolicyKey>)> {
+    vec(policy(), 500..800).prop_flat_map(|mut policies| {
+        for (number, policy) in policies.iter_mut().enumerate() {
+            policy.key = PolicyKey::new(&policy.namespace, &format!("p{number}"));
+            policy.dry_run = number % 20 != 0;
+        }
+        let keys: Vec<PolicyKey> = policies.iter().map(|policy| policy.key.clone()).collect();
+        (Just(policies).prop_shuffle(), Just(keys).prop_shuffle())
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+
+    #[test]
+    fn hundreds_of_policies_decide_as_a_naive_evaluator_does_while_they_come_and_go(
+        (come, go) in crowd(),
+        workload in workload(),
+        identity in identity(),
+        peer in address(),
+        target in (address(), select(&PORTS[..])),
+    ) {
+        let mut builder = SnapshotBuilder::new();
+        let mut policies = BTreeMap::new();
+        let mut workload = workload;
+        // Names that nobody has would decide alone.
+        workload.authorization_policies.clear();
+        let target = SocketAddr::new(target.0, target.1);
+        let agrees = |builder: &mut SnapshotBuilder, policies: &BTreeMap<PolicyKey, Policy>| {
+            let snapshot = builder.freeze();
+            for identity in [Some(&identity), None] {
+                let query = Query { workload: &workload, identity, peer, target };
+                prop_assert_eq!(evaluate(&snapshot, &query), naive(policies, &query));
+            }
+            Ok(())
+        };
+        for (number, policy) in come.into_iter().enumerate() {
+            builder.apply(Change::Policy(policy.clone()));
+            policies.insert(policy.key.clone(), policy);
+            if number % 50 == 0 {
+                agrees(&mut builder, &policies)?;
+            }
+        }
+        for (number, key) in go.into_iter().enumerate() {
+            builder.apply(Change::PolicyGone(key.clone()));
+            policies.remove(&key);
+            if number % 50 == 0 || policies.len() < 5 {
+                agrees(&mut builder, &policies)?;
+            }
+        }
+        prop_assert_eq!(builder.freeze().policies().count(), 0);
+    }
+}
