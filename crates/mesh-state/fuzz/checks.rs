@@ -15,9 +15,7 @@ use mesh_state::service::{HealthPolicy, LoadBalancing, Mode, PortMapping, Scope,
 use mesh_state::snapshot::Snapshot;
 use mesh_state::wanted::Sought;
 use mesh_state::warm::{Terms, decode, encode, framed};
-use mesh_state::workload::{
-    GatewayAddress, GatewayDestination, NetworkMode, Place, Status, TunnelProtocol, Workload,
-};
+use mesh_state::workload::{GatewayAddress, GatewayDestination, NetworkMode, Place, Status, TunnelProtocol, Workload};
 
 const NAMESPACES: [&str; 2] = ["a", "b"];
 const HOSTS: [&str; 3] = ["one.example", "two.example", "three.example"];
@@ -148,8 +146,15 @@ fn ask(snapshot: &Snapshot) {
                 for request in [Request::Tunnel(&authority), Request::Plaintext(target)] {
                     let identity = Some(&source.identity);
                     let local = source.addresses.first().copied().unwrap_or(peer.ip());
-                    let query =
-                        admit::Query { workload: source, peer, identity, local, request, proxy_ports: &[15008] };
+                    let query = admit::Query {
+                        workload: source,
+                        peer,
+                        identity,
+                        local,
+                        request,
+                        proxy_ports: &[15008],
+                        localhost_tunnel: true,
+                    };
                     let _ = admit::inbound(snapshot, &query);
                 }
             }

@@ -247,7 +247,7 @@ impl SnapshotBuilder {
             let vips = service
                 .vips
                 .iter()
-                .filter_map(|vip| Some(Sought::Address { network: vip.network.clone(), address: single(vip)? }));
+                .filter_map(|vip| Some(Sought::Address { network: vip.network.clone(), address: vip.single()? }));
             vips.chain([Sought::Hostname(service.key())])
         });
         let tables = &mut self.tables;

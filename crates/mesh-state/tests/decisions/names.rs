@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use mesh_state::dns::{Answer, ENDPOINTS_MAX, Naming, Query, RecordKind, answer};
 use mesh_state::service::{HealthPolicy, IpFamilies, LoadBalancing, Service, Vip, Visibility};
 use mesh_state::snapshot::Snapshot;
-use mesh_state::workload::{NetworkMode, Status, Workload};
+use mesh_state::workload::{NetworkMode, Status};
 
 use crate::fixture::{Mesh, edited, endpoint_of, ip, network, pod, service};
 use crate::outbound::client;
@@ -283,7 +283,7 @@ fn a_headless_service_is_its_fit_endpoints_first_addresses_of_the_kind() {
             db.addresses = addresses.iter().map(|address| ip(address)).collect();
         })
     };
-    let unfit = Workload { status: Status::Unhealthy, ..dual("db-3", &["10.40.0.3"]) };
+    let unfit = edited(dual("db-3", &["10.40.0.3"]), |db| db.status = Status::Unhealthy);
     let on_node = |name: &str| edited(dual(name, &["172.16.0.1"]), |db| db.network_mode = NetworkMode::HostNetwork);
     let mesh = || {
         Mesh::new()
