@@ -62,6 +62,7 @@ fn admission(criterion: &mut Criterion) {
             local: IpAddr::V4(pod(1)),
             request: admit::Request::Tunnel(&authority),
             proxy_ports: &[15_001, 15_006, 15_008],
+            localhost_tunnel: true,
         };
         let admitted = admit::inbound(&snapshot, &query);
         assert!(admitted.is_ok(), "what is measured is an admission: {admitted:?}");
@@ -108,7 +109,7 @@ fn workload(number: u32) -> Workload {
     let (namespace, name) = (namespace(number), format!("pod-{number}"));
     let uid = Uid::from(format!("cluster//Pod/{namespace}/{name}").as_str());
     let mut workload = Workload::new(uid, &namespace, &name, identity(number));
-    workload.addresses = vec![IpAddr::V4(pod(number))];
+    workload.addresses = [IpAddr::V4(pod(number))].into();
     workload.protocol = TunnelProtocol::Hbone;
     workload.services = vec![(service(number / PER_SERVICE).key(), Vec::new())];
     workload

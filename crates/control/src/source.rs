@@ -39,8 +39,7 @@ impl Source {
             MeshSource::Nowhere => Self::Nowhere,
             MeshSource::File(file) => {
                 let watched = Watch::new(file);
-                let watch =
-                    watched.map_err(|cause| ControlError::Watch { file: file.display().to_string(), cause })?;
+                let watch = watched.map_err(|cause| ControlError::Watch { file: file.display().to_string(), cause })?;
                 Self::File(Box::new(File::new(config, Origin::File(file.clone()), Some(watch))))
             }
             MeshSource::Inline(text) => Self::File(Box::new(File::new(config, Origin::Inline(text.clone()), None))),

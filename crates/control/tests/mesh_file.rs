@@ -18,14 +18,14 @@ fn a_whole_mesh_is_read_with_its_defaults() {
         changes
             .iter()
             .find_map(|change| match change {
-                Change::Workload(workload) if &*workload.name == name => Some(workload),
+                Change::Workload(workload) if workload.name() == name => Some(workload),
                 _ => None,
             })
             .unwrap_or_else(|| panic!("{name} is not in {changes:?}"))
     };
     let (shop, cart) = (workload("shop-0"), workload("cart-0"));
     assert_eq!(shop.identity.as_str(), "spiffe://cluster.local/ns/retail/sa/shop");
-    assert_eq!((&*shop.node, shop.services.len()), ("node-a", 1));
+    assert_eq!((&*shop.place.node, shop.services.len()), ("node-a", 1));
     assert_eq!(shop.authorization_policies, [PolicyKey::new("retail", "only-web")]);
     assert_eq!(cart.identity.as_str(), "spiffe://cluster.local/ns/retail/sa/default");
     assert_eq!((cart.addresses.len(), cart.capacity, &*cart.cluster_id), (2, 1, "Kubernetes"));
@@ -72,7 +72,7 @@ fn a_reload_says_only_what_has_changed() {
     assert_eq!(source.apply(GOOD).expect("good").len(), 5);
     assert_eq!(source.apply(GOOD).expect("good"), []);
     let moved = source.apply(&GOOD.replace("10.40.0.9", "10.40.0.99")).expect("good");
-    assert!(matches!(&moved[..], [Change::Workload(workload)] if &*workload.name == "shop-0"), "{moved:?}");
+    assert!(matches!(&moved[..], [Change::Workload(workload)] if workload.name() == "shop-0"), "{moved:?}");
     let gone = source.apply("{}").expect("good");
     assert_eq!(gone.len(), 5);
 }

@@ -403,11 +403,12 @@ fn resource(kind: usize, name: &str, content: &Content) -> Resource {
 fn read(change: Change) -> (usize, String, Option<u64>) {
     let version = |text: &str| Some(text.parse().expect("a version"));
     match change {
-        Change::Workload(workload) => (0, workload.uid.to_string(), version(&workload.name)),
+        Change::Workload(workload) => (0, workload.uid.to_string(), version(workload.name())),
         Change::WorkloadGone(uid) => (0, uid.to_string(), None),
         Change::Service(service) => (0, service.key().to_string(), version(&service.name)),
         Change::ServiceGone(key) => (0, key.to_string(), None),
         Change::Policy(policy) => (1, policy.key.to_string(), version(&policy.namespace)),
         Change::PolicyGone(key) => (1, key.to_string(), None),
+        Change::Absent(sought) => unreachable!("nothing was asked for on demand: {sought:?}"),
     }
 }

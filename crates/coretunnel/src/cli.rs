@@ -42,6 +42,7 @@ Settings that have an environment variable only:
   PACKET_MARK                   SO_MARK of all sockets inside pods; the CNI's rules know it [1337]
   INPOD_PORT_REUSE              share ports inside pods with the daemon that is replaced [true]
   ENABLE_RESPONSE_BAGGAGE       tell peers about the server in answers to CONNECT [true]
+  LOCALHOST_APP_TUNNEL          reach applications that want a PROXY header on loopback [true]
   HTTP2_STREAM_WINDOW_SIZE      bytes in flight per stream [4194304]
   HTTP2_CONNECTION_WINDOW_SIZE  bytes in flight per tunnel [16777216]
   HTTP2_FRAME_SIZE              bytes of the largest DATA frame accepted [1048576]

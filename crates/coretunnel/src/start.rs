@@ -263,6 +263,7 @@ fn engine(settings: &Settings) -> dataplane::Config {
         tenant_by: *tenant_by,
         keep_source: connections.original_source,
         response_baggage: connections.response_baggage,
+        localhost_tunnel: connections.localhost_tunnel,
         h2: hbone::H2Config {
             stream_window: connections.stream_window,
             connection_window: connections.connection_window,

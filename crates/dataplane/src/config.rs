@@ -22,6 +22,9 @@ pub struct Config {
     pub keep_source: Option<bool>,
     /// Send a `baggage` header with the 200 of an inbound tunnel (ztunnel's `ENABLE_RESPONSE_BAGGAGE`).
     pub response_baggage: bool,
+    /// Reach an application that wants a PROXY header on loopback, where it sees no client's address but the header's
+    /// (ztunnel's `LOCALHOST_APP_TUNNEL`).
+    pub localhost_tunnel: bool,
     /// Every TCP connect, to an application or to a hop.
     pub connect_timeout: Duration,
     /// TLS and HTTP/2 handshake together, either role. The reference has no bound here.
@@ -56,6 +59,7 @@ impl Default for Config {
             tenant_by: TenantBy::ServiceAccount,
             keep_source: None,
             response_baggage: true,
+            localhost_tunnel: true,
             connect_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(20),

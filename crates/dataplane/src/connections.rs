@@ -5,20 +5,23 @@
 
 use std::{
     cell::{Cell, RefCell},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     rc::Rc,
 };
 
 use inpod::pod::PodUid;
 use mesh_state::{
-    admit::{self, Refusal},
+    admit::{self, Admission, Refusal},
     identity::Identity,
     name::Authority,
+    snapshot::Snapshot,
+    touched::Changed,
     workload::Workload,
 };
 use slab::Slab;
 
-use crate::bell::Bell;
+use crate::{bell::Bell, config::Config};
 
 /// Why a live connection was stopped from outside.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -57,9 +60,35 @@ pub(crate) enum InboundRequest {
 }
 
 impl InboundFacts {
-    /// The question to ask of a snapshot for the local `workload`.
-    pub(crate) fn query<'a>(&'a self, workload: &'a Workload, proxy_ports: &'a [u16]) -> admit::Query<'a> {
-        admit::Query {
+    /// Whether the verdict rests on more of the mesh than policy and the pod's own workload: a tunnel asked for something
+    /// that is not the pod's address, as those to waypoints do.
+    fn is_of_others(&self) -> bool {
+        match &self.request {
+            InboundRequest::Tunnel(Authority::Address(target)) => {
+                target.ip().to_canonical() != self.local.to_canonical()
+            }
+            InboundRequest::Tunnel(Authority::Host { .. }) => true,
+            InboundRequest::Plaintext(_) => false,
+        }
+    }
+
+    /// Whether what changed may matter to what the tunnel asked for.
+    fn may_be_touched(&self, changed: &Changed<'_>) -> bool {
+        match &self.request {
+            InboundRequest::Tunnel(Authority::Address(target)) => changed.may_touch_address(target.ip()),
+            InboundRequest::Tunnel(Authority::Host { .. }) => changed.may_touch_services(),
+            InboundRequest::Plaintext(_) => false,
+        }
+    }
+
+    /// Asks a snapshot, for the local `workload`.
+    pub(crate) fn admit(
+        &self,
+        snapshot: &Snapshot,
+        workload: &Workload,
+        config: &Config,
+    ) -> Result<Admission, Refusal> {
+        let query = admit::Query {
             workload,
             peer: self.peer,
             identity: self.identity.as_ref(),
@@ -68,8 +97,10 @@ impl InboundFacts {
                 InboundRequest::Tunnel(authority) => admit::Request::Tunnel(authority),
                 InboundRequest::Plaintext(target) => admit::Request::Plaintext(*target),
             },
-            proxy_ports,
-        }
+            proxy_ports: &config.ports.forbidden(),
+            localhost_tunnel: config.localhost_tunnel,
+        };
+        admit::inbound(snapshot, &query)
     }
 }
 
@@ -79,13 +110,62 @@ pub(crate) struct Connections(Rc<Table>);
 
 #[derive(Default)]
 struct Table {
-    entries: RefCell<Slab<Entry>>,
+    entries: RefCell<Entries>,
     /// Rings whenever an entry goes: a drain waits for the table to be empty.
     gone: Bell,
 }
 
+/// The connections, and by pod those that have a verdict: a change is about few pods, and only their connections are looked at.
+#[derive(Default)]
+struct Entries {
+    slots: Slab<Entry>,
+    by_pod: HashMap<PodUid, OfPod>,
+}
+
+/// The slots of a pod's inbound connections, in no order.
+#[derive(Default)]
+struct OfPod {
+    own: Vec<usize>,
+    of_others: Vec<usize>,
+}
+
+impl OfPod {
+    fn list(&mut self, facts: &InboundFacts) -> &mut Vec<usize> {
+        if facts.is_of_others() { &mut self.of_others } else { &mut self.own }
+    }
+}
+
+impl Entries {
+    fn insert(&mut self, entry: Entry) -> usize {
+        let slot = self.slots.vacant_key();
+        let mut entry = entry;
+        if let Some(facts) = &entry.inbound {
+            let list = self.by_pod.entry(entry.pod.clone()).or_default().list(facts);
+            entry.listed_at = list.len();
+            list.push(slot);
+        }
+        self.slots.insert(entry)
+    }
+
+    fn remove(&mut self, slot: usize) {
+        let entry = self.slots.remove(slot);
+        let Some(facts) = &entry.inbound else { return };
+        let of_pod = self.by_pod.get_mut(&entry.pod).expect("entered with its first connection");
+        let list = of_pod.list(facts);
+        list.swap_remove(entry.listed_at);
+        if let Some(moved) = list.get(entry.listed_at) {
+            self.slots[*moved].listed_at = entry.listed_at;
+        }
+        if of_pod.own.is_empty() && of_pod.of_others.is_empty() {
+            self.by_pod.remove(&entry.pod);
+        }
+    }
+}
+
 struct Entry {
     pod: PodUid,
+    /// Its place in the list of its pod.
+    listed_at: usize,
     /// Outbound connections have no verdict to ask for again.
     inbound: Option<InboundFacts>,
     stop: Rc<StopCell>,
@@ -108,13 +188,13 @@ impl Connections {
     /// Enters a connection of `pod`.
     pub(crate) fn track(&self, pod: PodUid, inbound: Option<InboundFacts>) -> Tracked {
         let stop = Rc::new(StopCell::default());
-        let slot = self.0.entries.borrow_mut().insert(Entry { pod, inbound, stop: stop.clone() });
+        let slot = self.0.entries.borrow_mut().insert(Entry { pod, listed_at: 0, inbound, stop: stop.clone() });
         Tracked { table: self.clone(), slot, stop }
     }
 
     /// How many are alive.
     pub(crate) fn len(&self) -> usize {
-        self.0.entries.borrow().len()
+        self.0.entries.borrow().slots.len()
     }
 
     /// Rings whenever one is gone.
@@ -124,21 +204,35 @@ impl Connections {
 
     /// Stops every connection of `pod`, or of all pods.
     pub(crate) fn stop_all(&self, pod: Option<&PodUid>, why: &Stop) {
-        for (_, entry) in &*self.0.entries.borrow() {
+        for (_, entry) in &self.0.entries.borrow().slots {
             if pod.is_none_or(|pod| *pod == entry.pod) {
                 entry.stop(why.clone());
             }
         }
     }
 
-    /// The slots taken now, for a recheck in slices: a connection that comes later was admitted by the new snapshot.
-    pub(crate) fn slots(&self) -> Vec<usize> {
-        self.0.entries.borrow().iter().map(|(slot, _)| slot).collect()
+    /// The pods that have inbound connections now, for a recheck in slices: a connection that comes later is admitted by the
+    /// new snapshot.
+    pub(crate) fn pods(&self) -> Vec<PodUid> {
+        self.0.entries.borrow().by_pod.keys().cloned().collect()
+    }
+
+    /// The slots of those connections of a pod whose verdict may be another after what changed: all, when policy for its
+    /// workload may; else those that asked for something of others that may.
+    pub(crate) fn touched(&self, pod: &PodUid, workload: &Workload, changed: &Changed<'_>) -> Vec<usize> {
+        let entries = self.0.entries.borrow();
+        let Some(OfPod { own, of_others }) = entries.by_pod.get(pod) else { return Vec::new() };
+        if changed.may_touch_policy_for(workload) {
+            return own.iter().chain(of_others).copied().collect();
+        }
+        let touched =
+            |slot: &&usize| entries.slots[**slot].inbound.as_ref().is_some_and(|facts| facts.may_be_touched(changed));
+        of_others.iter().filter(touched).copied().collect()
     }
 
     /// Asks again about the connection in `slot`, if one is there and it has a verdict, and stops it when refused.
     pub(crate) fn recheck(&self, slot: usize, ask: impl FnOnce(&PodUid, &InboundFacts) -> Result<(), Refusal>) {
-        if let Some(entry) = self.0.entries.borrow().get(slot)
+        if let Some(entry) = self.0.entries.borrow().slots.get(slot)
             && let Some(facts) = &entry.inbound
             && let Err(refusal) = ask(&entry.pod, facts)
         {
@@ -178,8 +272,95 @@ impl Drop for Tracked {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
+    use mesh_state::{
+        builder::SnapshotBuilder,
+        change::Change,
+        policy::{Action, Policy, PolicyScope},
+        service::Service,
+        snapshot::Snapshot,
+    };
 
     use super::*;
+
+    fn workload(namespace: &str, name: &str) -> Workload {
+        let identity = Identity::new("td", namespace, "s").expect("valid parts");
+        Workload::new(format!("c//Pod/{namespace}/{name}").as_str().into(), namespace, name, identity)
+    }
+
+    fn tunnel(target: &str) -> Option<InboundFacts> {
+        Some(InboundFacts {
+            peer: SocketAddr::from(([10, 0, 0, 1], 1)),
+            local: IpAddr::from([10, 0, 0, 2]),
+            identity: None,
+            request: InboundRequest::Tunnel(Authority::parse(target).expect(target)),
+        })
+    }
+
+    #[test]
+    fn a_change_rechecks_only_the_connections_it_may_affect() {
+        let shop = workload("shop", "shop-0");
+        let mut way = workload("web", "way-0");
+        way.authorization_policies = vec!["web/named".into()];
+        let table = Connections::default();
+        let _kept = [
+            table.track(uid("shop"), tunnel("10.0.0.2:80")),
+            table.track(uid("way"), tunnel("10.0.0.2:80")),
+            table.track(uid("way"), tunnel("10.9.9.9:80")),
+            table.track(uid("way"), tunnel("cart.example:80")),
+            table.track(uid("way"), None),
+        ];
+        let policy = |key: &str, scope| Policy {
+            key: key.into(),
+            namespace: key.split_once('/').expect("all have one").0.into(),
+            scope,
+            action: Action::Deny,
+            rules: Vec::new(),
+            dry_run: false,
+        };
+        let mut elsewhere = workload("far", "cart-0");
+        elsewhere.addresses = [IpAddr::from([10, 9, 9, 9])].into();
+        // What changes, and how many of the shop's and the waypoint's connections are asked about.
+        let rows = [
+            ("a policy of the mesh", Change::Policy(policy("root/p", PolicyScope::Global)), 1, 3),
+            ("a policy of a namespace", Change::Policy(policy("shop/p", PolicyScope::Namespace)), 1, 0),
+            ("an attached policy", Change::Policy(policy("web/named", PolicyScope::WorkloadSelector)), 0, 3),
+            ("a policy attached to neither", Change::Policy(policy("web/x", PolicyScope::WorkloadSelector)), 0, 0),
+            ("a policy that goes", Change::PolicyGone("shop/p".into()), 1, 0),
+            ("the workload itself", Change::Workload(shop.clone()), 1, 0),
+            ("the workload at what was asked for", Change::Workload(elsewhere), 0, 1),
+            ("a service", Change::Service(Service::new("far", "cart", "cart.example")), 0, 2),
+            ("another workload", Change::Workload(workload("far", "other-0")), 0, 0),
+        ];
+        let mut builder = SnapshotBuilder::new();
+        let mut since = builder.freeze().generation();
+        for (what, change, of_shop, of_way) in rows {
+            builder.apply(change);
+            let snapshot = builder.freeze();
+            let changed = snapshot.changed_since(since);
+            let asked = [("shop", &shop), ("way", &way)]
+                .map(|(pod, workload)| table.touched(&uid(pod), workload, &changed).len());
+            assert_eq!(asked, [of_shop, of_way], "{what}");
+            since = snapshot.generation();
+        }
+        assert_eq!(table.pods().len(), 2);
+    }
+
+    #[test]
+    fn a_pods_list_is_right_in_whatever_order_its_connections_end() {
+        let table = Connections::default();
+        let mut kept: Vec<Tracked> = (0..6).map(|_| table.track(uid("a"), tunnel("10.0.0.2:80"))).collect();
+        let empty = Snapshot::empty();
+        for first in [2, 0, 3, 1, 0, 0] {
+            let listed = table.touched(&uid("a"), &workload("a", "a-0"), &empty.changed_since(7));
+            let mut slots: Vec<usize> = kept.iter().map(|tracked| tracked.slot).collect();
+            slots.sort_unstable();
+            let mut listed_sorted = listed.clone();
+            listed_sorted.sort_unstable();
+            assert_eq!(listed_sorted, slots);
+            kept.remove(first);
+        }
+        assert!(table.pods().is_empty());
+    }
 
     fn uid(name: &str) -> PodUid {
         PodUid::from(name)
@@ -215,7 +396,11 @@ mod tests {
             request: InboundRequest::Plaintext(SocketAddr::from(([10, 0, 0, 2], port))),
         };
         let (kept, refused) = (table.track(uid("a"), Some(facts(80))), table.track(uid("a"), Some(facts(81))));
-        for slot in table.slots() {
+        let changed = Snapshot::empty();
+        let workload = workload("a", "a-0");
+        let slots = table.touched(&uid("a"), &workload, &changed.changed_since(7));
+        assert_eq!(slots.len(), 2, "too long ago to tell, so all");
+        for slot in slots {
             table.recheck(slot, |_, facts| match facts.request {
                 InboundRequest::Plaintext(target) if target.port() == 81 => Err(Refusal::RecursiveCall { target }),
                 _ => Ok(()),

@@ -5,6 +5,7 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
+    iter,
     net::IpAddr,
     pin::pin,
     rc::Rc,
@@ -15,7 +16,7 @@ use std::{
 use futures_util::future::select;
 use hbone::credential::Credential;
 use inpod::pod::PodUid;
-use mesh_state::{admit, identity::Identity, snapshot::Snapshot, wanted::Wanted, workload::Workload};
+use mesh_state::{identity::Identity, snapshot::Snapshot, wanted::Wanted, workload::Workload};
 use reactor::{
     Runtime, TenantKey,
     mailbox::{LatestReceiver, Receiver},
@@ -187,27 +188,37 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
     /// Swaps the snapshot, wakes who was parked, and asks again about live connections.
     fn install_snapshot(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
         let old = self.snapshot.replace(snapshot);
+        let since = old.generation();
         // Freed by the control thread: dropping a generation of a large mesh would stall this core.
         // The channel is sized for every generation that can be on its way, so it is full only when control is gone.
         drop(self.retired.try_send(Retired { core: self.index, snapshot: old }));
         self.news.ring();
         let core = self.clone();
-        self.runtime.spawn(TenantKey::CORE, async move { core.recheck().await }).detach();
+        self.runtime.spawn(TenantKey::CORE, async move { core.recheck(since).await }).detach();
     }
 
-    /// Asks again about every live inbound connection, in slices, against the snapshot that is current at each slice.
-    async fn recheck(&self) {
-        let ports = self.config.ports.forbidden();
-        for slots in self.connections.slots().chunks(RECHECK_SLICE) {
-            for slot in slots {
-                self.connections.recheck(*slot, |uid, facts| {
+    /// Asks again about the live inbound connections that what changed since a generation may affect, in slices, against the
+    /// snapshot that is current at each slice.
+    async fn recheck(&self, since: u64) {
+        // Of a pod that is not touched, only the lookup is done: the slices count pods, too.
+        let mut asked = 0;
+        for uid in self.connections.pods() {
+            let touched = self.pod(&uid).and_then(|pod| self.look_up(&pod)).map_or_else(Vec::new, |workload| {
+                self.with_snapshot(|snapshot| self.connections.touched(&uid, &workload, &snapshot.changed_since(since)))
+            });
+            for step in iter::once(None).chain(touched.into_iter().map(Some)) {
+                asked += 1;
+                if asked % RECHECK_SLICE == 0 {
+                    self.runtime.yield_now().await;
+                }
+                let Some(slot) = step else { continue };
+                // By the entry's own pod: after a yield the slot may be another connection's.
+                self.connections.recheck(slot, |uid, facts| {
                     // The workload is looked up anew: a policy may have been attached to it by the change.
                     let Some(workload) = self.pod(uid).and_then(|pod| self.look_up(&pod)) else { return Ok(()) };
-                    let snapshot = self.snapshot.borrow();
-                    admit::inbound(&snapshot, &facts.query(&workload, &ports)).map(drop)
+                    self.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &self.config).map(drop))
                 });
             }
-            self.runtime.yield_now().await;
         }
     }
 

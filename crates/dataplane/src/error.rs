@@ -28,6 +28,8 @@ pub(crate) enum Error {
     TooManyTunnels { pod: PodName, tunnels: usize },
     #[error(transparent)]
     Route(#[from] RouteError),
+    #[error("{target} is reached {what}, which is not supported yet")]
+    Unsupported { target: SocketAddr, what: Unsupported },
     #[error("no certificate for {identity} within {waited:?}; is the CA reachable?")]
     CredentialLate { identity: Identity, waited: Duration },
     #[error("no certificate for {identity}: {why}")]
@@ -78,4 +80,13 @@ impl From<relay::Ended> for Error {
             relay::Ended::Stopped(stop) => Self::Stopped(stop),
         }
     }
+}
+
+/// A way that a route can be and that the data plane cannot go yet.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unsupported {
+    #[error("through the gateway of another network (double HBONE)")]
+    DoubleHbone,
+    #[error("by the hostname {0} of a workload without addresses (on-demand DNS)")]
+    HostnameWorkload(Arc<str>),
 }

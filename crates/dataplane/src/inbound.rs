@@ -1,7 +1,13 @@
 //! Tunnels that reach a pod on 15008: mutual TLS, then each CONNECT admitted, connected to the application and relayed.
 
-use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
+use std::{
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    rc::Rc,
+    sync::Arc,
+};
 
+use bytes::Bytes;
 use futures_util::future::{Either, select};
 use hbone::{
     TunnelStream,
@@ -141,8 +147,7 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
         Ok(workload) => workload,
         Err(error) => return early(incoming, &error),
     };
-    let ports = core.config.ports.forbidden();
-    let verdict = core.with_snapshot(|snapshot| admit::inbound(snapshot, &facts.query(&workload, &ports)));
+    let verdict = core.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &core.config));
     let admission = match verdict {
         Err(refusal) if !record::is_a_verdict(&refusal) => return early(incoming, &Error::Refused(refusal)),
         verdict => verdict,
@@ -165,8 +170,7 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
         }
     };
     record::dry_runs(peer.address, &admission);
-    let source = pod.keeps_source.then(|| peer.address.ip());
-    let server = match unless_stopped(&tracked, dial::plain(&core, &pod, admission.target, source)).await {
+    let server = match unless_stopped(&tracked, application(&core, &pod, &admission, peer.address.ip())).await {
         Ok(server) => server,
         Err(error) => {
             incoming.refuse(record::status(&error));
@@ -185,6 +189,23 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
         Err(error) => Err(Error::Broken(relay::Broken::Stream(error))),
     };
     record.finish(ended);
+}
+
+/// A connection to the application, told what it wants to be told first.
+async fn application<R: Runtime, N: PodNetwork<R>>(
+    core: &Core<R, N>,
+    pod: &Pod<R, N>,
+    admission: &Admission,
+    peer: IpAddr,
+) -> Result<R::Stream, Error> {
+    let target = admission.target;
+    let source = (pod.keeps_source && admission.keeps_source).then_some(peer);
+    let server = dial::plain(core, pod, target, source).await?;
+    if let Some(header) = &admission.proxy_header {
+        let told = server.send(Chunk::from(Bytes::from(header.to_bytes()))).await;
+        told.map_err(|source| Error::Connect { target, source })?;
+    }
+    Ok(server)
 }
 
 /// The service the connection is for, as far as can be told, for telemetry: what the client says, if the workload serves

@@ -18,7 +18,7 @@ use crate::{
     core::Core,
     deadline::within,
     dial,
-    error::Error,
+    error::{Error, Unsupported},
     network::PodNetwork,
     pod::{Pod, turn_away},
     record::{self, Direction, Record},
@@ -59,8 +59,15 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
             let tunnel = Tunnelled { hop, authority, expected, destination };
             outbound.relay_tunnel(&source, client, tunnel, &tracked).await;
         }
-        // mesh-state refuses these routes until the data plane can do them; never fall back to plain TCP here.
-        Route::DoubleHbone { .. } => turn_away(client),
+        // What cannot be carried yet is refused by name and counted; it never falls back to plain TCP.
+        Route::DoubleHbone { destination, .. } => {
+            turn_away(client);
+            outbound.refuse(&source, &destination, Unsupported::DoubleHbone);
+        }
+        Route::Resolve(lookup) => {
+            turn_away(client);
+            outbound.refuse(&source, &Destination::default(), Unsupported::HostnameWorkload(lookup.hostname().clone()));
+        }
     }
 }
 
@@ -91,6 +98,11 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
         let draw = core.runtime.draw();
         let route = core.with_snapshot(|snapshot| route::outbound(snapshot, &query, draw))?;
         Ok((source, route))
+    }
+
+    fn refuse(&self, source: &Workload, destination: &Destination, what: Unsupported) {
+        let record = Record::outbound(self.core, self.peer, self.target, source, destination, None);
+        record.finish(Err(Error::Unsupported { target: self.target, what }));
     }
 
     async fn relay_plain(

@@ -45,8 +45,7 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
             return turn_away(client);
         }
     };
-    let ports = core.config.ports.forbidden();
-    let verdict = core.with_snapshot(|snapshot| admit::inbound(snapshot, &facts.query(&workload, &ports)));
+    let verdict = core.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &core.config));
     let service = core.with_snapshot(|snapshot| admit::attribute(snapshot, &workload, None, target.port()));
     let record = Record::inbound(
         &core,

@@ -194,6 +194,7 @@ fn flag(error: &Error) -> ResponseFlag {
         | Error::TooManyConnections { .. }
         | Error::TooManyTunnels { .. }
         | Error::Route(_)
+        | Error::Unsupported { .. }
         | Error::Socket { .. }
         | Error::Connect { .. }
         | Error::ConnectTimedOut { .. }
@@ -224,6 +225,7 @@ pub(crate) fn status(error: &Error) -> u16 {
         | Error::TooManyConnections { .. }
         | Error::TooManyTunnels { .. }
         | Error::Route(_)
+        | Error::Unsupported { .. }
         | Error::CredentialLate { .. }
         | Error::CredentialRefused { .. }
         | Error::Socket { .. }
@@ -264,8 +266,8 @@ fn party(workload: &Workload) -> Party {
         principal: None,
         app: Some(workload.canonical_name.clone()),
         cluster: Some(workload.cluster_id.clone()),
-        region: Some(workload.locality.region.clone()),
-        zone: Some(workload.locality.zone.clone()),
+        region: Some(workload.place.locality.region.clone()),
+        zone: Some(workload.place.locality.zone.clone()),
     }
 }
 
@@ -288,10 +290,13 @@ fn party_of(baggage: &Baggage) -> Party {
 /// A workload's end in the access log, without its identity.
 fn side(addr: SocketAddr, workload: Option<&Workload>) -> Side {
     let Some(workload) = workload else { return Side::at(addr) };
-    let named = [&workload.name, &workload.canonical_name].into_iter().find(|name| !name.is_empty());
+    let name = match workload.name() {
+        "" => workload.canonical_name.clone(),
+        name => name.into(),
+    };
     Side {
         addr,
-        workload: named.cloned(),
+        workload: Some(name).filter(|name| !name.is_empty()),
         namespace: Some(workload.namespace.clone()),
         identity: None,
         cluster: Some(workload.cluster_id.clone()),

@@ -52,8 +52,8 @@ impl Baggage {
             workload_name: workload.workload_name.to_string(),
             service_name: workload.canonical_name.to_string(),
             revision: workload.canonical_revision.to_string(),
-            region: workload.locality.region.to_string(),
-            zone: workload.locality.zone.to_string(),
+            region: workload.place.locality.region.to_string(),
+            zone: workload.place.locality.zone.to_string(),
         }
     }
 
@@ -150,7 +150,7 @@ fn is_value_byte(byte: u8) -> bool {
 #[cfg(test)]
 mod tests {
     use mesh_state::identity::Identity;
-    use mesh_state::workload::Locality;
+    use mesh_state::workload::{Locality, Place};
     use proptest::prelude::*;
 
     use super::*;
@@ -186,7 +186,8 @@ mod tests {
         workload.canonical_name = "cart-app".into();
         workload.canonical_revision = "v2".into();
         workload.cluster_id = "c1".into();
-        workload.locality = Locality { region: "r".into(), zone: "z".into(), subzone: "s".into() };
+        let locality = Locality { region: "r".into(), zone: "z".into(), subzone: "s".into() }.into();
+        workload.place = Place { node: "".into(), locality }.into();
         assert_eq!(Baggage::of_workload(&workload), full());
     }
 

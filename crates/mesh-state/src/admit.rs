@@ -2,17 +2,21 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
 
 use crate::identity::Identity;
-use crate::name::{Authority, PolicyKey, Uid};
-use crate::rbac::{self, Allowance, Denial, DryRun, Verdict};
+use crate::name::{Authority, NetworkId, Uid};
+use crate::rbac::{self, Allowance, Deciding, Denial, DryRun, Verdict};
 use crate::route::waypoint;
 use crate::service::{self, PortMapping, Service};
 use crate::snapshot::Snapshot;
 use crate::workload::{ApplicationProtocol, ApplicationTunnel, GatewayAddress, Workload};
+
+pub use proxy_header::ProxyHeader;
+
+mod proxy_header;
 
 /// An inbound connection. Holds nothing but facts that a live connection can keep, so that the same question can be asked
 /// again of a later snapshot.
@@ -30,6 +34,8 @@ pub struct Query<'a> {
     pub request: Request<'a>,
     /// Ports on which this proxy itself listens in the pod.
     pub proxy_ports: &'a [u16],
+    /// Whether an application that wants a PROXY header is reached on loopback (ztunnel's `LOCALHOST_APP_TUNNEL`).
+    pub localhost_tunnel: bool,
 }
 
 /// What an inbound connection asks for.
@@ -46,10 +52,14 @@ pub enum Request<'a> {
 pub struct Admission {
     /// Where the application is reached.
     pub target: SocketAddr,
+    /// Whether the application sees the peer's address as that of the connection. On loopback it cannot.
+    pub keeps_source: bool,
+    /// What the application is told before all else.
+    pub proxy_header: Option<ProxyHeader>,
     /// The service meant, as far as the target tells.
     pub service: Option<Arc<Service>>,
-    /// The allow policy that matched; `None` when no allow policy is for the workload.
-    pub decided_by: Option<PolicyKey>,
+    /// The allow policy that matched, and its rule; `None` when no allow policy is for the workload.
+    pub decided_by: Option<Deciding>,
     /// What dry-run policies would have added. A refusal has none: enforcing them would not change it.
     pub dry_run: Vec<DryRun>,
 }
@@ -105,11 +115,14 @@ pub enum Unresolvable {
         /// Its port.
         port: u16,
     },
-    /// The application wants a PROXY header before the bytes, which cannot be written yet. It would misread bytes without one.
+    /// The application wants to know what address a service was asked for at, and it has none.
     #[error(
-        "workload {workload} wants a PROXY protocol header, which is not supported yet: see its waypoint's inbound binding"
+        "requested service {host} found, but has no IP addresses: workload {workload} wants one in its PROXY header; is the \
+         service headless?"
     )]
-    ProxyHeader {
+    NoVip {
+        /// The service's name.
+        host: Arc<str>,
         /// The workload.
         workload: Uid,
     },
@@ -146,14 +159,15 @@ pub fn attribute(
 fn admit_plaintext(snapshot: &Snapshot, query: &Query<'_>, original: SocketAddr) -> Result<Admission, Refusal> {
     let target = SocketAddr::new(original.ip().to_canonical(), original.port());
     refuse_own_port(query, target)?;
+    let (decided_by, dry_run) = authorize(snapshot, query, None, target)?;
     let service = attribute(snapshot, query.workload, None, target.port());
-    authorize(snapshot, query, None, target, service)
+    Ok(Admission { target, keeps_source: true, proxy_header: None, service, decided_by, dry_run })
 }
 
 fn admit_tunnel(snapshot: &Snapshot, query: &Query<'_>, authority: &Authority) -> Result<Admission, Refusal> {
     let workload = query.workload;
     let local = query.local.to_canonical();
-    let (port, named) = match authority {
+    let (port, asked) = match authority {
         Authority::Address(requested) => {
             let requested_ip = requested.ip().to_canonical();
             if requested_ip != local
@@ -162,26 +176,37 @@ fn admit_tunnel(snapshot: &Snapshot, query: &Query<'_>, authority: &Authority) -
             {
                 return Err(Refusal::Address { requested: requested_ip, local, workload: workload.uid.clone() });
             }
-            (requested.port(), None)
+            (requested.port(), Asked::Address(*requested))
         }
         Authority::Host { host, port } => {
-            let (service, port) = resolve_host(snapshot, workload, host, *port).map_err(Refusal::Unresolvable)?;
-            (port, Some(service.clone()))
+            let (service, target) = resolve_host(snapshot, workload, host, *port).map_err(Refusal::Unresolvable)?;
+            (target, Asked::Service { service, port: *port })
         }
     };
     refuse_own_port(query, SocketAddr::new(local, port))?;
-    let port = match workload.application_tunnel {
-        None => port,
-        Some(ApplicationTunnel { protocol: ApplicationProtocol::None, port: every }) => every.unwrap_or(port),
+    let tunnel = workload.application_tunnel;
+    let port = tunnel.and_then(|tunnel| tunnel.port).unwrap_or(port);
+    let proxy_header = match tunnel {
+        None | Some(ApplicationTunnel { protocol: ApplicationProtocol::None, .. }) => None,
         Some(ApplicationTunnel { protocol: ApplicationProtocol::Proxy, .. }) => {
-            let workload = workload.uid.clone();
-            return Err(Refusal::Unresolvable(Unresolvable::ProxyHeader { workload }));
+            let destination = asked.address(workload).map_err(Refusal::Unresolvable)?;
+            Some(ProxyHeader { source: query.peer, destination, identity: query.identity.cloned() })
         }
     };
     // Whatever address was asked for, only the pod itself is reached: a sender cannot use it to reach others.
-    let target = SocketAddr::new(local, port);
-    let service = named.or_else(|| attribute(snapshot, workload, None, port));
-    authorize(snapshot, query, query.identity, target, service)
+    let application = SocketAddr::new(local, port);
+    let (decided_by, dry_run) = authorize(snapshot, query, query.identity, application)?;
+    let on_loopback = proxy_header.is_some() && query.localhost_tunnel;
+    let target = match local {
+        _ if !on_loopback => application,
+        IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
+        IpAddr::V6(_) => SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
+    };
+    let service = match asked {
+        Asked::Service { service, .. } => Some(service.clone()),
+        Asked::Address(_) => attribute(snapshot, workload, None, port),
+    };
+    Ok(Admission { target, keeps_source: !on_loopback, proxy_header, service, decided_by, dry_run })
 }
 
 fn refuse_own_port(query: &Query<'_>, target: SocketAddr) -> Result<(), Refusal> {
@@ -191,21 +216,21 @@ fn refuse_own_port(query: &Query<'_>, target: SocketAddr) -> Result<(), Refusal>
     }
 }
 
+/// Asks policy, of `application`: the pod's own address and the port behind it, by whatever way it is reached.
 fn authorize(
     snapshot: &Snapshot,
     query: &Query<'_>,
     identity: Option<&Identity>,
-    target: SocketAddr,
-    service: Option<Arc<Service>>,
-) -> Result<Admission, Refusal> {
-    let question = rbac::Query { workload: query.workload, identity, peer: query.peer.ip().to_canonical(), target };
+    application: SocketAddr,
+) -> Result<(Option<Deciding>, Vec<DryRun>), Refusal> {
+    let peer = query.peer.ip().to_canonical();
+    let question = rbac::Query { workload: query.workload, identity, peer, target: application };
     let Verdict { decision, dry_run } = rbac::evaluate(snapshot, &question);
-    let decided_by = match decision {
-        Ok(Allowance::NoAllowPolicies) => None,
-        Ok(Allowance::Matched(deciding)) => Some(deciding.policy),
-        Err(denied) => return Err(Refusal::Policy { denied }),
-    };
-    Ok(Admission { target, service, decided_by, dry_run })
+    match decision {
+        Ok(Allowance::NoAllowPolicies) => Ok((None, dry_run)),
+        Ok(Allowance::Matched(deciding)) => Ok((Some(deciding), dry_run)),
+        Err(denied) => Err(Refusal::Policy { denied }),
+    }
 }
 
 /// Whether traffic for `address` is meant to pass `workload` as its waypoint: a waypoint that is itself captured gets its
@@ -243,5 +268,28 @@ fn resolve_host<'s>(
     match target {
         Some(target) => Ok((service, target)),
         None => Err(Unresolvable::Port { host: host.clone(), port }),
+    }
+}
+
+/// What a tunnel asks for.
+enum Asked<'s> {
+    Address(SocketAddr),
+    Service { service: &'s Arc<Service>, port: u16 },
+}
+
+impl Asked<'_> {
+    /// As an address, for an application that wants to be told: of a service its virtual address, of the workload's own
+    /// network if there is one, and rather IPv4.
+    fn address(&self, workload: &Workload) -> Result<SocketAddr, Unresolvable> {
+        let (service, port) = match self {
+            Self::Address(address) => return Ok(*address),
+            Self::Service { service, port } => (service, *port),
+        };
+        let addresses = service.vips.iter().filter_map(|vip| Some((&vip.network, vip.single()?)));
+        let preference = |(network, address): &(&NetworkId, IpAddr)| (**network != workload.network, address.is_ipv6());
+        match addresses.min_by_key(preference) {
+            Some((_, address)) => Ok(SocketAddr::new(address, port)),
+            None => Err(Unresolvable::NoVip { host: service.hostname.clone(), workload: workload.uid.clone() }),
+        }
     }
 }

@@ -1,31 +1,51 @@
 //! Turns changes into snapshots. The one place where indices are written; reading them is [`crate::snapshot`]'s.
 
+use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
-use core::hash::Hash;
+use core::mem;
 use core::net::IpAddr;
 
+use crate::absence::Forgetting;
 use crate::change::Change;
 use crate::cidr::CidrVips;
-use crate::claims::{Claimant, Claims};
-use crate::name::{NamespacedHostname, PolicyKey, Uid};
-use crate::policy::{Policy, PolicyScope};
-use crate::roster::{Endpoint, Roster};
-use crate::service::{Service, Vip};
-use crate::snapshot::{Map, Nested, Snapshot, Tables};
-use crate::workload::{NetworkMode, Workload};
+use crate::claims::precedence;
+use crate::intern::Pool;
+use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
+use crate::pages::Numbers;
+use crate::policy::Policy;
+use crate::roster::{Kind, Roster, at_number, is_same_endpoint};
+use crate::service::Service;
+use crate::service_index::ServiceIndex;
+use crate::snapshot::{Network, Snapshot, Tables, named, tail};
+use crate::touched::Touched;
+use crate::trie::Trie;
+use crate::wanted::Sought;
+use crate::workload::{Locality, NetworkMode, Place, Profile, Workload};
 
 /// The mesh as known so far. Changes come in any order: an endpoint may precede its service, a workload its policies.
 #[derive(Debug, Default)]
 pub struct SnapshotBuilder {
     tables: Tables,
+    numbers: Numbers,
+    profiles: Pool<Profile>,
+    places: Pool<Place>,
+    localities: Pool<Locality>,
+    texts: Pool<str>,
+    kinds: Pool<Kind>,
+    forgetting: Forgetting,
+    touched: Touched,
 }
 
 impl SnapshotBuilder {
     /// A mesh of nothing.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// A mesh of which the control plane sends only what it is asked for: what is not there may just not have been asked for.
+    pub fn on_demand() -> Self {
+        Self { tables: Tables { on_demand: true, ..Tables::default() }, ..Self::default() }
     }
 
     /// Takes one change into account. Costs no more than the change is large; snapshots already frozen stay as they are.
@@ -37,153 +57,273 @@ impl SnapshotBuilder {
             Change::ServiceGone(name) => self.remove_service(&name),
             Change::Policy(policy) => self.insert_policy(policy),
             Change::PolicyGone(key) => self.remove_policy(&key),
+            Change::Absent(sought) => self.forgetting.add(&mut self.tables.absences, sought.canonical()),
         }
     }
 
     /// The mesh as it is now, as the next generation. Costs a few reference counts, whatever the size of the mesh.
     pub fn freeze(&mut self) -> Snapshot {
         self.tables.generation += 1;
+        self.tables.log.push(mem::take(&mut self.touched));
         Snapshot::of(self.tables.clone())
     }
 
     fn insert_workload(&mut self, workload: Workload) {
+        let number = self.tables.number(&workload.uid);
+        let held = number.map(|number| at_number(&self.tables.workloads, number).clone());
         // The control plane resends everything after a reconnect; what did not change must not copy anything.
-        if self.tables.workloads.get(&workload.uid).is_some_and(|held| **held == workload) {
+        if held.as_deref() == Some(&workload) {
             return;
         }
-        self.remove_workload(&workload.uid);
-        let workload = Arc::new(workload);
-        let tables = &mut self.tables;
-        for address in indexed_addresses(&workload) {
-            claim_under(&mut tables.addresses, &workload.network, address, &workload);
+        let workload = Arc::new(self.shared(workload));
+        self.touched.workload(&workload);
+        held.iter().for_each(|held| self.touched.workload(held));
+        self.found(|| {
+            let address = |address| Sought::Address { network: workload.network.clone(), address };
+            let name =
+                NamespacedHostname { namespace: workload.namespace.clone(), hostname: workload.hostname.clone() };
+            indexed_addresses(&workload).map(address).chain([Sought::Hostname(name)])
+        });
+        let number = number.unwrap_or_else(|| self.numbers.take());
+        let places = Places::changed(held.as_deref(), &workload);
+        if let Some(held) = &held {
+            self.strike_out(number, held, places);
         }
-        claim_under(&mut tables.names, &workload.namespace, workload.name.clone(), &workload);
-        if !workload.hostname.is_empty() {
-            claim(&mut tables.workload_hostnames, workload.hostname.clone(), &workload);
+        self.tables.workloads.set(number, Some(workload.clone()));
+        self.enter(number, &workload, places);
+        if let Some(held) = held {
+            self.give_back(&held);
         }
-        // In reverse, so that of a service named twice the first mention is what stays.
-        for (membership, (service, _)) in workload.services.iter().enumerate().rev() {
-            let rosters = inner(&mut tables.rosters, &service.hostname);
-            let endpoint = Endpoint::new(workload.clone(), membership);
-            match rosters.get_mut(&service.namespace) {
-                Some(roster) => roster.insert(endpoint),
-                None => {
-                    let mut roster = Roster::default();
-                    roster.insert(endpoint);
-                    rosters.insert_mut(service.namespace.clone(), roster);
-                }
-            }
-        }
-        tables.workloads.insert_mut(workload.uid.clone(), workload);
     }
 
     fn remove_workload(&mut self, uid: &Uid) {
-        let Some(workload) = self.tables.workloads.get(uid).cloned() else {
+        let Some(number) = self.tables.number(uid) else {
             return;
         };
-        let tables = &mut self.tables;
-        for address in indexed_addresses(&workload) {
-            waive_under(&mut tables.addresses, &workload.network, &address, &workload);
-        }
-        waive_under(&mut tables.names, &workload.namespace, &workload.name, &workload);
-        waive(&mut tables.workload_hostnames, &workload.hostname, &workload);
-        for (service, _) in &workload.services {
-            let Some(rosters) = tables.rosters.get_mut(&service.hostname) else {
-                continue;
-            };
-            let Some(roster) = rosters.get_mut(&service.namespace) else {
-                continue;
-            };
-            roster.remove(uid);
-            if roster.is_empty() {
-                rosters.remove_mut(&service.namespace);
-            }
-            if rosters.is_empty() {
-                tables.rosters.remove_mut(&service.hostname);
-            }
-        }
-        tables.workloads.remove_mut(uid);
+        let held = at_number(&self.tables.workloads, number).clone();
+        self.touched.workload(&held);
+        self.strike_out(number, &held, Places::ALL);
+        self.tables.workloads.set(number, None);
+        self.numbers.give_back(number);
+        self.give_back(&held);
     }
 
-    fn insert_service(&mut self, service: Service) {
+    /// The same workload, holding what others hold, too.
+    fn shared(&mut self, mut workload: Workload) -> Workload {
+        if workload.addresses.len() > 1 {
+            let mut addresses = workload.addresses.to_vec();
+            keep_first(&mut addresses, IpAddr::to_canonical);
+            workload.addresses = addresses.into();
+        }
+        workload.profile = match self.profiles.take_held(&workload.profile) {
+            Some(profile) => profile,
+            None => {
+                let mut profile = Profile::clone(&workload.profile);
+                keep_first(&mut profile.services, |(service, _)| service.clone());
+                profile.texts(&mut |text| *text = self.texts.take(text));
+                self.profiles.take(&Arc::new(profile))
+            }
+        };
+        workload.place = match self.places.take_held(&workload.place) {
+            Some(place) => place,
+            None => {
+                let Place { node, locality } = &*workload.place;
+                let (node, locality) = (self.texts.take(node), self.localities.take(locality));
+                self.places.take(&Arc::new(Place { node, locality }))
+            }
+        };
+        workload
+    }
+
+    fn give_back(&mut self, workload: &Workload) {
+        if self.profiles.give_back(&workload.profile) {
+            Profile::clone(&workload.profile).texts(&mut |text| {
+                self.texts.give_back(text);
+            });
+        }
+        if self.places.give_back(&workload.place) {
+            self.texts.give_back(&workload.place.node);
+            self.localities.give_back(&workload.place.locality);
+        }
+    }
+
+    /// Enters a workload where it is to be found, as far as `places` say. It is in `workloads` already.
+    fn enter(&mut self, number: u32, workload: &Workload, places: Places) {
+        let tables = &mut self.tables;
+        // The best of those with one key stands first among them, and so among all with one tag.
+        let held = tables.workloads.clone();
+        let better = |other: &u32| precedence(at_number(&held, *other), workload).is_lt();
+        let (by_uid, by_name) = (tables.tag(tail(&workload.uid)), tables.tag(named(workload)));
+        if places.uid || places.name {
+            tables.by_uid.insert(by_uid, number, better);
+        }
+        if places.name && by_uid != by_name {
+            tables.by_name.insert(by_name, number, better);
+        }
+        if places.hostname && !workload.hostname.is_empty() {
+            let tag = tables.tag((&*workload.namespace, &*workload.hostname));
+            tables.by_hostname.insert(tag, number, better);
+        }
+        if places.addresses {
+            for address in indexed_addresses(workload) {
+                let tag = tables.address_tag(address);
+                network_mut(tables, &workload.network).workloads_mut(address).insert(tag, number, better);
+            }
+        }
+        if places.rosters {
+            for (service, ports) in &workload.services {
+                let tag = tables.tag((&*service.namespace, &*service.hostname));
+                let kind = self.kinds.take(&Arc::new(Kind::of(workload, ports)));
+                let found = tables.rosters.find_mut(tag, |roster| roster.service == *service);
+                match found {
+                    Some(roster) => Arc::make_mut(roster).insert(&held, number, workload, kind),
+                    None => {
+                        let mut roster = Roster::new(service.clone());
+                        roster.insert(&held, number, workload, kind);
+                        tables.rosters.insert(tag, Arc::new(roster), |_| true);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The reverse of [`SnapshotBuilder::enter`]. The workload is in `workloads` still.
+    fn strike_out(&mut self, number: u32, workload: &Workload, places: Places) {
+        let tables = &mut self.tables;
+        let is_it = |other: &u32| *other == number;
+        let (by_uid, by_name) = (tables.tag(tail(&workload.uid)), tables.tag(named(workload)));
+        if places.uid || places.name {
+            tables.by_uid.remove(by_uid, is_it);
+        }
+        if places.name && by_uid != by_name {
+            tables.by_name.remove(by_name, is_it);
+        }
+        if places.hostname && !workload.hostname.is_empty() {
+            let tag = tables.tag((&*workload.namespace, &*workload.hostname));
+            tables.by_hostname.remove(tag, is_it);
+        }
+        if places.addresses {
+            for address in indexed_addresses(workload) {
+                let tag = tables.address_tag(address);
+                network_mut(tables, &workload.network).workloads_mut(address).remove(tag, is_it);
+            }
+            drop_empty_network(tables, &workload.network);
+        }
+        if places.rosters {
+            for (service, ports) in &workload.services {
+                let tag = tables.tag((&*service.namespace, &*service.hostname));
+                let is_it = |roster: &Arc<Roster>| roster.service == *service;
+                let found = tables.rosters.find_mut(tag, is_it);
+                let roster = Arc::make_mut(found.expect("every service a workload names has a roster"));
+                let kind = Kind::of(workload, ports);
+                let kind = self.kinds.held(&kind).expect("taken when the workload was entered");
+                roster.remove(&tables.workloads, workload, &kind);
+                self.kinds.give_back(&kind);
+                if roster.is_empty() {
+                    tables.rosters.remove(tag, is_it);
+                }
+            }
+        }
+    }
+
+    /// What was known to be absent is there.
+    fn found<I: Iterator<Item = Sought>>(&mut self, sought: impl FnOnce() -> I) {
+        if !self.tables.absences.is_empty() {
+            sought().for_each(|sought| self.tables.absences.remove(&sought));
+        }
+    }
+
+    fn insert_service(&mut self, mut service: Service) {
         let name = service.key();
-        let held = self.tables.services.get(&name.hostname).and_then(|held| find_service(held, &name));
+        let held = find_service(&self.tables, &name);
         if held.is_some_and(|held| **held == service) {
             return;
         }
         self.remove_service(&name);
+        service.texts(&mut |text| *text = self.texts.take(text));
         let service = Arc::new(service);
+        self.touched.service(service.key());
+        self.found(|| {
+            let vips = service
+                .vips
+                .iter()
+                .filter_map(|vip| Some(Sought::Address { network: vip.network.clone(), address: vip.single()? }));
+            vips.chain([Sought::Hostname(service.key())])
+        });
         let tables = &mut self.tables;
         for vip in &service.vips {
-            match single(vip) {
-                Some(address) => claim_under(&mut tables.vips, &vip.network, address, &service),
-                None => match tables.cidr_vips.get_mut(&vip.network) {
-                    Some(blocks) => blocks.insert(vip.address, service.clone()),
-                    None => {
-                        let mut blocks = CidrVips::default();
-                        blocks.insert(vip.address, service.clone());
-                        tables.cidr_vips.insert_mut(vip.network.clone(), blocks);
-                    }
-                },
+            let network = network_mut(tables, &vip.network);
+            match vip.single() {
+                Some(address) => network.vips.claim(address, &service),
+                None => network.blocks.insert(vip.address, &service),
             }
         }
-        claim(&mut tables.services, service.hostname.clone(), &service);
+        tables.services.claim(service.hostname.clone(), &service);
     }
 
     fn remove_service(&mut self, name: &NamespacedHostname) {
-        let held = self.tables.services.get(&name.hostname).and_then(|held| find_service(held, name));
-        let Some(service) = held.cloned() else { return };
+        let Some(service) = find_service(&self.tables, name).cloned() else { return };
+        self.touched.service(service.key());
         let tables = &mut self.tables;
         for vip in &service.vips {
-            if let Some(address) = single(vip) {
-                waive_under(&mut tables.vips, &vip.network, &address, &service);
-            } else if let Some(blocks) = tables.cidr_vips.get_mut(&vip.network) {
-                blocks.remove(vip.address, &service);
-                if blocks.is_empty() {
-                    tables.cidr_vips.remove_mut(&vip.network);
-                }
+            let network = network_mut(tables, &vip.network);
+            match vip.single() {
+                Some(address) => network.vips.waive(&address, &service),
+                None => network.blocks.remove(vip.address, &service),
             }
+            drop_empty_network(tables, &vip.network);
         }
-        waive(&mut tables.services, &service.hostname, &service);
+        tables.services.waive(&service.hostname, &service);
+        Service::clone(&service).texts(&mut |text| {
+            self.texts.give_back(text);
+        });
     }
 
     fn insert_policy(&mut self, policy: Policy) {
-        if self.tables.policies.get(&policy.key).is_some_and(|held| **held == policy) {
+        if self.tables.policies.get(&policy.key).is_some_and(|held| *held.policy == policy) {
             return;
         }
         self.remove_policy(&policy.key);
-        let policy = Arc::new(policy);
-        match policy.scope {
-            PolicyScope::Global => insert_sorted(&mut self.tables.global_policies, &policy),
-            PolicyScope::Namespace => match self.tables.namespace_policies.get_mut(&policy.namespace) {
-                Some(policies) => insert_sorted(policies, &policy),
-                None => {
-                    let policies = Arc::new(vec![policy.clone()]);
-                    self.tables.namespace_policies.insert_mut(policy.namespace.clone(), policies);
-                }
-            },
-            PolicyScope::WorkloadSelector => {}
-        }
-        self.tables.policies.insert_mut(policy.key.clone(), policy);
+        self.touched.policy(&policy);
+        self.tables.policies.insert(policy);
     }
 
     fn remove_policy(&mut self, key: &PolicyKey) {
-        let Some(policy) = self.tables.policies.get(key).cloned() else {
-            return;
-        };
-        match policy.scope {
-            PolicyScope::Global => remove_sorted(&mut self.tables.global_policies, key),
-            PolicyScope::Namespace => {
-                if let Some(policies) = self.tables.namespace_policies.get_mut(&policy.namespace) {
-                    remove_sorted(policies, key);
-                    if policies.is_empty() {
-                        self.tables.namespace_policies.remove_mut(&policy.namespace);
-                    }
-                }
-            }
-            PolicyScope::WorkloadSelector => {}
+        if let Some(held) = self.tables.policies.get(key) {
+            self.touched.policy(&held.policy);
+            self.tables.policies.remove(key);
         }
-        self.tables.policies.remove_mut(key);
+    }
+}
+
+/// Where a workload is to be found, and which of it a change concerns.
+#[derive(Clone, Copy, Debug)]
+struct Places {
+    uid: bool,
+    name: bool,
+    hostname: bool,
+    addresses: bool,
+    rosters: bool,
+}
+
+impl Places {
+    const ALL: Self = Self { uid: true, name: true, hostname: true, addresses: true, rosters: true };
+
+    /// An endpoint whose health, node or labels changed is still found where it was: nothing of that is copied.
+    fn changed(held: Option<&Workload>, new: &Workload) -> Self {
+        let Some(held) = held else { return Self::ALL };
+        // Where several share a key, the better comes first.
+        let ranked = held.protocol != new.protocol;
+        Self {
+            uid: false,
+            name: ranked || held.namespace != new.namespace || held.name() != new.name(),
+            hostname: ranked || held.namespace != new.namespace || held.hostname != new.hostname,
+            addresses: ranked
+                || held.network != new.network
+                || held.network_mode != new.network_mode
+                || held.addresses != new.addresses,
+            rosters: !is_same_endpoint(held, new),
+        }
     }
 }
 
@@ -196,78 +336,33 @@ fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = IpAddr> {
     own.iter().map(|address| address.to_canonical())
 }
 
-fn single(vip: &Vip) -> Option<IpAddr> {
-    (vip.address.prefix_len() == vip.address.max_prefix_len()).then(|| vip.address.addr().to_canonical())
+/// Drops every item with the key of an earlier one. A tenant decides how many services select its pod, so not by comparing
+/// all with all.
+fn keep_first<T, K: Ord>(items: &mut Vec<T>, key: impl Fn(&T) -> K) {
+    let mut seen = BTreeSet::new();
+    items.retain(|item| seen.insert(key(item)));
 }
 
-fn find_service<'a>(held: &'a Claims<Arc<Service>>, name: &NamespacedHostname) -> Option<&'a Arc<Service>> {
-    held.as_slice().iter().find(|service| service.namespace == name.namespace)
+fn find_service<'t>(tables: &'t Tables, name: &NamespacedHostname) -> Option<&'t Arc<Service>> {
+    tables.services.get(&*name.hostname).iter().find(|service| service.namespace == name.namespace)
 }
 
-fn inner<'a, K, J, V>(map: &'a mut Nested<K, J, V>, outer: &K) -> &'a mut Map<J, V>
-where
-    K: Clone + Eq + Hash,
-    J: Clone + Eq + Hash,
-    V: Clone,
-{
-    if !map.contains_key(outer) {
-        map.insert_mut(outer.clone(), Map::default());
-    }
-    map.get_mut(outer).expect("inserted above if it was missing")
+fn network_mut<'t>(tables: &'t mut Tables, name: &NetworkId) -> &'t mut Network {
+    let networks = Arc::make_mut(&mut tables.networks);
+    let at = networks.binary_search_by(|network| network.name.cmp(name)).unwrap_or_else(|at| {
+        let name = name.clone();
+        let (vips, blocks) = (ServiceIndex::default(), CidrVips::default());
+        networks.insert(at, Network { name, v4: Trie::default(), v6: Trie::default(), vips, blocks });
+        at
+    });
+    &mut networks[at]
 }
 
-fn claim<K: Eq + Hash + Clone, T: Claimant>(map: &mut Map<K, Claims<T>>, key: K, claimant: &T) {
-    let claims = match map.get(&key) {
-        Some(held) => held.with(claimant.clone()),
-        None => Claims::One(claimant.clone()),
+fn drop_empty_network(tables: &mut Tables, name: &NetworkId) {
+    let is_empty = |network: &Network| {
+        network.v4.is_empty() && network.v6.is_empty() && network.vips.is_empty() && network.blocks.is_empty()
     };
-    map.insert_mut(key, claims);
-}
-
-fn waive<K: Eq + Hash + Clone, T: Claimant>(map: &mut Map<K, Claims<T>>, key: &K, claimant: &T) {
-    let Some(held) = map.get(key) else { return };
-    match held.without(claimant) {
-        Some(rest) => map.insert_mut(key.clone(), rest),
-        None => {
-            map.remove_mut(key);
-        }
-    }
-}
-
-fn claim_under<K, J, T>(map: &mut Nested<K, J, Claims<T>>, outer: &K, key: J, claimant: &T)
-where
-    K: Eq + Hash + Clone,
-    J: Eq + Hash + Clone,
-    T: Claimant,
-{
-    claim(inner(map, outer), key, claimant);
-}
-
-fn waive_under<K, J, T>(map: &mut Nested<K, J, Claims<T>>, outer: &K, key: &J, claimant: &T)
-where
-    K: Eq + Hash + Clone,
-    J: Eq + Hash + Clone,
-    T: Claimant,
-{
-    let Some(inner) = map.get_mut(outer) else {
-        return;
-    };
-    waive(inner, key, claimant);
-    if inner.is_empty() {
-        map.remove_mut(outer);
-    }
-}
-
-fn insert_sorted(policies: &mut Arc<Vec<Arc<Policy>>>, policy: &Arc<Policy>) {
-    let policies = Arc::make_mut(policies);
-    match policies.binary_search_by(|held| held.key.cmp(&policy.key)) {
-        Ok(at) => policies[at] = policy.clone(),
-        Err(at) => policies.insert(at, policy.clone()),
-    }
-}
-
-fn remove_sorted(policies: &mut Arc<Vec<Arc<Policy>>>, key: &PolicyKey) {
-    if let Ok(at) = policies.binary_search_by(|held| held.key.cmp(key)) {
-        Arc::make_mut(policies).remove(at);
+    if tables.network(name).is_some_and(is_empty) {
+        Arc::make_mut(&mut tables.networks).retain(|network| network.name != *name);
     }
 }

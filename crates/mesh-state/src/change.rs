@@ -3,6 +3,7 @@
 use crate::name::{NamespacedHostname, PolicyKey, Uid};
 use crate::policy::Policy;
 use crate::service::Service;
+use crate::wanted::Sought;
 use crate::workload::Workload;
 
 /// One change. The first of each pair inserts or replaces; removing what is not there is no error.
@@ -20,4 +21,7 @@ pub enum Change {
     Policy(Policy),
     /// A policy is gone.
     PolicyGone(PolicyKey),
+    /// The control plane was asked for this and has it not. Holds until it comes, or is forgotten: see
+    /// [`crate::absence::ABSENT_MAX`].
+    Absent(Sought),
 }

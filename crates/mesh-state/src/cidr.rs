@@ -6,9 +6,9 @@ use core::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::claims::{Claims, visible};
+use crate::claims::visible;
 use crate::service::Service;
-use crate::snapshot::Map;
+use crate::service_index::ServiceIndex;
 
 /// The blocks of one network, one map for each prefix length in use, longest first: a lookup costs one probe per length.
 #[derive(Clone, Debug, Default)]
@@ -20,12 +20,19 @@ pub(crate) struct CidrVips {
 struct Level {
     prefix_len: u8,
     is_v4: bool,
-    blocks: Map<IpNet, Claims<Arc<Service>>>,
+    blocks: ServiceIndex<IpNet>,
 }
 
 impl CidrVips {
     pub(crate) fn is_empty(&self) -> bool {
         self.levels.is_empty()
+    }
+
+    /// Whether any block has an address.
+    pub(crate) fn covers(&self, address: IpAddr) -> bool {
+        self.levels.iter().filter(|level| level.is_v4 == address.is_ipv4()).any(|level| {
+            IpNet::new(address, level.prefix_len).is_ok_and(|block| !level.blocks.get(&block.trunc()).is_empty())
+        })
     }
 
     /// The service a client in `namespace` means by `address`: of its own namespace before the longest prefix before a
@@ -36,8 +43,7 @@ impl CidrVips {
             let Ok(block) = IpNet::new(address, level.prefix_len) else {
                 continue;
             };
-            let Some(service) = level.blocks.get(&block.trunc()).and_then(|held| visible(held.as_slice(), namespace))
-            else {
+            let Some(service) = visible(level.blocks.get(&block.trunc()), namespace) else {
                 continue;
             };
             if &*service.namespace == namespace {
@@ -48,7 +54,7 @@ impl CidrVips {
         longest
     }
 
-    pub(crate) fn insert(&mut self, block: IpNet, service: Arc<Service>) {
+    pub(crate) fn insert(&mut self, block: IpNet, service: &Arc<Service>) {
         let block = block.trunc();
         let levels = Arc::make_mut(&mut self.levels);
         let at = match position(levels, &block) {
@@ -56,17 +62,16 @@ impl CidrVips {
             Err(at) => {
                 levels.insert(
                     at,
-                    Level { prefix_len: block.prefix_len(), is_v4: block.addr().is_ipv4(), blocks: Map::default() },
+                    Level {
+                        prefix_len: block.prefix_len(),
+                        is_v4: block.addr().is_ipv4(),
+                        blocks: ServiceIndex::default(),
+                    },
                 );
                 at
             }
         };
-        let blocks = &mut levels[at].blocks;
-        let claims = match blocks.get(&block) {
-            Some(held) => held.with(service),
-            None => Claims::One(service),
-        };
-        blocks.insert_mut(block, claims);
+        levels[at].blocks.claim(block, service);
     }
 
     pub(crate) fn remove(&mut self, block: IpNet, service: &Arc<Service>) {
@@ -75,14 +80,8 @@ impl CidrVips {
             return;
         };
         let levels = Arc::make_mut(&mut self.levels);
-        let blocks = &mut levels[at].blocks;
-        match blocks.get(&block).and_then(|held| held.without(service)) {
-            Some(rest) => blocks.insert_mut(block, rest),
-            None => {
-                blocks.remove_mut(&block);
-            }
-        }
-        if blocks.is_empty() {
+        levels[at].blocks.waive(&block, service);
+        if levels[at].blocks.is_empty() {
             levels.remove(at);
         }
     }

@@ -24,10 +24,6 @@ impl<T: Claimant> Claims<T> {
         }
     }
 
-    pub(crate) fn best(&self) -> &T {
-        &self.as_slice()[0]
-    }
-
     /// With `claimant` in its place; one that claims already is replaced.
     pub(crate) fn with(&self, claimant: T) -> Self {
         let held = self.as_slice();
@@ -61,20 +57,6 @@ pub(crate) trait Claimant: Clone {
     fn precedence(&self, other: &Self) -> Ordering;
 }
 
-/// Behaviour §8.4: a captured pod before any pod before anything captured. An address is often held for a moment by the old
-/// and the new workload of a rollout, and by a pod and the workload entry that describes it.
-impl Claimant for Arc<Workload> {
-    fn precedence(&self, other: &Self) -> Ordering {
-        let rank = |workload: &Workload| match (workload.is_pod(), workload.protocol) {
-            (true, TunnelProtocol::Hbone) => 0,
-            (true, TunnelProtocol::None) => 1,
-            (false, TunnelProtocol::Hbone) => 2,
-            (false, TunnelProtocol::None) => 3,
-        };
-        rank(self).cmp(&rank(other)).then_with(|| self.uid.cmp(&other.uid))
-    }
-}
-
 /// By namespace, in each the canonical ones first.
 impl Claimant for Arc<Service> {
     fn precedence(&self, other: &Self) -> Ordering {
@@ -84,6 +66,19 @@ impl Claimant for Arc<Service> {
             .then_with(|| order(self).cmp(&order(other)))
             .then_with(|| self.hostname.cmp(&other.hostname))
     }
+}
+
+/// Of workloads that share a key, the better one is `Less` (behaviour §8.4): a captured pod before any pod before anything
+/// captured. An address is often held for a moment by the old and the new workload of a rollout, and by a pod and the
+/// workload entry that describes it.
+pub(crate) fn precedence(one: &Workload, other: &Workload) -> Ordering {
+    let rank = |workload: &Workload| match (workload.is_pod(), workload.protocol) {
+        (true, TunnelProtocol::Hbone) => 0,
+        (true, TunnelProtocol::None) => 1,
+        (false, TunnelProtocol::Hbone) => 2,
+        (false, TunnelProtocol::None) => 3,
+    };
+    rank(one).cmp(&rank(other)).then_with(|| one.uid.cmp(&other.uid))
 }
 
 /// Of services that share a key, the one a client in `namespace` means: among those it may see, its own namespace's before a

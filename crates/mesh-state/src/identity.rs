@@ -83,6 +83,11 @@ impl Identity {
         &self.text
     }
 
+    /// The text, to be replaced by an equal one that others hold, too.
+    pub(crate) fn text_mut(&mut self) -> &mut Arc<str> {
+        &mut self.text
+    }
+
     /// The identity without its scheme, `TD/ns/NS/sa/SA`: what policies call a principal.
     pub fn principal(&self) -> &str {
         &self.text[SCHEME.len()..]

@@ -80,6 +80,11 @@ impl NamespacedHostname {
         Self { namespace: namespace.into(), hostname: hostname.into() }
     }
 
+    pub(crate) fn texts(&mut self, visit: &mut dyn FnMut(&mut Arc<str>)) {
+        visit(&mut self.namespace);
+        visit(&mut self.hostname);
+    }
+
     /// Reads `NAMESPACE/HOSTNAME`.
     pub fn parse(text: &str) -> Result<Self, NamespacedHostnameError> {
         match text.split_once('/') {

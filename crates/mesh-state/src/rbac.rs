@@ -1,17 +1,31 @@
 //! Whether policy allows a connection (behaviour §7). Knows nothing of tunnels: it is asked about a peer and a target.
+//!
+//! Two traps of the reference are not copied, both of which let in what policy should have stopped: a policy attached by a
+//! name that nobody sent is skipped there, and a condition that cannot be read (a malformed block, say) is dropped, which
+//! can make a narrow allow policy a wide one. Here the first denies, and the second matches everything in a deny policy and
+//! nothing in an allow policy ([decision 0004](../../../docs/decisions/0004-fail-closed.md)).
+//!
+//! What an evaluation costs: a few lookups for the policies of the mesh and of the workload's namespace, however many there
+//! are, as long as their rules name peers, ports or addresses; then each rule of the policies attached to the workload.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr};
 
-use ipnet::IpNet;
 use thiserror::Error;
 
 use crate::identity::Identity;
 use crate::name::PolicyKey;
-use crate::policy::{Action, Clause, Match, Policy, PolicyScope, ServiceAccountMatch, StringMatch};
+use crate::policy::{Policy, PolicyScope};
 use crate::snapshot::Snapshot;
 use crate::workload::Workload;
+
+use index::{Index, Role};
+use matcher::Facts;
+
+mod index;
+mod matcher;
+pub(crate) mod policies;
+mod posting;
 
 /// A connection, as policy sees it.
 #[derive(Clone, Copy, Debug)]
@@ -83,45 +97,36 @@ pub enum DryRun {
     NoneAllowed,
 }
 
-/// Decides a connection, in the order of §7.2.
+/// Decides a connection, in the order of §7.2. Of several policies that decide alike it names the mesh's before the
+/// namespace's before those attached to the workload, each in the order of their keys (attached ones: as attached).
 ///
 /// A policy attached by name that is not known denies: the reference skips it and lets in what it should have stopped,
 /// which with STRICT mutual TLS (itself such a policy) is all plaintext.
 pub fn evaluate(snapshot: &Snapshot, query: &Query<'_>) -> Verdict {
-    let mut dry_run = Vec::new();
-    let mut denied = None;
-    for policy in selecting(snapshot, query.workload, Action::Deny) {
-        let Some(deciding) = matching(policy, query) else {
-            continue;
-        };
-        if policy.dry_run {
-            dry_run.push(DryRun::Denied(deciding));
-        } else if denied.is_none() {
-            denied = Some(Denial::Explicit(deciding));
-        }
-    }
-    let denied = denied.or_else(|| unknown(snapshot, query.workload).map(Denial::UnknownPolicy));
-    if let Some(denial) = denied {
+    let facts = Facts::of(query);
+    let policies = snapshot.compiled_policies();
+    let scopes = [Some(policies.global()), policies.of_namespace(&query.workload.namespace)];
+    let scopes = || scopes.into_iter().flatten();
+    let attached = Attached::ask(snapshot, query.workload, &facts);
+    let reported = |role| -> Vec<Deciding> { scopes().flat_map(|scope| scope.all(role, &facts)).collect() };
+    let first = |role| scopes().find_map(|scope: &Index| scope.first(role, &facts));
+
+    let mut dry_run: Vec<DryRun> = reported(Role::DenyDryRun).into_iter().map(DryRun::Denied).collect();
+    dry_run.extend(attached.denied_dry.into_iter().map(DryRun::Denied));
+    let denied = first(Role::Deny).or(attached.denied).map(Denial::Explicit);
+    if let Some(denial) = denied.or(attached.unknown.map(Denial::UnknownPolicy)) {
         return Verdict { decision: Err(denial), dry_run };
     }
 
-    let mut matched = None;
-    let mut refuses_others = false;
-    let mut refuses_others_dry = false;
-    for policy in selecting(snapshot, query.workload, Action::Allow) {
-        if policy.dry_run {
-            refuses_others_dry = true;
-            dry_run.extend(matching(policy, query).map(DryRun::Allowed));
-        } else if matched.is_none() {
-            refuses_others = true;
-            matched = matching(policy, query);
-        }
-    }
-    let allowed_dry = dry_run.iter().any(|report| matches!(report, DryRun::Allowed(_)));
-    if refuses_others_dry && !allowed_dry && !refuses_others {
+    let refuses_others = attached.has_allow || scopes().any(|scope| scope.has(Role::Allow));
+    let refuses_others_dry = attached.has_allow_dry || scopes().any(|scope| scope.has(Role::AllowDryRun));
+    let denials = dry_run.len();
+    dry_run.extend(reported(Role::AllowDryRun).into_iter().map(DryRun::Allowed));
+    dry_run.extend(attached.allowed_dry.into_iter().map(DryRun::Allowed));
+    if refuses_others_dry && dry_run.len() == denials && !refuses_others {
         dry_run.push(DryRun::NoneAllowed);
     }
-    let decision = match matched {
+    let decision = match first(Role::Allow).or(attached.allowed) {
         Some(deciding) => Ok(Allowance::Matched(deciding)),
         None if refuses_others => Err(Denial::NoneAllowed),
         None => Ok(Allowance::NoAllowPolicies),
@@ -129,105 +134,52 @@ pub fn evaluate(snapshot: &Snapshot, query: &Query<'_>) -> Verdict {
     Verdict { decision, dry_run }
 }
 
-/// The policies for a workload (§7.1): the mesh's, its namespace's, those attached to it. A policy both attached and in
-/// scope comes once.
-fn selecting<'a>(
-    snapshot: &'a Snapshot,
-    workload: &'a Workload,
-    action: Action,
-) -> impl Iterator<Item = &'a Arc<Policy>> {
-    let attached = workload.authorization_policies.iter().filter_map(|key| snapshot.policy(key));
-    let attached = attached.filter(|policy| match policy.scope {
-        PolicyScope::Global => false,
-        PolicyScope::Namespace => policy.namespace != workload.namespace,
-        PolicyScope::WorkloadSelector => true,
-    });
-    let in_scope = snapshot.global_policies().iter().chain(snapshot.namespace_policies(&workload.namespace));
-    in_scope.chain(attached).filter(move |policy| policy.action == action)
+/// What the policies say that are for a workload because they are attached to it (§7.1), and for no other reason.
+#[derive(Default)]
+struct Attached {
+    denied: Option<Deciding>,
+    denied_dry: Vec<Deciding>,
+    has_allow: bool,
+    allowed: Option<Deciding>,
+    has_allow_dry: bool,
+    allowed_dry: Vec<Deciding>,
+    unknown: Option<PolicyKey>,
 }
 
-fn unknown(snapshot: &Snapshot, workload: &Workload) -> Option<PolicyKey> {
-    workload.authorization_policies.iter().find(|key| snapshot.policy(key).is_none()).cloned()
-}
-
-/// The first rule of a policy that matches: all its clauses must, and in each clause one match.
-fn matching(policy: &Policy, query: &Query<'_>) -> Option<Deciding> {
-    let holds = |clause: &Clause| {
-        clause.matches.is_empty() || clause.matches.iter().any(|condition| satisfied(condition, query, policy.action))
-    };
-    let rule = policy.rules.iter().position(|rule| rule.clauses.iter().all(holds))?;
-    Some(Deciding { policy: policy.key.clone(), rule })
-}
-
-/// Whether every populated field of a match holds, and there is one.
-fn satisfied(condition: &Match, query: &Query<'_>, action: Action) -> bool {
-    // Taken apart in full, so that a field added to the type cannot be forgotten here.
-    let Match {
-        namespaces,
-        not_namespaces,
-        principals,
-        not_principals,
-        source_ips,
-        not_source_ips,
-        destination_ips,
-        not_destination_ips,
-        destination_ports,
-        not_destination_ports,
-        service_accounts,
-        not_service_accounts,
-        unreadable,
-    } = condition;
-
-    let namespace = |value: &StringMatch| text_matches(value, query.identity.map_or("", Identity::namespace));
-    let principal =
-        |value: &StringMatch| query.identity.is_some_and(|identity| text_matches(value, identity.principal()));
-    let source = |value: &IpNet| covers(value, query.peer);
-    let destination = |value: &IpNet| covers(value, query.target.ip());
-    let port = |value: &u16| *value == query.target.port();
-    let account = |value: &ServiceAccountMatch| {
-        query.identity.is_some_and(|identity| {
-            identity.namespace() == &*value.namespace && identity.service_account() == &*value.service_account
-        })
-    };
-
-    let mut populated = false;
-    let mut field = |is_empty: bool, holds: &dyn Fn() -> bool| {
-        populated |= !is_empty;
-        is_empty || holds()
-    };
-    field(namespaces.is_empty(), &|| namespaces.iter().any(namespace))
-        && field(not_namespaces.is_empty(), &|| !not_namespaces.iter().any(namespace))
-        && field(principals.is_empty(), &|| principals.iter().any(principal))
-        && field(not_principals.is_empty(), &|| !not_principals.iter().any(principal))
-        && field(source_ips.is_empty(), &|| source_ips.iter().any(source))
-        && field(not_source_ips.is_empty(), &|| !not_source_ips.iter().any(source))
-        && field(destination_ips.is_empty(), &|| destination_ips.iter().any(destination))
-        && field(not_destination_ips.is_empty(), &|| !not_destination_ips.iter().any(destination))
-        && field(destination_ports.is_empty(), &|| destination_ports.iter().any(port))
-        && field(not_destination_ports.is_empty(), &|| !not_destination_ports.iter().any(port))
-        && field(service_accounts.is_empty(), &|| service_accounts.iter().any(account))
-        && field(not_service_accounts.is_empty(), &|| !not_service_accounts.iter().any(account))
-        && field(unreadable.is_empty(), &|| action == Action::Deny)
-        && populated
-}
-
-fn text_matches(value: &StringMatch, text: &str) -> bool {
-    match value {
-        StringMatch::Exact(exact) => text == &**exact,
-        StringMatch::Prefix(prefix) => text.starts_with(&**prefix),
-        StringMatch::Suffix(suffix) => text.ends_with(&**suffix),
-        StringMatch::Presence => !text.is_empty(),
+impl Attached {
+    fn ask(snapshot: &Snapshot, workload: &Workload, facts: &Facts<'_>) -> Self {
+        let mut said = Self::default();
+        for key in &workload.authorization_policies {
+            let Some(compiled) = snapshot.compiled_policies().get(key) else {
+                said.unknown.get_or_insert_with(|| key.clone());
+                continue;
+            };
+            if is_in_scope(&compiled.policy, workload) {
+                continue;
+            }
+            match Role::of(&compiled.policy) {
+                Role::Deny if said.denied.is_none() => said.denied = compiled.matching(facts),
+                Role::Deny => {}
+                Role::DenyDryRun => said.denied_dry.extend(compiled.matching(facts)),
+                Role::Allow => {
+                    said.has_allow = true;
+                    said.allowed = said.allowed.or_else(|| compiled.matching(facts));
+                }
+                Role::AllowDryRun => {
+                    said.has_allow_dry = true;
+                    said.allowed_dry.extend(compiled.matching(facts));
+                }
+            }
+        }
+        said
     }
 }
 
-/// Whether a block has an address. A block of IPv4-mapped addresses is the IPv4 block it means, since addresses arrive here
-/// as IPv4 (§3.4); otherwise a deny policy written that way would deny nothing.
-fn covers(block: &IpNet, address: IpAddr) -> bool {
-    const MAPPED_PREFIX_LEN: u8 = 96;
-    match (block, address.to_canonical()) {
-        (IpNet::V6(block), IpAddr::V4(address)) => {
-            block.prefix_len() >= MAPPED_PREFIX_LEN && block.contains(&address.to_ipv6_mapped())
-        }
-        (block, address) => block.contains(&address),
+/// Whether a policy is for a workload without being attached to it; such a policy counts once.
+fn is_in_scope(policy: &Policy, workload: &Workload) -> bool {
+    match policy.scope {
+        PolicyScope::Global => true,
+        PolicyScope::Namespace => policy.namespace == workload.namespace,
+        PolicyScope::WorkloadSelector => false,
     }
 }

@@ -1,152 +1,207 @@
-//! The endpoints of one service in the order of their keys: a persistent sorted list. Which one to take is the choice of
-//! `route::balance`.
+//! The endpoints of one service: groups of those that are alike in everything by which one is chosen, but for weight and node.
+//! Choosing is `route::balance`'s, which judges a group by its kind.
+//!
+//! Everything here is ordered by what the endpoints are and not by how they came, so that one mesh has one order.
 
 use alloc::sync::Arc;
-use alloc::vec;
 use alloc::vec::Vec;
+use core::cmp::Ordering;
+use core::iter;
 
-use crate::name::Uid;
-use crate::service;
-use crate::workload::Workload;
+use crate::members::{Member, Members};
+use crate::name::{NamespacedHostname, NetworkId};
+use crate::pages::Pages;
+use crate::service::{self, PortMapping};
+use crate::workload::{Locality, Status, Workload};
 
 /// A workload as an endpoint of one service.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
+#[derive(Clone, Copy, Debug)]
+pub struct Endpoint<'s> {
     /// The workload.
-    pub workload: Arc<Workload>,
-    /// Which of `workload.services` this is.
-    membership: usize,
+    pub workload: &'s Arc<Workload>,
+    ports: &'s [PortMapping],
 }
 
-impl Endpoint {
-    /// `membership` is the position of the service in `workload.services`.
-    pub(crate) fn new(workload: Arc<Workload>, membership: usize) -> Self {
-        Self { workload, membership }
+impl<'s> Endpoint<'s> {
+    /// A workload as an endpoint of a service, if it is one.
+    pub(crate) fn of(workload: &'s Arc<Workload>, namespace: &str, hostname: &str) -> Option<Self> {
+        let ports = own_ports(workload, namespace, hostname)?;
+        Some(Self { workload, ports })
     }
 
     /// Its own port behind a port of the service; `None` when it has none of its own and the service's target port holds.
     pub fn target_port(&self, service_port: u16) -> Option<u16> {
-        let (_, ports) = &self.workload.services[self.membership];
-        service::target_port(ports, service_port)
+        service::target_port(self.ports, service_port)
     }
 }
 
-/// Endpoints in chunks, so that one change copies one chunk and the list of chunks, and iterating allocates nothing
-/// (the iterators of the persistent maps keep a stack on the heap).
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Roster {
-    chunks: Arc<Vec<Arc<Vec<Endpoint>>>>,
+/// The ports a workload gives a service of its own accord; `None` when it is no endpoint of it. Of a service named twice
+/// the first mention holds.
+pub(crate) fn own_ports<'w>(workload: &'w Workload, namespace: &str, hostname: &str) -> Option<&'w [PortMapping]> {
+    let named = |(name, _): &&(NamespacedHostname, _)| &*name.hostname == hostname && &*name.namespace == namespace;
+    workload.profile.services.iter().find(named).map(|(_, ports)| &ports[..])
 }
 
-const CHUNK_LEN_MAX: usize = 64;
+/// The endpoints of one service, there or yet to come.
+#[derive(Clone, Debug)]
+pub(crate) struct Roster {
+    pub(crate) service: NamespacedHostname,
+    /// In the order of their kinds; never an empty one.
+    groups: Arc<[Group]>,
+}
+
+/// Endpoints that differ in nothing but their weight, their node and who they are.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    pub(crate) kind: Arc<Kind>,
+    pub(crate) members: Members,
+}
 
 impl Roster {
+    pub(crate) fn new(service: NamespacedHostname) -> Self {
+        Self { service, groups: Arc::default() }
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
+        self.groups.is_empty()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Endpoint> {
-        self.chunks.iter().flat_map(|chunk| chunk.iter())
+    pub(crate) fn groups(&self) -> &[Group] {
+        &self.groups
     }
 
-    pub(crate) fn find(&self, uid: &Uid) -> Option<&Endpoint> {
-        let chunk = self.chunks.get(self.chunk_of(uid))?;
-        let at = position(chunk, uid).ok()?;
-        Some(&chunk[at])
+    /// The endpoints, group by group, in each by node and key as [`place`] has it.
+    pub(crate) fn iter<'s>(&'s self, workloads: &'s Pages<Arc<Workload>>) -> impl Iterator<Item = Endpoint<'s>> {
+        self.groups.iter().flat_map(|group| group.members.iter()).map(move |member| {
+            let workload = workloads.get(member.number).expect(PRESENT);
+            Endpoint::of(workload, &self.service.namespace, &self.service.hostname)
+                .expect("it is here because it names the service")
+        })
     }
 
-    pub(crate) fn insert(&mut self, endpoint: Endpoint) {
-        if self.chunks.is_empty() {
-            self.chunks = Arc::new(vec![Arc::new(vec![endpoint])]);
-            return;
-        }
-        let index = self.chunk_of(&endpoint.workload.uid);
-        let chunks = Arc::make_mut(&mut self.chunks);
-        let chunk = Arc::make_mut(&mut chunks[index]);
-        match position(chunk, &endpoint.workload.uid) {
-            Ok(at) => chunk[at] = endpoint,
-            Err(at) => chunk.insert(at, endpoint),
-        }
-        if chunk.len() > CHUNK_LEN_MAX {
-            let upper = chunk.split_off(CHUNK_LEN_MAX / 2);
-            chunks.insert(index + 1, Arc::new(upper));
-        }
-    }
-
-    pub(crate) fn remove(&mut self, uid: &Uid) {
-        if self.find(uid).is_none() {
-            return;
-        }
-        let index = self.chunk_of(uid);
-        let chunks = Arc::make_mut(&mut self.chunks);
-        let chunk = Arc::make_mut(&mut chunks[index]);
-        if let Ok(at) = position(chunk, uid) {
-            chunk.remove(at);
-        }
-        if chunk.is_empty() {
-            chunks.remove(index);
-            return;
-        }
-        // Without this a service that shrank would stay a long list of tiny chunks. Both neighbours are tried: when
-        // endpoints go in the order of their keys, the next one is always still full.
-        for first in [index.saturating_sub(1), index] {
-            let Some([one, other]) = chunks.get(first..first + 2).and_then(|pair| pair.first_chunk()) else {
-                continue;
-            };
-            if one.len() + other.len() <= CHUNK_LEN_MAX / 2 {
-                let other = chunks.remove(first + 1);
-                Arc::make_mut(&mut chunks[first]).extend(other.iter().cloned());
-                return;
+    /// Enters a workload that is in `workloads` under `number` and not here yet.
+    pub(crate) fn insert(
+        &mut self,
+        workloads: &Pages<Arc<Workload>>,
+        number: u32,
+        workload: &Workload,
+        kind: Arc<Kind>,
+    ) {
+        let member = Member { number, weight: workload.capacity, rank: rank(workload) };
+        match self.group(&kind) {
+            Ok(at) => {
+                let place = |held: &Member| place(workloads, held, workload);
+                Arc::make_mut(&mut self.groups)[at].members.insert(member, &place);
+            }
+            Err(at) => {
+                let (before, after) = self.groups.split_at(at);
+                let new = iter::once(Group { kind, members: Members::one(member) });
+                self.groups = before.iter().cloned().chain(new).chain(after.iter().cloned()).collect();
             }
         }
     }
 
-    /// The chunk that holds `uid`, or into which it would go; 0 when there is none.
-    fn chunk_of(&self, uid: &Uid) -> usize {
-        self.chunks.partition_point(|chunk| chunk[0].workload.uid <= *uid).saturating_sub(1)
+    /// Strikes a workload out that is still in `workloads` as it was entered.
+    pub(crate) fn remove(&mut self, workloads: &Pages<Arc<Workload>>, workload: &Workload, kind: &Arc<Kind>) {
+        let at = self.group(kind).expect("entered as it is, so its kind has a group");
+        if self.groups[at].members.len() == 1 {
+            self.groups = self.groups[..at].iter().chain(&self.groups[at + 1..]).cloned().collect();
+            return;
+        }
+        let place = |held: &Member| place(workloads, held, workload);
+        let removed = Arc::make_mut(&mut self.groups)[at].members.remove(&place);
+        assert!(removed, "entered as it is, so it is found where it was entered");
+    }
+
+    /// Equal kinds are one: those that differ need a look at what is in them only for their order.
+    fn group(&self, kind: &Arc<Kind>) -> Result<usize, usize> {
+        if let Some(at) = self.groups.iter().position(|group| Arc::ptr_eq(&group.kind, kind)) {
+            return Ok(at);
+        }
+        self.groups.binary_search_by(|group| group.kind.cmp(kind))
     }
 }
 
-fn position(chunk: &[Endpoint], uid: &Uid) -> Result<usize, usize> {
-    chunk.binary_search_by(|endpoint| endpoint.workload.uid.cmp(uid))
+const PRESENT: &str = "a roster names only workloads of its own generation";
+
+pub(crate) fn at_number(workloads: &Pages<Arc<Workload>>, number: u32) -> &Arc<Workload> {
+    workloads.get(number).expect(PRESENT)
 }
 
-#[cfg(test)]
-mod tests {
-    use std::format;
+/// Everything by which an endpoint is chosen, except its weight and node. There are few: one for each place, health and
+/// set of own ports that occurs in the mesh. The builder has one copy of each.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Kind {
+    pub(crate) status: Status,
+    /// It has an address or a hostname.
+    pub(crate) reachable: bool,
+    pub(crate) network: NetworkId,
+    pub(crate) has_gateway: bool,
+    pub(crate) cluster_id: Arc<str>,
+    pub(crate) locality: Arc<Locality>,
+    /// Its application takes every port in a tunnel.
+    pub(crate) takes_any_port: bool,
+    /// Its own ports behind the service's.
+    pub(crate) ports: Vec<PortMapping>,
+}
 
-    use crate::identity::Identity;
-    use crate::name::NamespacedHostname;
-
-    use super::*;
-
-    fn endpoint(number: usize) -> Endpoint {
-        let identity = Identity::new("td", "a", "s").expect("valid parts");
-        let mut workload = Workload::new(format!("{number:05}").as_str().into(), "a", "x", identity);
-        workload.services = vec![(NamespacedHostname::new("a", "one.example.com"), Vec::new())];
-        Endpoint::new(Arc::new(workload), 0)
-    }
-
-    #[test]
-    fn a_service_that_shrank_has_few_chunks_whatever_went_first() {
-        let ascending: Vec<usize> = (0..1000).collect();
-        let descending: Vec<usize> = ascending.iter().rev().copied().collect();
-        let scattered: Vec<usize> = (0..1000).map(|step| step * 377 % 1000).collect();
-        for order in [ascending, descending, scattered] {
-            let mut roster = Roster::default();
-            for number in 0..1000 {
-                roster.insert(endpoint(number));
-            }
-            let held = |number: &&usize| number.is_multiple_of(50);
-            for number in order.iter().filter(|number| !held(number)) {
-                roster.remove(&endpoint(*number).workload.uid);
-            }
-            let left: Vec<&str> = roster.iter().map(|endpoint| endpoint.workload.uid.as_str()).collect();
-            let expected: Vec<_> =
-                (0..1000).filter(|number| held(&number)).map(|number| format!("{number:05}")).collect();
-            assert_eq!(left, expected);
-            // 20 are left; two neighbours hold more than half a chunk together, so at most one chunk stands alone.
-            assert!(roster.chunks.len() <= 2, "{} chunks, first gone {:?}", roster.chunks.len(), order.first());
+impl Kind {
+    /// `ports` are the ones that the workload gives the service of its own accord.
+    pub(crate) fn of(workload: &Workload, ports: &[PortMapping]) -> Self {
+        let Workload { addresses, place, profile, .. } = workload;
+        Self {
+            status: profile.status,
+            reachable: !addresses.is_empty() || !profile.hostname.is_empty(),
+            network: profile.network.clone(),
+            has_gateway: profile.network_gateway.is_some(),
+            cluster_id: profile.cluster_id.clone(),
+            locality: place.locality.clone(),
+            takes_any_port: profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some()),
+            ports: ports.to_vec(),
         }
     }
+}
+
+/// Whether a change of a workload leaves its place in every roster as it is.
+pub(crate) fn is_same_endpoint(one: &Workload, other: &Workload) -> bool {
+    let alike = |one: &Workload| {
+        let nowhere = one.addresses.is_empty() && one.profile.hostname.is_empty();
+        let any_port = one.profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some());
+        (one.status, one.capacity, nowhere, any_port, one.profile.network_gateway.is_some())
+    };
+    alike(one) == alike(other)
+        && one.place == other.place
+        && (Arc::ptr_eq(&one.profile, &other.profile)
+            || (one.profile.network == other.profile.network
+                && one.profile.cluster_id == other.profile.cluster_id
+                && one.profile.services == other.profile.services))
+}
+
+/// Within a group by node, so that the endpoints of one node stand together; then by key. Names are compared by a hash first:
+/// a step through a long list then looks at no workload, of which each would be a miss of the cache.
+fn place(workloads: &Pages<Arc<Workload>>, held: &Member, sought: &Workload) -> Ordering {
+    node_place(workloads, held, &sought.place.node).then_with(|| {
+        let held_uid = &at_number(workloads, held.number).uid;
+        (held.rank as u16).cmp(&half_hash(sought.uid.as_str())).then_with(|| held_uid.cmp(&sought.uid))
+    })
+}
+
+/// Where a member stands to the endpoints of a node.
+pub(crate) fn node_place(workloads: &Pages<Arc<Workload>>, held: &Member, node: &str) -> Ordering {
+    let of_hash = ((held.rank >> 16) as u16).cmp(&half_hash(node));
+    of_hash.then_with(|| (*at_number(workloads, held.number).place.node).cmp(node))
+}
+
+fn rank(workload: &Workload) -> u32 {
+    u32::from(half_hash(&workload.place.node)) << 16 | u32::from(half_hash(workload.uid.as_str()))
+}
+
+/// A hash that is the same everywhere, since the order of endpoints must be. Who makes names collide under it gains nothing:
+/// they are then compared in full.
+fn half_hash(text: &str) -> u16 {
+    // FNV-1a.
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
+    (hash >> 24) as u16
 }

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -62,6 +63,30 @@ impl Service {
         NamespacedHostname { namespace: self.namespace.clone(), hostname: self.hostname.clone() }
     }
 
+    /// Shows every text in it to `visit`, to be replaced by an equal one that others hold, too.
+    pub(crate) fn texts(&mut self, visit: &mut dyn FnMut(&mut Arc<str>)) {
+        // Taken apart in full, so that a field added to the type cannot be forgotten here.
+        let Self {
+            name,
+            namespace,
+            hostname,
+            vips,
+            ports: _,
+            subject_alt_names,
+            waypoint,
+            weighted_waypoints,
+            load_balancing: _,
+            ip_families: _,
+            canonical: _,
+            visibility: _,
+        } = self;
+        [name, namespace, hostname].into_iter().for_each(&mut *visit);
+        vips.iter_mut().for_each(|vip| visit(&mut vip.network.0));
+        subject_alt_names.iter_mut().for_each(|identity| visit(identity.text_mut()));
+        waypoint.iter_mut().for_each(|gateway| gateway.texts(visit));
+        weighted_waypoints.iter_mut().for_each(|weighted| weighted.destination.texts(visit));
+    }
+
     /// Whether a workload of `namespace` may see it.
     pub fn is_visible_to(&self, namespace: &str) -> bool {
         match self.visibility {
@@ -80,8 +105,15 @@ pub struct Vip {
     pub address: IpNet,
 }
 
+impl Vip {
+    /// The address, when it is one and not a block.
+    pub(crate) fn single(&self) -> Option<IpAddr> {
+        (self.address.prefix_len() == self.address.max_prefix_len()).then(|| self.address.addr().to_canonical())
+    }
+}
+
 /// A port of a service and the port of its endpoints behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PortMapping {
     /// The service's port.
     pub service_port: u16,

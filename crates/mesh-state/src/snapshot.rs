@@ -3,18 +3,26 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
+use core::hash::Hash;
 use core::net::IpAddr;
 
 use hashbrown::DefaultHashBuilder;
-use rpds::HashTrieMapSync;
 
+use crate::absence::Absences;
 use crate::cidr::CidrVips;
-use crate::claims::{Claims, visible};
+use crate::claims::{precedence, visible};
+use crate::intern::tag;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
+use crate::pages::Pages;
 use crate::policy::Policy;
+use crate::rbac::policies::Policies;
 pub use crate::roster::Endpoint;
-use crate::roster::Roster;
+use crate::roster::{Roster, at_number};
 use crate::service::Service;
+use crate::service_index::ServiceIndex;
+use crate::touched::{Changed, Log};
+use crate::trie::Trie;
+use crate::wanted::{Knowledge, Sought};
 use crate::workload::Workload;
 
 /// A generation of the mesh. Cheap to clone, safe to share between threads; generations share what they have in common.
@@ -28,14 +36,14 @@ use crate::workload::Workload;
 ///
 /// let identity = Identity::parse("spiffe://cluster.local/ns/retail/sa/shop").unwrap();
 /// let mut shop = Workload::new("Kubernetes//Pod/retail/shop-0".into(), "retail", "shop-0", identity);
-/// shop.addresses.push([10, 40, 0, 9].into());
+/// shop.addresses = [[10, 40, 0, 9].into()].into();
 ///
 /// let mut builder = SnapshotBuilder::new();
 /// builder.apply(Change::Workload(shop));
 /// let snapshot = builder.freeze();
 ///
 /// let found = snapshot.workload_by_address(&NetworkId::from(""), [10, 40, 0, 9].into()).unwrap();
-/// assert_eq!(&*found.name, "shop-0");
+/// assert_eq!(found.name(), "shop-0");
 /// ```
 #[derive(Clone)]
 pub struct Snapshot {
@@ -57,21 +65,50 @@ impl Snapshot {
         self.tables.generation
     }
 
+    /// What changed since a generation of the same builder.
+    pub fn changed_since(&self, generation: u64) -> Changed<'_> {
+        let past = self.tables.generation.checked_sub(generation);
+        Changed::new(past.and_then(|count| self.tables.log.last(count)))
+    }
+
+    /// What is known of a part of the mesh: whether it is there, is not, or has to be asked for.
+    pub fn knowledge(&self, sought: &Sought) -> Knowledge {
+        let present = match sought {
+            Sought::Address { network, address } => {
+                self.workload_by_address(network, *address).is_some()
+                    || !self.services_by_vip(network, *address).is_empty()
+                    || self.tables.network(network).is_some_and(|network| network.blocks.covers(address.to_canonical()))
+            }
+            Sought::Hostname(name) => self.service(name).is_some() || self.workload_by_hostname(name).is_some(),
+        };
+        match present {
+            true => Knowledge::Present,
+            false if self.tables.on_demand && !self.tables.absences.has(&sought.canonical()) => Knowledge::NotAsked,
+            false => Knowledge::Absent,
+        }
+    }
+
     /// The workload with a key.
     pub fn workload(&self, uid: &Uid) -> Option<&Arc<Workload>> {
-        self.tables.workloads.get(uid)
+        self.tables.workloads.get(self.tables.number(uid)?)
     }
 
     /// The workload at an address. Of several it is a captured pod before any pod before anything captured (§8.4);
     /// workloads on their node's network are never found here.
     pub fn workload_by_address(&self, network: &NetworkId, address: IpAddr) -> Option<&Arc<Workload>> {
-        Some(self.tables.addresses.get(network)?.get(&address.to_canonical())?.best())
+        let address = address.to_canonical();
+        let network = self.tables.network(network)?;
+        let tag = self.tables.address_tag(address);
+        match address {
+            IpAddr::V4(_) => self.tables.workload(&network.v4, tag, |_| true),
+            IpAddr::V6(_) => self.tables.workload(&network.v6, tag, |workload| workload.addresses.contains(&address)),
+        }
     }
 
     /// The workload whose `hostname` and namespace these are.
     pub fn workload_by_hostname(&self, name: &NamespacedHostname) -> Option<&Arc<Workload>> {
-        let claims = self.tables.workload_hostnames.get(&name.hostname)?;
-        claims.as_slice().iter().find(|workload| workload.namespace == name.namespace)
+        let is_it = |workload: &Workload| workload.hostname == name.hostname && workload.namespace == name.namespace;
+        self.tables.workload(&self.tables.by_hostname, self.tables.tag((&*name.namespace, &*name.hostname)), is_it)
     }
 
     /// The workload that a pod of this node is, by what the CNI agent knows of it: on `node`, or anywhere when that is not known.
@@ -82,10 +119,19 @@ impl Snapshot {
         name: &str,
         service_account: &str,
     ) -> Option<&Arc<Workload>> {
-        let claims = self.tables.names.get(namespace)?.get(name)?;
-        claims.as_slice().iter().find(|workload| {
-            workload.identity.service_account() == service_account && node.is_none_or(|node| &*workload.node == node)
-        })
+        let is_it = |workload: &Workload| {
+            workload.name() == name
+                && &*workload.namespace == namespace
+                && workload.identity.service_account() == service_account
+                && node.is_none_or(|node| &*workload.place.node == node)
+        };
+        let tag = self.tables.tag((namespace, name));
+        let by_uid = self.tables.workload(&self.tables.by_uid, tag, is_it);
+        let by_name = self.tables.workload(&self.tables.by_name, tag, is_it);
+        match (by_uid, by_name) {
+            (Some(one), Some(other)) => Some(if precedence(one, other).is_lt() { one } else { other }),
+            (found, None) | (None, found) => found,
+        }
     }
 
     /// The service with a key.
@@ -95,7 +141,7 @@ impl Snapshot {
 
     /// Every service with a hostname, one for each namespace that defines it.
     pub fn services_by_hostname(&self, hostname: &str) -> &[Arc<Service>] {
-        self.tables.services.get(hostname).map_or(&[], Claims::as_slice)
+        self.tables.services.get(hostname)
     }
 
     /// The service a client in `namespace` means by a hostname.
@@ -105,58 +151,62 @@ impl Snapshot {
 
     /// Every service with exactly this virtual address.
     pub fn services_by_vip(&self, network: &NetworkId, address: IpAddr) -> &[Arc<Service>] {
-        let claims = self.tables.vips.get(network).and_then(|vips| vips.get(&address.to_canonical()));
-        claims.map_or(&[], Claims::as_slice)
+        self.tables.network(network).map_or(&[], |network| network.vips.get(&address.to_canonical()))
     }
 
     /// The service a client in `namespace` means by an address: by its virtual address, else by a block that has it.
     pub fn service_by_vip(&self, network: &NetworkId, address: IpAddr, namespace: &str) -> Option<&Arc<Service>> {
-        visible(self.services_by_vip(network, address), namespace)
-            .or_else(|| self.tables.cidr_vips.get(network)?.find(address.to_canonical(), namespace))
+        let network = self.tables.network(network)?;
+        let address = address.to_canonical();
+        visible(network.vips.get(&address), namespace).or_else(|| network.blocks.find(address, namespace))
     }
 
-    /// The endpoints of a service, in the order of their keys, whatever their health.
-    pub fn endpoints(&self, service: &Service) -> impl Iterator<Item = &Endpoint> {
-        self.roster(&service.namespace, &service.hostname).into_iter().flat_map(Roster::iter)
+    /// The endpoints of a service, whatever their health, in an order that depends on nothing but what they are.
+    pub fn endpoints(&self, service: &Service) -> impl Iterator<Item = Endpoint<'_>> {
+        self.roster(service).into_iter().flat_map(|roster| roster.iter(&self.tables.workloads))
     }
 
     /// A workload as an endpoint of a service.
-    pub fn endpoint(&self, service: &Service, uid: &Uid) -> Option<&Endpoint> {
-        self.roster(&service.namespace, &service.hostname)?.find(uid)
+    pub fn endpoint(&self, service: &Service, uid: &Uid) -> Option<Endpoint<'_>> {
+        Endpoint::of(self.workload(uid)?, &service.namespace, &service.hostname)
     }
 
     /// The policy with a key.
     pub fn policy(&self, key: &PolicyKey) -> Option<&Arc<Policy>> {
-        self.tables.policies.get(key)
+        self.tables.policies.get(key).map(|compiled| &compiled.policy)
     }
 
-    /// The policies for all workloads, in the order of their keys.
-    pub fn global_policies(&self) -> &[Arc<Policy>] {
-        &self.tables.global_policies
-    }
-
-    /// The policies for all workloads of a namespace, in the order of their keys.
-    pub fn namespace_policies(&self, namespace: &str) -> &[Arc<Policy>] {
-        self.tables.namespace_policies.get(namespace).map_or(&[], |policies| policies)
+    /// The policies as [`crate::rbac`] asks them.
+    pub(crate) fn compiled_policies(&self) -> &Policies {
+        &self.tables.policies
     }
 
     /// All workloads, in no order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.tables.workloads.values()
+        self.tables.workloads.iter()
     }
 
     /// All services, in no order.
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
-        self.tables.services.values().flat_map(Claims::as_slice)
+        self.tables.services.iter()
     }
 
     /// All policies, in no order.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        self.tables.policies.values()
+        self.tables.policies.iter().map(|compiled| &compiled.policy)
     }
 
-    fn roster(&self, namespace: &str, hostname: &str) -> Option<&Roster> {
-        self.tables.rosters.get(hostname)?.get(namespace)
+    pub(crate) fn roster(&self, service: &Service) -> Option<&Roster> {
+        self.tables.roster(&service.namespace, &service.hostname).map(|roster| &**roster)
+    }
+
+    pub(crate) fn tables(&self) -> &Tables {
+        &self.tables
+    }
+
+    /// By the numbers that this generation's rosters hold.
+    pub(crate) fn numbered(&self) -> &Pages<Arc<Workload>> {
+        &self.tables.workloads
     }
 }
 
@@ -165,35 +215,100 @@ impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Snapshot")
             .field("generation", &self.tables.generation)
-            .field("workloads", &self.tables.workloads.size())
-            .field("policies", &self.tables.policies.size())
+            .field("workloads", &self.tables.workloads.len())
+            .field("policies", &self.tables.policies.len())
             .finish_non_exhaustive()
     }
 }
-
-/// A persistent map: cloning costs a reference count, a change copies the path to it.
-// Keyed by hashes an outsider could collide only through the control plane, which has easier ways to do harm.
-pub(crate) type Map<K, V> = HashTrieMapSync<K, V, DefaultHashBuilder>;
-
-/// A map under each key of a map, where a key has two parts: a flat map could be asked only with an owned pair, and making
-/// one bumps reference counts that all cores share.
-pub(crate) type Nested<K, J, V> = Map<K, Map<J, V>>;
 
 /// The indices. Each is a function of the workloads, services and policies alone, not of how they came.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tables {
     pub(crate) generation: u64,
-    pub(crate) workloads: Map<Uid, Arc<Workload>>,
-    pub(crate) addresses: Nested<NetworkId, IpAddr, Claims<Arc<Workload>>>,
-    /// Namespace, then name.
-    pub(crate) names: Nested<Arc<str>, Arc<str>, Claims<Arc<Workload>>>,
-    pub(crate) workload_hostnames: Map<Arc<str>, Claims<Arc<Workload>>>,
-    pub(crate) services: Map<Arc<str>, Claims<Arc<Service>>>,
-    pub(crate) vips: Nested<NetworkId, IpAddr, Claims<Arc<Service>>>,
-    pub(crate) cidr_vips: Map<NetworkId, CidrVips>,
-    /// Hostname, then namespace. Has the endpoints of services that have not come yet, or are gone.
-    pub(crate) rosters: Nested<Arc<str>, Arc<str>, Roster>,
-    pub(crate) policies: Map<PolicyKey, Arc<Policy>>,
-    pub(crate) global_policies: Arc<Vec<Arc<Policy>>>,
-    pub(crate) namespace_policies: Map<Arc<str>, Arc<Vec<Arc<Policy>>>>,
+    /// By the numbers that the indices hold.
+    pub(crate) workloads: Pages<Arc<Workload>>,
+    /// By what a key ends with, which nearly always is the workload's namespace and name.
+    pub(crate) by_uid: Trie<u32>,
+    /// By namespace and name; those whose key does not end with them.
+    pub(crate) by_name: Trie<u32>,
+    /// By hostname and namespace; those that have one.
+    pub(crate) by_hostname: Trie<u32>,
+    /// Sorted by their names; there are few.
+    pub(crate) networks: Arc<Vec<Network>>,
+    pub(crate) services: ServiceIndex<Arc<str>>,
+    /// By namespace and hostname. Has the endpoints of services that have not come yet, or are gone.
+    pub(crate) rosters: Trie<Arc<Roster>>,
+    pub(crate) policies: Policies,
+    /// Whether the control plane sends only what it is asked for.
+    pub(crate) on_demand: bool,
+    pub(crate) absences: Absences,
+    pub(crate) log: Log,
+    pub(crate) hasher: DefaultHashBuilder,
+}
+
+/// What is found by an address of one network.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) name: NetworkId,
+    pub(crate) v4: Trie<u32>,
+    pub(crate) v6: Trie<u32>,
+    pub(crate) vips: ServiceIndex<IpAddr>,
+    pub(crate) blocks: CidrVips,
+}
+
+impl Network {
+    pub(crate) fn workloads_mut(&mut self, address: IpAddr) -> &mut Trie<u32> {
+        match address {
+            IpAddr::V4(_) => &mut self.v4,
+            IpAddr::V6(_) => &mut self.v6,
+        }
+    }
+}
+
+/// `(NAMESPACE, NAME)` of `CLUSTER/GROUP/KIND/NAMESPACE/NAME`: the part of a key by which it is found.
+pub(crate) fn tail(uid: &Uid) -> (&str, &str) {
+    let (rest, name) = uid.as_str().rsplit_once('/').unwrap_or(("", uid.as_str()));
+    (rest.rsplit_once('/').map_or(rest, |(_, namespace)| namespace), name)
+}
+
+pub(crate) fn named(workload: &Workload) -> (&str, &str) {
+    (&workload.namespace, workload.name())
+}
+
+impl Tables {
+    pub(crate) fn tag(&self, key: impl Hash) -> u32 {
+        tag(&self.hasher, key)
+    }
+
+    /// An IPv4 address is its own tag, only mixed: where it is found there is nothing to compare.
+    pub(crate) fn address_tag(&self, address: IpAddr) -> u32 {
+        match address {
+            IpAddr::V4(v4) => {
+                let mixed = v4.to_bits().wrapping_mul(0x9e37_79b1);
+                (mixed ^ mixed >> 15).wrapping_mul(0x85eb_ca77)
+            }
+            IpAddr::V6(v6) => self.tag(v6),
+        }
+    }
+
+    /// The number of the workload with a key.
+    pub(crate) fn number(&self, uid: &Uid) -> Option<u32> {
+        self.by_uid.find(self.tag(tail(uid)), |number| at_number(&self.workloads, *number).uid == *uid).copied()
+    }
+
+    pub(crate) fn network(&self, name: &NetworkId) -> Option<&Network> {
+        let at = self.networks.binary_search_by(|network| network.name.cmp(name)).ok()?;
+        Some(&self.networks[at])
+    }
+
+    pub(crate) fn roster(&self, namespace: &str, hostname: &str) -> Option<&Arc<Roster>> {
+        let is_it =
+            |roster: &Arc<Roster>| *roster.service.hostname == *hostname && *roster.service.namespace == *namespace;
+        self.rosters.find(self.tag((namespace, hostname)), is_it)
+    }
+
+    fn workload(&self, index: &Trie<u32>, tag: u32, is_it: impl Fn(&Workload) -> bool) -> Option<&Arc<Workload>> {
+        let workloads = index.with_tag(tag).iter().map(|entry| at_number(&self.workloads, entry.value));
+        workloads.into_iter().find(|workload| is_it(workload))
+    }
 }

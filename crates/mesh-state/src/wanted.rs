@@ -20,3 +20,40 @@ pub enum Wanted {
     /// A service, or a workload by its hostname.
     Hostname(NamespacedHostname),
 }
+
+/// A part of the mesh that the control plane can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Sought {
+    /// Whoever has an address.
+    Address {
+        /// The network of the address.
+        network: NetworkId,
+        /// The address.
+        address: IpAddr,
+    },
+    /// A service, or a workload by its hostname.
+    Hostname(NamespacedHostname),
+}
+
+impl Sought {
+    /// The same by its canonical address.
+    pub(crate) fn canonical(&self) -> Self {
+        match self {
+            Sought::Address { network, address } => {
+                Sought::Address { network: network.clone(), address: address.to_canonical() }
+            }
+            Sought::Hostname(name) => Sought::Hostname(name.clone()),
+        }
+    }
+}
+
+/// What is known of a part of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Knowledge {
+    /// It is there.
+    Present,
+    /// It is not there: the control plane said so, or sends everything and has not sent it.
+    Absent,
+    /// The control plane sends only what it is asked for, and was not asked or has not answered.
+    NotAsked,
+}

@@ -16,15 +16,17 @@ use mesh_state::{
     builder::SnapshotBuilder,
     change::Change,
     identity::Identity,
-    name::{PolicyKey, Uid},
+    name::{NetworkId, PolicyKey, Uid},
     policy::{Action, Clause, Match, Policy, PolicyScope, Rule},
+    service::{PortMapping, Service, Vip},
     wanted::Wanted,
-    workload::Workload,
+    workload::{GatewayAddress, GatewayDestination, Workload},
 };
 use reactor::{
     Chunk, Listener, Runtime, Stream, Task, TenantKey,
     mailbox::{self, LatestSender, Sender},
 };
+use telemetry::exposition::Exposition;
 use testbed::sim::{SimRuntime, SimSocket, SimStream, Weather};
 
 const TENANT: TenantKey = TenantKey(99);
@@ -60,6 +62,7 @@ struct Bench {
     builder: SnapshotBuilder,
     retired: async_channel::Receiver<Retired>,
     _wanted: async_channel::Receiver<Wanted>,
+    page: Exposition,
     core: Task<()>,
 }
 
@@ -74,7 +77,7 @@ impl Bench {
         let (snapshots, snapshot_receiver) = mailbox::latest();
         let (retired_sender, retired) = async_channel::bounded(16);
         let (wanted_sender, wanted) = async_channel::bounded(16);
-        let (mut recorders, _page) = telemetry::recorder::recorders(1);
+        let (mut recorders, page) = telemetry::recorder::recorders(1);
         let parts = CoreParts {
             index: 0,
             runtime: world.clone(),
@@ -87,7 +90,7 @@ impl Bench {
         };
         let core = world.spawn(TenantKey::CORE, Core::<SimRuntime, SimPod>::run(parts));
         let builder = SnapshotBuilder::new();
-        Self { world, commands, snapshots, builder, retired, _wanted: wanted, core }
+        Self { world, commands, snapshots, builder, retired, _wanted: wanted, page, core }
     }
 
     /// Publishes what the changes make of the mesh.
@@ -122,9 +125,35 @@ impl Bench {
 fn pod_workload(policies: &[&str]) -> Change {
     let identity = Identity::new("cluster.local", "ns", "account").expect("a good identity");
     let mut workload = Workload::new(Uid::from("cluster//Pod/ns/pod"), "ns", "pod", identity);
-    workload.addresses = vec![host(POD)];
+    workload.addresses = [host(POD)].into();
     workload.authorization_policies = policies.iter().map(|key| PolicyKey::from(*key)).collect();
     Change::Workload(workload)
+}
+
+/// A service of one endpoint that the data plane knows no way to yet, and where it is: one of which only DNS knows the
+/// address, or one behind the gateway of another network.
+fn unreachable(behind_gateway: bool) -> ([Change; 3], SocketAddr) {
+    let at = at(77, 80);
+    let vip = |address: IpAddr| Vip { network: NetworkId::from(""), address: address.into() };
+    let identity = Identity::new("cluster.local", "ns", "far").expect("a good identity");
+    let mut service = Service::new("ns", "far", "far.ns.svc.cluster.local");
+    service.vips = vec![vip(at.ip())];
+    service.ports = vec![PortMapping { service_port: 80, target_port: 80 }];
+    service.subject_alt_names = vec![identity.clone()];
+    let mut endpoint = Workload::new(Uid::from("cluster//Pod/ns/far"), "ns", "far", identity.clone());
+    endpoint.services = vec![(service.key(), Vec::new())];
+    // An address that would be connected to if the route were taken for a plain one.
+    let mut gateway = Workload::new(Uid::from("cluster//Pod/ns/gateway"), "ns", "gateway", identity);
+    gateway.addresses = [host(OUTSIDE)].into();
+    if behind_gateway {
+        endpoint.network = NetworkId::from("far");
+        endpoint.addresses = [host(OUTSIDE)].into();
+        let destination = GatewayDestination::Address { network: NetworkId::from(""), address: host(OUTSIDE) };
+        endpoint.network_gateway = Some(GatewayAddress { destination, hbone_port: 80 });
+    } else {
+        endpoint.hostname = "far.example.com".into();
+    }
+    ([Change::Service(service), Change::Workload(endpoint), Change::Workload(gateway)], at)
 }
 
 /// Refuses everybody without an identity.
@@ -371,6 +400,37 @@ fn a_connection_that_waits_for_its_workload_ends_with_its_pod_and_holds_a_drain(
                     assert!(exchanged.is_ok(), "it was taken before the drain: {exchanged:?}");
                     assert!(world.passed() - before < Duration::from_secs(1));
                 }
+            })
+            .unwrap_or_else(|stalled| panic!("{stalled}"));
+    }
+}
+
+#[test]
+fn a_way_the_data_plane_cannot_go_yet_is_refused_and_counted_and_nothing_is_sent_in_plain() {
+    for behind_gateway in [true, false] {
+        let mut bench = Bench::new(3);
+        let world = bench.world.clone();
+        world
+            .clone()
+            .block_on(async {
+                let (changes, target) = unreachable(behind_gateway);
+                bench.publish(changes.into_iter().chain([pod_workload(&[])]));
+                bench.pod_up().await;
+                // Would answer if it were connected to.
+                echo(&world, at(OUTSIDE, 80));
+                echo(&world, target);
+                let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
+                let stream = world.connect(socket, target, Duration::from_secs(1)).await.expect("captured");
+                let _ = stream.send(Chunk::from(Bytes::from_static(b"plain"))).await;
+                assert!(stream.receive(100).await.is_err(), "behind a gateway: {behind_gateway}");
+                bench.page.catch_up();
+                let page = bench.page.render(&[]);
+                let failed = page
+                    .lines()
+                    .find(|line| line.starts_with("istio_tcp_connections_failed_total"))
+                    .unwrap_or_else(|| panic!("no failure is counted:\n{page}"));
+                assert!(failed.contains("response_flags=\"CONNECT\"") && failed.ends_with(" 1"), "{failed}");
+                bench.end().await;
             })
             .unwrap_or_else(|stalled| panic!("{stalled}"));
     }

@@ -7,7 +7,7 @@ use mesh_state::{
     name::{NetworkId, PolicyKey, Uid},
     policy::{self, Policy, Rule},
     service::{self, PortMapping, Service},
-    workload::{self, Workload},
+    workload::{self, Profile, Workload},
 };
 use serde::Deserialize as _;
 use serde_path_to_error::Segment;
@@ -157,8 +157,17 @@ fn to_workload(from: schema::Workload, defaults: &Defaults) -> Result<Workload, 
     let identity = Identity::new(trust_domain, &from.namespace, account).map_err(|error| format!("{uid}: {error}"))?;
     let text = |text: String| -> Arc<str> { text.into() };
     let services = from.services.into_iter().map(|(key, ports)| (key.0, mappings(ports))).collect();
-    Ok(Workload {
-        addresses: from.workload_ips.into_iter().map(|address| address.0).collect(),
+    let mut workload = Workload::new(Uid::from(uid.as_str()), &from.namespace, &name, identity);
+    workload.addresses = from.workload_ips.into_iter().map(|address| address.0).collect();
+    workload.place = Arc::new(workload::Place {
+        node: text(from.node),
+        locality: Arc::new(workload::Locality {
+            region: text(from.locality.region),
+            zone: text(from.locality.zone),
+            subzone: text(from.locality.subzone),
+        }),
+    });
+    workload.profile = Arc::new(Profile {
         network: NetworkId::from(from.network.as_str()),
         protocol: match from.protocol {
             schema::Protocol::Tcp => workload::TunnelProtocol::None,
@@ -168,13 +177,8 @@ fn to_workload(from: schema::Workload, defaults: &Defaults) -> Result<Workload, 
             schema::NetworkMode::Standard => workload::NetworkMode::Standard,
             schema::NetworkMode::HostNetwork => workload::NetworkMode::HostNetwork,
         },
-        status: match from.status {
-            schema::Status::Healthy => workload::Status::Healthy,
-            schema::Status::Unhealthy => workload::Status::Unhealthy,
-        },
         waypoint: from.waypoint.map(schema::Gateway::address),
         network_gateway: from.network_gateway.map(schema::Gateway::address),
-        node: text(from.node),
         canonical_name: text(from.canonical_name),
         canonical_revision: text(from.canonical_revision),
         workload_type: match from.workload_type {
@@ -186,11 +190,6 @@ fn to_workload(from: schema::Workload, defaults: &Defaults) -> Result<Workload, 
         workload_name: text(from.workload_name),
         native_tunnel: from.native_tunnel,
         cluster_id: text(from.cluster_id.unwrap_or_else(|| defaults.cluster.clone())),
-        locality: workload::Locality {
-            region: text(from.locality.region),
-            zone: text(from.locality.zone),
-            subzone: text(from.locality.subzone),
-        },
         hostname: text(from.hostname),
         application_tunnel: from.application_tunnel.map(|tunnel| workload::ApplicationTunnel {
             protocol: match tunnel.protocol {
@@ -201,9 +200,14 @@ fn to_workload(from: schema::Workload, defaults: &Defaults) -> Result<Workload, 
         }),
         authorization_policies: from.authorization_policies.iter().map(|key| PolicyKey::from(key.as_str())).collect(),
         services,
+        status: match from.status {
+            schema::Status::Healthy => workload::Status::Healthy,
+            schema::Status::Unhealthy => workload::Status::Unhealthy,
+        },
         capacity: from.capacity,
-        ..Workload::new(Uid::from(uid.as_str()), &from.namespace, &name, identity)
-    })
+        ..Profile::clone(&workload.profile)
+    });
+    Ok(workload)
 }
 
 fn to_service(from: schema::Service) -> Service {

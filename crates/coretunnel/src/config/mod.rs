@@ -101,6 +101,7 @@ pub(crate) struct Connections {
     /// Must, must not, or where it can.
     pub(crate) original_source: Option<bool>,
     pub(crate) response_baggage: bool,
+    pub(crate) localhost_tunnel: bool,
 }
 
 /// How sockets inside pods are made.
@@ -357,6 +358,7 @@ fn connections(read: &mut Reader<'_>, flags: &Flags) -> Connections {
             )
             .flatten(),
         response_baggage: read.variable("ENABLE_RESPONSE_BAGGAGE", TRUTH, truth).unwrap_or(true),
+        localhost_tunnel: read.variable("LOCALHOST_APP_TUNNEL", TRUTH, truth).unwrap_or(true),
     }
 }
 

@@ -40,6 +40,7 @@ fn defaults_are_those_of_the_reference() {
     assert_eq!((connections.frame_size, connections.streams_per_tunnel_max), (1 << 20, 100));
     assert_eq!(connections.tunnel_idle_timeout, Duration::from_secs(300));
     assert_eq!((connections.original_source, connections.response_baggage), (None, true));
+    assert!(connections.localhost_tunnel);
     let keepalive = Keepalive { idle: Duration::from_secs(180), interval: Duration::from_secs(180), probes: 9 };
     let sockets = Sockets { packet_mark: 1337, port_reuse: true, keepalive: Some(keepalive), user_timeout: false };
     assert_eq!(settings.sockets, sockets);
@@ -86,6 +87,7 @@ fn every_bad_variable_is_reported_with_its_name_its_value_the_cause_and_what_wou
         ("HTTP2_FRAME_SIZE", "16777216", "out of range", "16777215"),
         ("ENABLE_ORIG_SRC", "perhaps", "neither", "auto"),
         ("ENABLE_RESPONSE_BAGGAGE", "x", "neither", "true or false"),
+        ("LOCALHOST_APP_TUNNEL", "x", "neither", "true or false"),
         ("PACKET_MARK", "0", "out of range", "1 to"),
         ("PACKET_MARK", "0x539", "invalid digit", "1 to"),
         ("INPOD_PORT_REUSE", "x", "neither", "true or false"),
@@ -241,7 +243,7 @@ fn the_help_names_every_variable_that_is_read() {
 }
 
 /// Every variable that is followed. The property below finds one that is missing here.
-const VARIABLES: [&str; 43] = [
+const VARIABLES: [&str; 44] = [
     "XDS_ADDRESS",
     "XDS_ROOT_CA",
     "ALT_XDS_HOSTNAME",
@@ -276,6 +278,7 @@ const VARIABLES: [&str; 43] = [
     "HTTP2_FRAME_SIZE",
     "ENABLE_ORIG_SRC",
     "ENABLE_RESPONSE_BAGGAGE",
+    "LOCALHOST_APP_TUNNEL",
     "PACKET_MARK",
     "INPOD_PORT_REUSE",
     "KEEPALIVE_ENABLED",

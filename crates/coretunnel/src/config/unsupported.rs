@@ -100,7 +100,6 @@ const IGNORED: &[Row] = &[
     Row { variable: "PROXY_WORKLOAD_INFO", fine: NOTHING, why: "is for PROXY_MODE=dedicated only" },
     Row { variable: "UNSTABLE_ENABLE_SOCKS5", fine: OFF, why: "there is no SOCKS5 listener yet" },
     Row { variable: "TLS12_ENABLED", fine: OFF, why: "only TLS 1.3 is spoken: peers that cannot are refused" },
-    Row { variable: "LOCALHOST_APP_TUNNEL", fine: ON, why: "application tunnels are not supported yet" },
     Row {
         variable: "AUTHZ_POLICY_INFO_LOGGING",
         fine: OFF,

@@ -1,23 +1,29 @@
 //! Chooses where an outbound connection goes (behaviour §4). Pure: no I/O, no clock; the caller supplies the draw.
 
-use alloc::string::String;
+use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt;
 use core::net::{IpAddr, SocketAddr};
 
-use thiserror::Error;
-
 use crate::identity::Identity;
-use crate::name::{Authority, Hop, NamespacedHostname, NetworkId, Uid};
-use crate::service::{IpFamilies, Mode, Service};
+use crate::name::{Authority, Hop};
+use crate::service::{Mode, Service};
 use crate::snapshot::Snapshot;
-use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
+use crate::workload::{GatewayAddress, Workload};
 
 use balance::Purpose;
-pub use balance::Unavailable;
-use waypoint::Waypoint;
+pub use balance::{Unavailable, endpoint};
+pub(crate) use balance::{redraw, scale};
+pub use error::{RouteError, Unreachable};
+pub use reach::Lookup;
+use reach::{Reach, Way, has_address};
 
 mod balance;
+mod error;
+mod gateway;
+mod reach;
+mod reference;
 pub(crate) mod waypoint;
 
 /// The port at which every captured workload takes tunnels. Waypoints and gateways name theirs.
@@ -73,6 +79,8 @@ pub enum Route {
         /// What is reached.
         destination: Destination,
     },
+    /// To a workload of which only DNS knows the address: ask it, then [`Lookup::found`] makes the route.
+    Resolve(Lookup),
 }
 
 /// What a route reaches, as far as known.
@@ -84,74 +92,11 @@ pub struct Destination {
     pub service: Option<Arc<Service>>,
 }
 
-/// Why an outbound connection goes nowhere.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum RouteError {
-    /// A service has no endpoint to offer.
-    #[error("no healthy upstream for {target}: service {service} {why}")]
-    NoHealthyUpstream {
-        /// Where the application wanted to go.
-        target: SocketAddr,
-        /// The service there.
-        service: NamespacedHostname,
-        /// What stands in the way.
-        why: Unavailable,
-    },
-    /// A waypoint reference leads nowhere.
-    #[error("unknown waypoint {waypoint} of {of}: is the Gateway deployed and has it an address?")]
-    UnknownWaypoint {
-        /// The reference.
-        waypoint: GatewayAddress,
-        /// Whose waypoint it is.
-        of: String,
-    },
-    /// A workload that has no address.
-    #[error("no valid destination: workload {workload} has no address that can be used for {target}")]
-    NoValidDestination {
-        /// The workload.
-        workload: Uid,
-        /// Where the application wanted to go.
-        target: SocketAddr,
-    },
-    /// A workload of another network addressed without a service.
-    #[error(
-        "no service for {target}: workload {workload} is on network {network:?} and can only be reached through a service"
-    )]
-    NoService {
-        /// The workload.
-        workload: Uid,
-        /// Its network.
-        network: NetworkId,
-        /// Where the application wanted to go.
-        target: SocketAddr,
-    },
-    /// Something not supported yet stands in the way. Never answered by going around it.
-    #[error("{target} needs {feature}, which is not supported yet ({because})")]
-    Unsupported {
-        /// Where the application wanted to go.
-        target: SocketAddr,
-        /// What is not supported.
-        feature: Feature,
-        /// What needs it.
-        because: String,
-    },
-}
-
-/// Something not supported yet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
-pub enum Feature {
-    /// A gateway to another network, by a tunnel in a tunnel.
-    #[error("a network gateway (double HBONE)")]
-    NetworkGateway,
-    /// A workload known only by a hostname.
-    #[error("on-demand DNS of a workload's hostname")]
-    HostnameWorkload,
-}
-
 /// Chooses where an outbound connection goes. The same snapshot, query and draw give the same route.
 pub fn outbound(snapshot: &Snapshot, query: &Query<'_>, draw: u64) -> Result<Route, RouteError> {
-    let Query { source, peer, .. } = *query;
     let target = SocketAddr::new(query.target.ip().to_canonical(), query.target.port());
+    let query = &Query { target, ..*query };
+    let Query { source, peer, .. } = *query;
 
     // An address may be both a workload's and a VIP. The workload decides here whether a service's waypoint counts, and
     // the service decides below who receives: the reference's order (§4.2), which control planes are built for.
@@ -162,8 +107,11 @@ pub fn outbound(snapshot: &Snapshot, query: &Query<'_>, draw: u64) -> Result<Rou
         && let Some(reference) = waypoint::of_service(service, draw)
     {
         let of = format_args!("service {}/{}", service.namespace, service.hostname);
-        let waypoint = waypoint::resolve(snapshot, reference, &of, source, target, balance::redraw(draw))?;
-        return Ok(to_waypoint(waypoint, target, Some(service)));
+        let (waypoint, wanted) = waypoint_at(snapshot, reference, &of, query, redraw(draw))?;
+        if waypoint.workload.network != source.network {
+            return gateway::through(snapshot, &waypoint, service, query, gateway_draw(draw));
+        }
+        return Reach::new(&waypoint, Way::Waypoint { target, service: Some(service.clone()) }).route(wanted, target);
     }
 
     let Some(upstream) = resolve_upstream(snapshot, source, target, workload, service, draw)? else {
@@ -171,17 +119,23 @@ pub fn outbound(snapshot: &Snapshot, query: &Query<'_>, draw: u64) -> Result<Rou
     };
     let receiver = upstream.workload;
     if receiver.network != source.network {
-        return Err(unreachable_network(addressed, receiver, target));
+        let Some(service) = addressed else { return Err(no_service(receiver, target)) };
+        return gateway::through(snapshot, &upstream, service, query, gateway_draw(draw));
     }
     if addressed.is_none()
         && let Some(reference) = &receiver.waypoint
         && !is_from_waypoint(snapshot, reference, source, peer)
     {
         let of = format_args!("workload {}", receiver.uid);
-        let waypoint = waypoint::resolve(snapshot, reference, &of, source, target, balance::redraw(draw))?;
-        return Ok(to_waypoint(waypoint, target, None));
+        let (waypoint, wanted) = waypoint_at(snapshot, reference, &of, query, redraw(draw))?;
+        // Through a gateway only a service can be asked for, and this is none. The reference connects to the waypoint's
+        // address as if it were in this network, where it is nobody's or, worse, somebody else's.
+        if waypoint.workload.network != source.network {
+            return Err(no_service(waypoint.workload, target));
+        }
+        return Reach::new(&waypoint, Way::Waypoint { target, service: None }).route(wanted, target);
     }
-    to_receiver(upstream, target)
+    Reach::new(&upstream, Way::Receiver).route(target.ip(), target)
 }
 
 /// A workload chosen to receive a connection, and where.
@@ -220,80 +174,25 @@ fn resolve_upstream<'s>(
 
 /// Whether a connection comes out of the waypoint it would otherwise be sent to.
 fn is_from_waypoint(snapshot: &Snapshot, reference: &GatewayAddress, source: &Workload, peer: IpAddr) -> bool {
-    waypoint::has_address(source, peer) && waypoint::refers_to(snapshot, reference, source)
+    has_address(source, peer) && waypoint::refers_to(snapshot, reference, source)
 }
 
-/// A waypoint gets the address as the application gave it, VIP or not, and always through a tunnel (§4.2).
-fn to_waypoint(waypoint: Waypoint<'_>, target: SocketAddr, service: Option<&Arc<Service>>) -> Route {
-    let Waypoint { upstream, address } = waypoint;
-    Route::Hbone {
-        hop: Hop(address),
-        authority: Authority::Address(target),
-        expected: expected(&upstream),
-        destination: Destination { workload: Some(upstream.workload.clone()), service: service.cloned() },
-    }
+fn waypoint_at<'s>(
+    snapshot: &'s Snapshot,
+    reference: &GatewayAddress,
+    of: &dyn fmt::Display,
+    query: &Query<'_>,
+    draw: u64,
+) -> Result<(Upstream<'s>, IpAddr), RouteError> {
+    reference::resolve(snapshot, reference, Purpose::Waypoint, query.source, query.target, draw)?
+        .ok_or_else(|| RouteError::UnknownWaypoint { waypoint: reference.clone(), of: of.to_string() })
 }
 
-fn to_receiver(upstream: Upstream<'_>, target: SocketAddr) -> Result<Route, RouteError> {
-    let workload = upstream.workload;
-    let Some(ip) = choose_address(workload, upstream.service, target.ip()) else {
-        if workload.hostname.is_empty() {
-            return Err(RouteError::NoValidDestination { workload: workload.uid.clone(), target });
-        }
-        let because = alloc::format!("workload {} has only hostname {}", workload.uid, workload.hostname);
-        return Err(RouteError::Unsupported { target, feature: Feature::HostnameWorkload, because });
-    };
-    let address = SocketAddr::new(ip, upstream.port);
-    let destination = Destination { workload: Some(workload.clone()), service: upstream.service.cloned() };
-    Ok(match workload.protocol {
-        TunnelProtocol::None => Route::Direct { target: address, destination },
-        TunnelProtocol::Hbone => Route::Hbone {
-            hop: Hop(SocketAddr::new(ip, HBONE_PORT)),
-            authority: Authority::Address(address),
-            expected: expected(&upstream),
-            destination,
-        },
-    })
+fn no_service(workload: &Workload, target: SocketAddr) -> RouteError {
+    RouteError::NoService { workload: workload.uid.clone(), network: workload.network.clone(), target }
 }
 
-/// Which address of a workload is used (§4.6): the one asked for if it has it; else, of those its service allows, the first
-/// of the same family, else the first.
-fn choose_address(workload: &Workload, service: Option<&Arc<Service>>, wanted: IpAddr) -> Option<IpAddr> {
-    let wanted = wanted.to_canonical();
-    if waypoint::has_address(workload, wanted) {
-        return Some(wanted);
-    }
-    let families = service.map_or(IpFamilies::Automatic, |service| service.ip_families);
-    let allowed = || {
-        workload.addresses.iter().map(IpAddr::to_canonical).filter(move |address| match families {
-            IpFamilies::Automatic | IpFamilies::Dual => true,
-            IpFamilies::Ipv4Only => address.is_ipv4(),
-            IpFamilies::Ipv6Only => address.is_ipv6(),
-        })
-    };
-    allowed().find(|address| address.is_ipv4() == wanted.is_ipv4()).or_else(|| allowed().next())
-}
-
-/// Whoever is chosen may be itself, or what its service says it may be (§4.2).
-fn expected(upstream: &Upstream<'_>) -> Vec<Identity> {
-    let own = &upstream.workload.identity;
-    let mut expected: Vec<Identity> =
-        upstream.service.map_or_else(Vec::new, |service| service.subject_alt_names.clone());
-    // Once: the list is part of what tunnels are pooled by.
-    if !expected.contains(own) {
-        expected.push(own.clone());
-    }
-    expected
-}
-
-fn unreachable_network(addressed: Option<&Arc<Service>>, receiver: &Workload, target: SocketAddr) -> RouteError {
-    let workload = receiver.uid.clone();
-    if addressed.is_none() {
-        return RouteError::NoService { workload, network: receiver.network.clone(), target };
-    }
-    if receiver.network_gateway.is_none() {
-        return RouteError::NoValidDestination { workload, target };
-    }
-    let because = alloc::format!("workload {workload} is on network {:?}", receiver.network.as_str());
-    RouteError::Unsupported { target, feature: Feature::NetworkGateway, because }
+/// For the choice of a gateway's replica, which must not follow those of the endpoint and of the waypoint.
+fn gateway_draw(draw: u64) -> u64 {
+    redraw(redraw(draw))
 }

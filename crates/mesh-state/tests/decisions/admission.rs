@@ -1,17 +1,17 @@
 //! §6.2 to §6.6: what is taken in, and where it goes.
 
-use mesh_state::admit::{Admission, Query, Refusal, Request, Unresolvable, attribute, inbound};
+use mesh_state::admit::{Admission, ProxyHeader, Query, Refusal, Request, Unresolvable, attribute, inbound};
 use mesh_state::identity::Identity;
 use mesh_state::name::Authority;
 use mesh_state::policy::{Action, Match, PolicyScope};
-use mesh_state::rbac::Denial;
-use mesh_state::service::Visibility;
+use mesh_state::rbac::{Deciding, Denial};
+use mesh_state::service::{Service, Vip, Visibility};
 use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, Workload};
 
 use crate::fixture::{
-    Mesh, any_of, at, authority, endpoint_of, hostname, id, ip, mappings, plain_pod, pod, policy, principal, service,
-    waypoint,
+    Mesh, any_of, at, authority, edited, endpoint_of, hostname, id, ip, mappings, network, plain_pod, pod, policy,
+    principal, service, waypoint,
 };
 
 const LOCAL: &str = "10.40.0.9";
@@ -21,15 +21,25 @@ fn shop() -> Workload {
     endpoint_of(pod("retail/shop-0", LOCAL), "retail/shop", &[(81, 9090)])
 }
 
+fn query<'a>(workload: &'a Workload, identity: Option<&'a Identity>, request: Request<'a>) -> Query<'a> {
+    Query {
+        workload,
+        peer: at("10.40.0.2:40000"),
+        identity,
+        local: ip(LOCAL),
+        request,
+        proxy_ports: PROXY_PORTS,
+        localhost_tunnel: true,
+    }
+}
+
 fn ask(
     snapshot: &Snapshot,
     workload: &Workload,
     identity: Option<&Identity>,
     request: Request<'_>,
 ) -> Result<Admission, Refusal> {
-    let query =
-        Query { workload, peer: at("10.40.0.2:40000"), identity, local: ip(LOCAL), request, proxy_ports: PROXY_PORTS };
-    inbound(snapshot, &query)
+    inbound(snapshot, &query(workload, identity, request))
 }
 
 fn tunnel(snapshot: &Snapshot, workload: &Workload, text: &str) -> Result<Admission, Refusal> {
@@ -43,7 +53,7 @@ fn line(answer: Result<Admission, Refusal>) -> String {
         Err(Refusal::Address { .. }) => "address".into(),
         Err(Refusal::Unresolvable(Unresolvable::Host { .. })) => "no such host".into(),
         Err(Refusal::Unresolvable(Unresolvable::Port { .. })) => "no such port".into(),
-        Err(Refusal::Unresolvable(Unresolvable::ProxyHeader { .. })) => "proxy header".into(),
+        Err(Refusal::Unresolvable(Unresolvable::NoVip { .. })) => "no vip".into(),
         Err(Refusal::RecursiveCall { .. }) => "recursive".into(),
         Err(Refusal::Policy { .. }) => "policy".into(),
     }
@@ -88,7 +98,7 @@ fn a_tunnel_reaches_its_own_pod_and_nothing_else() {
 fn a_captured_waypoint_takes_what_is_behind_it() {
     let way = endpoint_of(pod("retail/way-0", LOCAL), "retail/way", &[]);
     let behind =
-        |reference: &str, address: &str| Workload { waypoint: waypoint(reference), ..plain_pod("retail/x-0", address) };
+        |reference: &str, address: &str| edited(plain_pod("retail/x-0", address), |x| x.waypoint = waypoint(reference));
     let service_behind = |reference: &str| {
         let mut service = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
         service.waypoint = waypoint(reference);
@@ -132,18 +142,126 @@ fn a_captured_waypoint_takes_what_is_behind_it() {
 
 #[test]
 fn an_application_tunnel_takes_any_address_and_its_port_comes_after_the_check_of_the_proxys() {
-    let with = |protocol, port| Workload { application_tunnel: Some(ApplicationTunnel { protocol, port }), ..shop() };
+    let tunnelled =
+        |protocol, port| edited(shop(), |shop| shop.application_tunnel = Some(ApplicationTunnel { protocol, port }));
     let rows = [
         (ApplicationProtocol::None, Some(15088), "10.96.0.7:80", "10.40.0.9:15088"),
         (ApplicationProtocol::None, None, "10.96.0.7:80", "10.40.0.9:80"),
         (ApplicationProtocol::None, Some(15088), "10.96.0.7:15008", "recursive"),
-        (ApplicationProtocol::Proxy, Some(15088), "10.40.0.9:80", "proxy header"),
-        (ApplicationProtocol::Proxy, None, "10.40.0.9:80", "proxy header"),
+        (ApplicationProtocol::Proxy, Some(15088), "10.96.0.7:80", "127.0.0.1:15088"),
+        (ApplicationProtocol::Proxy, None, "10.96.0.7:80", "127.0.0.1:80"),
+        (ApplicationProtocol::Proxy, Some(15088), "10.96.0.7:15008", "recursive"),
     ];
     for (protocol, port, text, expected) in rows {
-        let answer = tunnel(&Snapshot::empty(), &with(protocol, port), text);
+        let answer = tunnel(&Snapshot::empty(), &tunnelled(protocol, port), text);
         assert_eq!(line(answer), expected, "{protocol:?} {port:?} {text}");
     }
+}
+
+#[test]
+fn an_application_that_wants_a_proxy_header_is_told_who_asked_for_what() {
+    let way = edited(endpoint_of(pod("retail/way-0", LOCAL), "retail/way", &[(80, 9090)]), |way| {
+        way.application_tunnel = Some(ApplicationTunnel { protocol: ApplicationProtocol::Proxy, port: None });
+    });
+    let vip = |network_name: &str, address: &str| Vip { network: network(network_name), address: ip(address).into() };
+    let with_vips = |vips: Vec<Vip>| {
+        let service = Service { vips, ..service("retail/way", "10.96.1.1", &[(80, 8080)]) };
+        Mesh::new().workload(way.clone()).service(service).freeze()
+    };
+    let block = Vip { network: network(""), address: "10.97.0.0/16".parse().unwrap() };
+    let host = "way.retail.svc.cluster.local:80";
+    let rows = [
+        ("an address as it was asked for", vec![], "10.40.0.20:443", Some("10.40.0.20:443"), "127.0.0.1:443"),
+        ("a service's VIP and port", vec![vip("", "10.96.1.1")], host, Some("10.96.1.1:80"), "127.0.0.1:9090"),
+        (
+            "the VIP of the workload's network first",
+            vec![vip("far", "10.96.9.9"), vip("", "fd96::1")],
+            host,
+            Some("[fd96::1]:80"),
+            "127.0.0.1:9090",
+        ),
+        (
+            "then an IPv4 one",
+            vec![vip("", "fd96::1"), vip("", "10.96.1.1")],
+            host,
+            Some("10.96.1.1:80"),
+            "127.0.0.1:9090",
+        ),
+        ("else one of another network", vec![vip("far", "10.96.9.9")], host, Some("10.96.9.9:80"), "127.0.0.1:9090"),
+        ("a service without a VIP", vec![], host, None, "no vip"),
+        ("a service with a block only", vec![block], host, None, "no vip"),
+    ];
+    for (fact, vips, text, destination, target) in rows {
+        let admitted = tunnel(&with_vips(vips), &way, text);
+        if let Ok(admission) = &admitted {
+            let header = admission.proxy_header.as_ref().expect(fact);
+            assert_eq!(Some(header.destination.to_string().as_str()), destination, "{fact}");
+            assert_eq!(header.source, at("10.40.0.2:40000"), "{fact}");
+            assert_eq!(header.identity, Some(id("web/client")), "{fact}");
+            assert!(!admission.keeps_source, "{fact}: loopback takes no other source");
+        }
+        assert_eq!(line(admitted), target, "{fact}");
+    }
+}
+
+#[test]
+fn without_localhost_tunnels_a_proxy_header_goes_to_the_pods_address_from_the_clients() {
+    let with = |protocol| {
+        edited(shop(), |shop| shop.application_tunnel = Some(ApplicationTunnel { protocol, port: Some(15088) }))
+    };
+    let authority = authority("10.40.0.9:80");
+    let client = id("web/client");
+    for (protocol, localhost_tunnel, local, target, keeps_source) in [
+        (ApplicationProtocol::Proxy, true, LOCAL, "127.0.0.1:15088", false),
+        (ApplicationProtocol::Proxy, true, "fd00::9", "[::1]:15088", false),
+        (ApplicationProtocol::Proxy, false, LOCAL, "10.40.0.9:15088", true),
+        // Only a header is worth a loopback: without one the application would not learn who asks.
+        (ApplicationProtocol::None, true, LOCAL, "10.40.0.9:15088", true),
+    ] {
+        let workload = with(protocol);
+        let asked = query(&workload, Some(&client), Request::Tunnel(&authority));
+        let admitted = inbound(&Snapshot::empty(), &Query { localhost_tunnel, local: ip(local), ..asked }).unwrap();
+        assert_eq!((admitted.target, admitted.keeps_source), (at(target), keeps_source), "{protocol:?} {local}");
+        assert_eq!(admitted.proxy_header.is_some(), protocol == ApplicationProtocol::Proxy);
+    }
+}
+
+#[test]
+fn policy_sees_the_pods_address_though_the_application_is_reached_on_loopback() {
+    let tunnelled = edited(shop(), |shop| {
+        shop.application_tunnel = Some(ApplicationTunnel { protocol: ApplicationProtocol::Proxy, port: Some(15088) });
+    });
+    let at_pod = Match { destination_ips: vec![ip(LOCAL).into()], destination_ports: vec![15088], ..Match::default() };
+    let deny = policy("retail/deny", PolicyScope::Namespace, Action::Deny, vec![any_of(vec![at_pod])]);
+    let snapshot = Mesh::new().workload(tunnelled.clone()).policy(deny).freeze();
+    assert_eq!(line(tunnel(&snapshot, &tunnelled, "10.40.0.9:80")), "policy");
+}
+
+#[test]
+fn a_proxy_header_is_the_bytes_of_the_specification() {
+    let identity = || Some(id("web/client"));
+    let head = [0x0d, 0x0a, 0x0d, 0x0a, 0x00, 0x0d, 0x0a, 0x51, 0x55, 0x49, 0x54, 0x0a, 0x21];
+    let name = b"spiffe://cluster.local/ns/web/sa/client";
+    let named = |body: &[u8]| [body, &[0xd0, 0, u8::try_from(name.len()).unwrap()], &name[..]].concat();
+    let four = [10, 40, 0, 2, 10, 96, 0, 7, 0x9c, 0x40, 0, 80];
+    let six = [&ip6("fd00::2")[..], &ip6("fd96::7")[..], &[0x9c, 0x40, 0, 80]].concat();
+    let mixed = [&ip6("::ffff:10.40.0.2")[..], &ip6("fd96::7")[..], &[0x9c, 0x40, 0, 80]].concat();
+    let rows = [
+        ("10.40.0.2:40000", "10.96.0.7:80", None, 0x11, four.to_vec()),
+        ("10.40.0.2:40000", "10.96.0.7:80", identity(), 0x11, named(&four)),
+        ("[::ffff:10.40.0.2]:40000", "10.96.0.7:80", None, 0x11, four.to_vec()),
+        ("[fd00::2]:40000", "[fd96::7]:80", identity(), 0x21, named(&six)),
+        ("10.40.0.2:40000", "[fd96::7]:80", None, 0x21, mixed),
+    ];
+    for (source, destination, identity, family, body) in rows {
+        let header = ProxyHeader { source: at(source), destination: at(destination), identity };
+        let length = u16::try_from(body.len()).unwrap().to_be_bytes();
+        assert_eq!(header.to_bytes(), [&head[..], &[family], &length, &body].concat(), "{source} {destination}");
+    }
+}
+
+fn ip6(text: &str) -> [u8; 16] {
+    text.parse::<std::net::Ipv6Addr>().expect(text).octets()
 }
 
 #[test]
@@ -189,7 +307,7 @@ fn policy_sees_the_applications_port_and_the_answer_names_what_decided() {
         .policy(policy("retail/only-web", PolicyScope::Namespace, Action::Allow, vec![any_of(vec![only_web])]))
         .freeze();
     let admitted = tunnel(&snapshot, &shop(), "shop.retail.svc.cluster.local:81").unwrap();
-    assert_eq!(admitted.decided_by, Some("retail/only-web".into()));
+    assert_eq!(admitted.decided_by, Some(Deciding { policy: "retail/only-web".into(), rule: 0 }));
     assert_eq!(admitted.service.map(|service| service.key()), Some(hostname("retail/shop")));
     let refused = tunnel(&snapshot, &shop(), "shop.retail.svc.cluster.local:80").unwrap_err();
     assert_eq!(refused, Refusal::Policy { denied: Denial::NoneAllowed });
@@ -202,7 +320,7 @@ fn policy_sees_the_applications_port_and_the_answer_names_what_decided() {
 #[test]
 fn a_policy_attached_after_a_connection_came_is_seen_when_the_present_workload_is_asked_about() {
     let strict = policy("istio-system/strict", PolicyScope::WorkloadSelector, Action::Deny, vec![any_of(vec![])]);
-    let attached = Workload { authorization_policies: vec!["istio-system/strict".into()], ..shop() };
+    let attached = edited(shop(), |shop| shop.authorization_policies = vec!["istio-system/strict".into()]);
     let snapshot = Mesh::new().workload(attached).policy(strict).freeze();
     let present = snapshot.workload(&shop().uid).unwrap();
     assert_eq!(line(tunnel(&snapshot, present, "10.40.0.9:8080")), "policy");

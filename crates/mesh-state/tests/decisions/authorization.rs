@@ -7,7 +7,7 @@ use mesh_state::rbac::{Allowance, Deciding, Denial, DryRun, Query, Verdict, eval
 use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::Workload;
 
-use crate::fixture::{Mesh, any_of, at, id, ip, pod, policy, principal};
+use crate::fixture::{Mesh, any_of, at, edited, id, ip, pod, policy, principal};
 
 use Action::{Allow, Deny};
 use PolicyScope::{Global, Namespace, WorkloadSelector};
@@ -162,8 +162,9 @@ fn rules_are_alternatives_clauses_conditions_and_matches_alternatives() {
 
 #[test]
 fn a_policy_is_for_the_workloads_of_its_scope() {
-    let attached =
-        |names: &[&str]| Workload { authorization_policies: names.iter().map(|name| key(name)).collect(), ..shop() };
+    let attached = |names: &[&str]| {
+        edited(shop(), |shop| shop.authorization_policies = names.iter().map(|name| key(name)).collect())
+    };
     let rows = [
         ("all workloads", "istio-system/p", Global, vec![], true),
         ("its namespace's", "retail/p", Namespace, vec![], true),
@@ -276,7 +277,7 @@ fn dry_run_policies_are_reported_and_not_enforced() {
 
 #[test]
 fn an_unknown_policy_attached_to_a_workload_denies_until_it_is_known() {
-    let attached = Workload { authorization_policies: vec![key("istio-system/strict")], ..shop() };
+    let attached = edited(shop(), |shop| shop.authorization_policies = vec![key("istio-system/strict")]);
     let allow = || policy("a/all", Global, Allow, everything());
     for policies in [vec![], vec![allow()]] {
         let verdict = judge(&with(policies), &attached, Some(&id("web/client")));

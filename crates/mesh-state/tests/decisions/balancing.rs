@@ -1,24 +1,28 @@
 //! §4.4: which endpoint of a service.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use mesh_state::route::{Query, Route, RouteError, Unavailable, outbound};
 use mesh_state::service::{HealthPolicy, LoadBalancing, Mode, Scope, Service};
 use mesh_state::snapshot::Snapshot;
-use mesh_state::workload::{Status, Workload};
+use mesh_state::workload::{Addresses, Locality, Place, Status, Workload};
 
-use crate::fixture::{Mesh, at, endpoint_of, ip, network, plain_pod, service};
+use crate::fixture::{Mesh, at, edited, endpoint_of, ip, network, plain_pod, service};
 use crate::outbound::CLIENT_IP;
 
 /// An endpoint of retail/shop: name, region, zone, node, network.
-fn endpoint(name: &str, address: &str, place: [&str; 4]) -> Workload {
+fn endpoint(name: &str, address: &str, at: [&str; 4]) -> Workload {
     let mut workload = endpoint_of(plain_pod(&format!("retail/{name}"), address), "retail/shop", &[]);
-    let [region, zone, node, net] = place;
-    workload.locality.region = region.into();
-    workload.locality.zone = zone.into();
-    workload.node = node.into();
+    let [region, zone, node, net] = at;
+    workload.place = place(region, zone, node);
     workload.network = network(net);
     workload
+}
+
+fn place(region: &str, zone: &str, node: &str) -> Arc<Place> {
+    let locality = Locality { region: region.into(), zone: zone.into(), subzone: "".into() };
+    Arc::new(Place { node: node.into(), locality: locality.into() })
 }
 
 fn shop(mode: Mode, scopes: &[Scope]) -> Service {
@@ -30,15 +34,13 @@ fn shop(mode: Mode, scopes: &[Scope]) -> Service {
 /// Which endpoints a client in region r1, zone z1, node n1 on the default network gets over many draws.
 fn reached(snapshot: &Snapshot) -> Result<BTreeMap<String, usize>, RouteError> {
     let mut source = plain_pod("web/client-0", CLIENT_IP);
-    source.locality.region = "r1".into();
-    source.locality.zone = "z1".into();
-    source.node = "n1".into();
+    source.place = place("r1", "z1", "n1");
     let query = Query { source: &source, peer: ip(CLIENT_IP), target: at("10.96.0.7:80") };
     let mut counts = BTreeMap::new();
     for step in 0..DRAWS {
         let draw = step.wrapping_mul(u64::MAX / DRAWS);
         let workload = match outbound(snapshot, &query, draw) {
-            Ok(Route::Direct { destination, .. }) => destination.workload.expect("always named").name.to_string(),
+            Ok(Route::Direct { destination, .. }) => destination.workload.expect("always named").name().to_owned(),
             // On another network: who it was is in the error.
             Err(RouteError::NoValidDestination { workload, .. }) => {
                 workload.as_str().rsplit('/').next().unwrap().into()
@@ -82,7 +84,7 @@ fn scopes_decide_as_their_mode_says() {
     ];
     for (mode, scopes, absent, expected) in rows {
         let mut mesh = Mesh::new().service(shop(*mode, scopes));
-        for endpoint in everywhere.iter().filter(|endpoint| !absent.contains(&&*endpoint.name)) {
+        for endpoint in everywhere.iter().filter(|endpoint| !absent.contains(&endpoint.name())) {
             mesh = mesh.workload(endpoint.clone());
         }
         let row = format!("{mode:?} {scopes:?} without {absent:?}");
@@ -113,14 +115,15 @@ fn with_the_network_first_the_order_is_network_then_what_else_is_shared() {
             mesh = mesh.workload(endpoint.clone());
         }
         let reached: Vec<String> = reached(&mesh.freeze()).unwrap().into_keys().collect();
-        assert_eq!(reached, [best_first[first].name.to_string()]);
+        assert_eq!(reached, [best_first[first].name().to_owned()]);
     }
 }
 
 #[test]
 fn among_equals_the_draw_decides_by_capacity() {
-    let weighted =
-        |name: &str, address: &str, capacity: u32| Workload { capacity, ..endpoint(name, address, ["", "", "", ""]) };
+    let weighted = |name: &str, address: &str, capacity: u32| {
+        edited(endpoint(name, address, ["", "", "", ""]), |it| it.capacity = capacity)
+    };
     let snapshot = Mesh::new()
         .service(shop(Mode::Unspecified, &[]))
         .workload(weighted("a", "10.0.0.1", 1))
@@ -137,9 +140,9 @@ fn among_equals_the_draw_decides_by_capacity() {
 #[test]
 fn a_service_with_nobody_to_offer_says_what_stands_in_the_way() {
     let one = || endpoint("a", "10.0.0.1", ["", "", "", ""]);
-    let unhealthy = Workload { status: Status::Unhealthy, ..one() };
-    let addressless = Workload { addresses: Vec::new(), ..one() };
-    let weightless = Workload { capacity: 0, ..one() };
+    let unhealthy = edited(one(), |it| it.status = Status::Unhealthy);
+    let addressless = Workload { addresses: Addresses::default(), ..one() };
+    let weightless = edited(one(), |it| it.capacity = 0);
     let port_missing = {
         let mut shop = shop(Mode::Unspecified, &[]);
         shop.ports[0].target_port = 0;
@@ -166,7 +169,7 @@ fn a_service_with_nobody_to_offer_says_what_stands_in_the_way() {
 
 #[test]
 fn a_changed_health_policy_holds_at_once_and_in_both_directions() {
-    let unhealthy = Workload { status: Status::Unhealthy, ..endpoint("a", "10.0.0.1", ["", "", "", ""]) };
+    let unhealthy = edited(endpoint("a", "10.0.0.1", ["", "", "", ""]), |it| it.status = Status::Unhealthy);
     let with = |health: HealthPolicy| {
         let mut shop = shop(Mode::Unspecified, &[]);
         shop.load_balancing.health = health;

@@ -41,13 +41,19 @@ pub(crate) fn pod(text: &str, address: &str) -> Workload {
     let identity = Identity::new("cluster.local", namespace, account).expect(text);
     let mut workload = Workload::new(format!("Kubernetes//Pod/{text}").as_str().into(), namespace, name, identity);
     workload.protocol = TunnelProtocol::Hbone;
-    workload.addresses = vec![ip(address)];
+    workload.addresses = [ip(address)].into();
+    workload
+}
+
+/// A workload with something else about it.
+pub(crate) fn edited(mut workload: Workload, edit: impl FnOnce(&mut Workload)) -> Workload {
+    edit(&mut workload);
     workload
 }
 
 /// The same, not captured.
 pub(crate) fn plain_pod(text: &str, address: &str) -> Workload {
-    Workload { protocol: TunnelProtocol::None, ..pod(text, address) }
+    edited(pod(text, address), |workload| workload.protocol = TunnelProtocol::None)
 }
 
 pub(crate) fn hostname(text: &str) -> NamespacedHostname {

@@ -1,18 +1,20 @@
 //! §8.4 and §2.6: who is found when several could be.
 
+use std::sync::Arc;
+
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
 use mesh_state::service::{Service, Vip, Visibility};
-use mesh_state::workload::{NetworkMode, TunnelProtocol, Workload};
+use mesh_state::workload::{NetworkMode, Place, TunnelProtocol, Workload};
 
-use crate::fixture::{Mesh, endpoint_of, hostname, id, ip, network, plain_pod, pod, service};
+use crate::fixture::{Mesh, edited, endpoint_of, hostname, id, ip, network, plain_pod, pod, service};
 
 #[test]
 fn of_several_workloads_at_an_address_a_captured_pod_comes_first_in_whatever_order_they_came() {
     let entry = |name: &str, protocol: TunnelProtocol| {
         let uid = format!("Kubernetes/networking.istio.io/WorkloadEntry/retail/{name}");
         let mut entry = Workload::new(uid.as_str().into(), "retail", name, id("retail/shop"));
-        entry.addresses = vec![ip("10.40.0.9")];
+        entry.addresses = [ip("10.40.0.9")].into();
         entry.protocol = protocol;
         entry
     };
@@ -35,7 +37,7 @@ fn of_several_workloads_at_an_address_a_captured_pod_comes_first_in_whatever_ord
         for (at, expected) in best_first.iter().enumerate() {
             let found = builder.freeze();
             let found = found.workload_by_address(&network(""), ip("10.40.0.9")).expect("somebody is left");
-            assert_eq!(found.name, expected.name, "without the first {at}, reversed {reversed}");
+            assert_eq!(found.name(), expected.name(), "without the first {at}, reversed {reversed}");
             builder.apply(Change::WorkloadGone(expected.uid.clone()));
         }
         assert!(builder.freeze().workload_by_address(&network(""), ip("10.40.0.9")).is_none());
@@ -46,8 +48,8 @@ fn of_several_workloads_at_an_address_a_captured_pod_comes_first_in_whatever_ord
 fn a_resent_workload_is_found_only_by_what_it_is_now() {
     let mut before = endpoint_of(pod("retail/shop-0", "10.40.0.9"), "retail/shop", &[]);
     before.hostname = "old.example.com".into();
-    let mut after =
-        endpoint_of(Workload { name: "shop-1".into(), ..pod("retail/shop-0", "10.40.0.10") }, "retail/cart", &[]);
+    let renamed = |shop: &mut Workload| shop.given_name = Some("shop-1".into());
+    let mut after = endpoint_of(edited(pod("retail/shop-0", "10.40.0.10"), renamed), "retail/cart", &[]);
     after.network = network("far");
     after.hostname = "new.example.com".into();
     let snapshot = Mesh::new()
@@ -183,8 +185,11 @@ fn a_resent_service_is_found_only_by_what_it_is_now() {
 
 #[test]
 fn a_local_workload_is_found_by_what_the_cni_agent_knows_of_it() {
-    let on =
-        |node: &str, uid: &str| Workload { node: node.into(), uid: uid.into(), ..pod("retail/shop-0", "10.40.0.9") };
+    let on = |node: &str, uid: &str| {
+        let mut shop = Workload::new(uid.into(), "retail", "shop-0", id("retail/shop"));
+        shop.place = Arc::new(Place { node: node.into(), locality: shop.place.locality.clone() });
+        shop
+    };
     let snapshot = Mesh::new().workload(on("node-a", "a")).workload(on("node-b", "b")).freeze();
     let rows = [
         (Some("node-a"), "retail", "shop-0", "shop", Some("a")),
@@ -203,7 +208,7 @@ fn a_local_workload_is_found_by_what_the_cni_agent_knows_of_it() {
 
 #[test]
 fn a_local_workload_on_its_nodes_network_is_found_too() {
-    let agent = Workload { network_mode: NetworkMode::HostNetwork, ..pod("ops/agent-0", "172.16.0.1") };
+    let agent = edited(pod("ops/agent-0", "172.16.0.1"), |agent| agent.network_mode = NetworkMode::HostNetwork);
     assert!(Mesh::new().workload(agent).freeze().local_workload(None, "ops", "agent-0", "agent").is_some());
 }
 
@@ -241,5 +246,5 @@ fn generations_share_what_did_not_change() {
     let shop = |snapshot: &mesh_state::snapshot::Snapshot| {
         snapshot.workload_by_address(&network(""), ip("10.40.0.9")).cloned().unwrap()
     };
-    assert!(std::sync::Arc::ptr_eq(&shop(&before), &shop(&after)));
+    assert!(Arc::ptr_eq(&shop(&before), &shop(&after)));
 }

@@ -1,9 +1,13 @@
-//! The decisions, row by row of the behaviour they must have (§4 outbound, §6 admission, §7 authorization, §8.4 lookups).
+//! The decisions, row by row of the behaviour they must have (§4 outbound, §6 admission, §7 authorization, §8.4 lookups,
+//! §10 names).
 
 mod admission;
 mod authorization;
 mod balancing;
 mod fixture;
+mod gateways;
+mod hostnames;
 mod lookups;
+mod names;
 mod outbound;
 mod waypoints;

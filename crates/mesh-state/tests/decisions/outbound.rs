@@ -1,10 +1,11 @@
 //! §4.2, §4.3, §4.6: where a connection goes.
 
+use mesh_state::identity::Identity;
 use mesh_state::name::Authority;
-use mesh_state::route::{Feature, Query, Route, RouteError, Unavailable, outbound};
+use mesh_state::route::{Query, Route, RouteError, Unavailable, Unreachable, outbound};
 use mesh_state::service::{IpFamilies, Mode};
 use mesh_state::snapshot::Snapshot;
-use mesh_state::workload::{GatewayAddress, GatewayDestination, NetworkMode, TunnelProtocol, Workload};
+use mesh_state::workload::{NetworkMode, TunnelProtocol, Workload};
 
 use crate::fixture::{Mesh, at, endpoint_of, hostname, id, ip, network, plain_pod, pod, service, waypoint};
 
@@ -28,7 +29,11 @@ pub(crate) fn line(route: Result<Route, RouteError>) -> String {
             let expected: Vec<&str> = expected.iter().map(|identity| identity.principal()).collect();
             format!("hbone {hop} {authority} {}", expected.join(" "))
         }
-        Ok(Route::DoubleHbone { hop, authority, .. }) => format!("double hbone {hop} {authority}"),
+        Ok(Route::DoubleHbone { hop, authority, expected, inner_expected, .. }) => {
+            let names = |expected: &[Identity]| expected.iter().map(Identity::principal).collect::<Vec<_>>().join(" ");
+            format!("double hbone {hop} {authority} {} / {}", names(&expected), names(&inner_expected))
+        }
+        Ok(Route::Resolve(lookup)) => format!("resolve {}", lookup.hostname()),
         Err(error) => format!("error {error}"),
     }
 }
@@ -117,7 +122,7 @@ fn a_route_names_what_it_reaches() {
     let snapshot = shop_mesh().freeze();
     let names = |target: &str| match route(&snapshot, target, 0).unwrap() {
         Route::Hbone { destination, .. } | Route::Direct { destination, .. } => (
-            destination.workload.map(|workload| workload.name.to_string()),
+            destination.workload.map(|workload| workload.name().to_owned()),
             destination.service.map(|service| service.name.to_string()),
         ),
         other => panic!("{other:?}"),
@@ -198,46 +203,8 @@ fn an_endpoint_without_an_allowed_address_is_no_valid_destination() {
     let endpoint = endpoint_of(pod("retail/shop-0", "10.40.0.9"), "retail/shop", &[]);
     let uid = endpoint.uid.clone();
     let snapshot = Mesh::new().workload(endpoint).service(shop).freeze();
-    let target = at("10.96.0.7:80");
-    assert_eq!(route(&snapshot, "10.96.0.7:80", 0), Err(RouteError::NoValidDestination { workload: uid, target }));
-}
-
-#[test]
-fn what_is_not_supported_is_refused_by_name_and_never_sent_in_plain() {
-    let mut nameless = endpoint_of(plain_pod("outside/api-0", "10.0.0.1"), "outside/api", &[]);
-    nameless.addresses.clear();
-    nameless.hostname = "api.example.com".into();
-    let mut remote = endpoint_of(pod("far/app-0", "10.40.0.9"), "far/app", &[]);
-    remote.network = network("far");
-    remote.network_gateway = Some(GatewayAddress {
-        destination: GatewayDestination::Address { network: network("far"), address: ip("203.0.113.1") },
-        hbone_port: 15009,
-    });
-    let snapshot = Mesh::new()
-        .workload(nameless)
-        .workload(remote)
-        .service(service("outside/api", "10.96.0.7", &[(80, 8080)]))
-        .service(service("far/app", "10.96.0.8", &[(80, 8080)]))
-        .freeze();
-    for (target, wanted) in [("10.96.0.7:80", Feature::HostnameWorkload), ("10.96.0.8:80", Feature::NetworkGateway)] {
-        let error = route(&snapshot, target, 0).expect_err(target);
-        assert!(matches!(&error, RouteError::Unsupported { feature, .. } if *feature == wanted), "{target}: {error}");
-        assert!(error.to_string().contains("not supported yet"), "{error}");
-    }
-}
-
-#[test]
-fn another_networks_endpoint_without_a_gateway_cannot_be_reached() {
-    let mut remote = endpoint_of(pod("far/app-0", "10.40.0.9"), "far/app", &[]);
-    remote.network = network("far");
-    let uid = remote.uid.clone();
-    let mesh = || Mesh::new().workload(remote.clone()).service(service("far/app", "10.96.0.8", &[(80, 8080)]));
-    let target = at("10.96.0.8:80");
-    let expected = Err(RouteError::NoValidDestination { workload: uid.clone(), target });
-    assert_eq!(route(&mesh().freeze(), "10.96.0.8:80", 0), expected);
-    // Addressed as a workload (§4.2: the workload wins the first lookup) there is no service that a gateway could be asked for.
-    let expected = Err(RouteError::NoService { workload: uid, network: network("far"), target });
-    assert_eq!(route(&mesh().workload(pod("retail/shop-0", "10.96.0.8")).freeze(), "10.96.0.8:80", 0), expected);
+    let (target, why) = (at("10.96.0.7:80"), Unreachable::Family);
+    assert_eq!(route(&snapshot, "10.96.0.7:80", 0), Err(RouteError::NoValidDestination { workload: uid, target, why }));
 }
 
 #[test]

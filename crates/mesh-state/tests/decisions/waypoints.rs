@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use mesh_state::route::{Feature, Query, Route, RouteError, outbound};
+use mesh_state::route::{Query, Route, RouteError, outbound};
 use mesh_state::service::{Service, WeightedWaypoint};
 use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, GatewayAddress, TunnelProtocol, Workload};
 
-use crate::fixture::{Mesh, at, endpoint_of, hostname, id, ip, network, plain_pod, pod, service, waypoint};
+use crate::fixture::{Mesh, at, edited, endpoint_of, hostname, id, ip, plain_pod, pod, service, waypoint};
 use crate::outbound::{client, line, route};
 
 fn way(name: &str, address: &str) -> Workload {
@@ -142,25 +142,12 @@ fn a_waypoint_that_cannot_be_found_stops_the_connection() {
 }
 
 #[test]
-fn a_waypoint_of_another_network_is_not_supported_yet_and_not_gone_around() {
-    let mut far = way("way-0", "10.40.1.1");
-    far.network = network("far");
-    let snapshot = Mesh::new()
-        .workload(far)
-        .service(way_service())
-        .workload(behind("retail/way", plain_pod("retail/shop-0", "10.40.0.9")))
-        .freeze();
-    let error = route(&snapshot, "10.40.0.9:80", 0).unwrap_err();
-    assert!(matches!(error, RouteError::Unsupported { feature: Feature::NetworkGateway, .. }), "{error}");
-}
-
-#[test]
 fn a_captured_waypoint_takes_ports_its_service_has_not() {
     let portless = service("retail/way", "10.96.1.1", &[]);
     let mut shop = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
     shop.waypoint = waypoint("retail/way");
     let mesh = |tunnel: Option<ApplicationTunnel>| {
-        let way = Workload { application_tunnel: tunnel, ..way("way-0", "10.40.1.1") };
+        let way = edited(way("way-0", "10.40.1.1"), |way| way.application_tunnel = tunnel);
         Mesh::new().workload(way).service(portless.clone()).service(shop.clone()).freeze()
     };
     let tunnel = ApplicationTunnel { protocol: ApplicationProtocol::None, port: Some(15088) };
@@ -185,7 +172,7 @@ fn what_comes_out_of_a_waypoint_is_not_sent_back_into_it_whichever_replica_it_is
             for draw in [0, u64::MAX / 2, u64::MAX] {
                 let query = Query { source: replica, peer: replica.addresses[0], target: at("10.40.0.9:8080") };
                 let expected = "hbone 10.40.0.9:15008 10.40.0.9:8080 cluster.local/ns/retail/sa/shop";
-                assert_eq!(line(outbound(&snapshot, &query, draw)), expected, "{reference} {}", replica.name);
+                assert_eq!(line(outbound(&snapshot, &query, draw)), expected, "{reference} {}", replica.name());
                 // The address must be the replica's own: an identity alone may be shared.
                 let elsewhere = Query { peer: ip("10.40.9.9"), ..query };
                 assert!(

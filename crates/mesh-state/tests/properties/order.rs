@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use mesh_state::admit::{self, Request};
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
+use mesh_state::dns::{self, Naming, RecordKind};
 use mesh_state::name::Authority;
 use mesh_state::route;
 use mesh_state::snapshot::Snapshot;
@@ -14,7 +15,7 @@ use proptest::prelude::*;
 use crate::universe::{ADDRESSES, HOSTNAMES, PORTS, changes};
 
 /// Every decision of a mesh for each of its workloads, as text.
-fn decisions(snapshot: &Snapshot) -> BTreeMap<String, String> {
+pub(crate) fn decisions(snapshot: &Snapshot) -> BTreeMap<String, String> {
     let mut decisions = BTreeMap::new();
     let mut addresses = Vec::new();
     for address in ADDRESSES {
@@ -35,15 +36,30 @@ fn decisions(snapshot: &Snapshot) -> BTreeMap<String, String> {
         for request in tunnels.chain(addresses.iter().copied().map(Request::Plaintext)) {
             let local = workload.addresses.first().copied().unwrap_or(peer.ip());
             let identity = Some(&workload.identity);
-            let query = admit::Query { workload, peer, identity, local, request, proxy_ports: &[15008] };
+            let query = admit::Query {
+                workload,
+                peer,
+                identity,
+                local,
+                request,
+                proxy_ports: &[15008],
+                localhost_tunnel: true,
+            };
             let answer = admit::inbound(snapshot, &query);
             decisions.insert(format!("{request:?} at {}", workload.uid), format!("{answer:?}"));
+        }
+        // Of these names some are headless in this domain.
+        let naming = Naming { cluster_domain: "example.com", preferred_namespace: Some("b"), ipv6: true };
+        for name in HOSTNAMES.into_iter().chain(["x.svc.example.com", "one"]) {
+            let query = dns::Query { client: workload, name, kind: RecordKind::A, naming: &naming };
+            let answer = dns::answer(snapshot, &query, 7);
+            decisions.insert(format!("{name} for {}", workload.uid), format!("{answer:?}"));
         }
     }
     decisions
 }
 
-fn built(changes: impl IntoIterator<Item = Change>) -> Snapshot {
+pub(crate) fn built(changes: impl IntoIterator<Item = Change>) -> Snapshot {
     let mut builder = SnapshotBuilder::new();
     for change in changes {
         builder.apply(change);
@@ -60,6 +76,7 @@ fn subject(change: &Change) -> String {
         Change::ServiceGone(key) => format!("service {key}"),
         Change::Policy(policy) => format!("policy {}", policy.key),
         Change::PolicyGone(key) => format!("policy {key}"),
+        Change::Absent(sought) => format!("{sought:?}"),
     }
 }
 

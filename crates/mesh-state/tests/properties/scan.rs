@@ -1,12 +1,12 @@
 //! Every index gives what a scan over everything gives, after any changes; and no snapshot changes once it is frozen.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
 use mesh_state::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
-use mesh_state::policy::{Policy, PolicyScope};
+use mesh_state::policy::Policy;
 use mesh_state::service::{Service, Visibility};
 use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::{NetworkMode, TunnelProtocol, Workload};
@@ -25,12 +25,21 @@ struct Scan {
 impl Scan {
     fn apply(&mut self, change: Change) {
         match change {
-            Change::Workload(workload) => drop(self.workloads.insert(workload.uid.clone(), workload)),
+            Change::Workload(mut workload) => {
+                // What is named twice is held once, as it was named first.
+                let mut seen = BTreeSet::new();
+                workload.services.retain(|(service, _)| seen.insert(service.clone()));
+                let mut seen = BTreeSet::new();
+                let addresses = workload.addresses.iter().copied();
+                workload.addresses = addresses.filter(|address| seen.insert(address.to_canonical())).collect();
+                drop(self.workloads.insert(workload.uid.clone(), workload));
+            }
             Change::WorkloadGone(uid) => drop(self.workloads.remove(&uid)),
             Change::Service(service) => drop(self.services.insert(service.key(), service)),
             Change::ServiceGone(key) => drop(self.services.remove(&key)),
             Change::Policy(policy) => drop(self.policies.insert(policy.key.clone(), policy)),
             Change::PolicyGone(key) => drop(self.policies.remove(&key)),
+            Change::Absent(_) => {}
         }
     }
 
@@ -97,19 +106,12 @@ impl Scan {
 
     fn local_workload(&self, node: Option<&str>, namespace: &str, name: &str, account: &str) -> Vec<&Workload> {
         let is_it = |workload: &&Workload| {
-            node.is_none_or(|node| &*workload.node == node)
+            node.is_none_or(|node| &*workload.place.node == node)
                 && &*workload.namespace == namespace
-                && &*workload.name == name
+                && workload.name() == name
                 && workload.identity.service_account() == account
         };
         self.workloads.values().filter(is_it).collect()
-    }
-
-    fn policies(&self, scope: PolicyScope, namespace: Option<&str>) -> Vec<&PolicyKey> {
-        let is_it = |policy: &&Policy| {
-            policy.scope == scope && namespace.is_none_or(|namespace| &*policy.namespace == namespace)
-        };
-        self.policies.values().filter(is_it).map(|policy| &policy.key).collect()
     }
 }
 
@@ -138,7 +140,8 @@ fn assert_agrees(snapshot: &Snapshot, scan: &Scan) -> Result<(), TestCaseError> 
             prop_assert_eq!(found.map(|found| &**found), scan.services.get(&key));
             // Asked as of a service that is not there, too: endpoints may come first.
             let asked = Service::new(namespace, "", hostname);
-            let endpoints: Vec<&Uid> = snapshot.endpoints(&asked).map(|endpoint| &endpoint.workload.uid).collect();
+            let mut endpoints: Vec<&Uid> = snapshot.endpoints(&asked).map(|endpoint| &endpoint.workload.uid).collect();
+            endpoints.sort();
             prop_assert_eq!(endpoints, scan.endpoints(&key), "{}", key);
             let found = snapshot.service_by_hostname(hostname, namespace).map(|found| &**found);
             prop_assert_eq!(found, scan.service_by_hostname(hostname, namespace), "{} for {}", hostname, namespace);
@@ -157,11 +160,10 @@ fn assert_agrees(snapshot: &Snapshot, scan: &Scan) -> Result<(), TestCaseError> 
                 }
             }
         }
-        let found: Vec<&PolicyKey> = snapshot.namespace_policies(namespace).iter().map(|policy| &policy.key).collect();
-        prop_assert_eq!(found, scan.policies(PolicyScope::Namespace, Some(namespace)));
     }
-    let found: Vec<&PolicyKey> = snapshot.global_policies().iter().map(|policy| &policy.key).collect();
-    prop_assert_eq!(found, scan.policies(PolicyScope::Global, None));
+    for key in scan.policies.keys() {
+        prop_assert_eq!(snapshot.policy(key).map(|found| &**found), scan.policies.get(key));
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! without endpoints and endpoints without services.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use mesh_state::change::Change;
@@ -11,7 +12,10 @@ use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, Servi
 use mesh_state::service::{
     HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility,
 };
-use mesh_state::workload::{GatewayAddress, GatewayDestination, NetworkMode, Status, TunnelProtocol, Workload};
+use mesh_state::wanted::Sought;
+use mesh_state::workload::{
+    Addresses, GatewayAddress, GatewayDestination, NetworkMode, Place, Status, TunnelProtocol, Workload,
+};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -22,6 +26,8 @@ pub(crate) const NAMESPACES: [&str; 2] = ["a", "b"];
 pub(crate) const ADDRESSES: [&str; 7] =
     ["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.1.1", "10.1.0.1", "fd00::1", "::ffff:10.0.0.1"];
 const BLOCKS: [&str; 5] = ["10.0.0.0/24", "10.0.0.0/16", "10.0.0.0/8", "0.0.0.0/0", "fd00::/16"];
+/// Of which policies may be written, and no VIPs.
+const MAPPED_BLOCKS: [&str; 3] = ["::ffff:10.0.0.0/120", "::/0", "10.0.0.1/32"];
 const UIDS: [&str; 6] =
     ["c//Pod/a/x", "c//Pod/a/y", "c//Pod/b/x", "c//Pod/b/y", "c/n/WorkloadEntry/a/x", "c/n/WorkloadEntry/b/x"];
 pub(crate) const NAMES: [&str; 2] = ["x", "y"];
@@ -65,7 +71,7 @@ fn reference() -> impl Strategy<Value = GatewayAddress> {
 pub(crate) fn workload() -> impl Strategy<Value = Workload> {
     let who = (select(&UIDS[..]), select(&NAMESPACES[..]), select(&NAMES[..]), identity());
     let reach = (
-        vec(address(), 0..3),
+        vec(address(), 0..3).prop_map(Addresses::from),
         network(),
         select(&[TunnelProtocol::None, TunnelProtocol::Hbone][..]),
         prop_oneof![4 => Just(NetworkMode::Standard), 1 => Just(NetworkMode::HostNetwork)],
@@ -89,7 +95,7 @@ pub(crate) fn workload() -> impl Strategy<Value = Workload> {
         workload.services = services;
         workload.authorization_policies = policies.into_iter().map(PolicyKey::from).collect();
         (workload.waypoint, workload.status, workload.capacity) = (waypoint, status, capacity);
-        workload.node = node.into();
+        workload.place = Arc::new(Place { node: node.into(), locality: workload.place.locality.clone() });
         workload
     })
 }
@@ -141,7 +147,7 @@ fn condition() -> impl Strategy<Value = Match> {
     fn some<T: std::fmt::Debug + Clone>(value: impl Strategy<Value = T>) -> impl Strategy<Value = Vec<T>> {
         prop_oneof![5 => Just(Vec::new()), 3 => vec(value, 1..3)]
     }
-    let net = || select(&BLOCKS[..]).prop_map(|text| text.parse::<IpNet>().expect(text));
+    let net = || select([&BLOCKS[..], &MAPPED_BLOCKS].concat()).prop_map(|text| text.parse::<IpNet>().expect(text));
     let port = || select(&PORTS[..]);
     let account = || {
         (select(&NAMESPACES[..]), select(&ACCOUNTS[..])).prop_map(|(namespace, account)| ServiceAccountMatch {
@@ -184,6 +190,13 @@ pub(crate) fn policy() -> impl Strategy<Value = Policy> {
     })
 }
 
+pub(crate) fn sought() -> impl Strategy<Value = Sought> {
+    prop_oneof![
+        (network(), address()).prop_map(|(network, address)| Sought::Address { network, address }),
+        key().prop_map(Sought::Hostname),
+    ]
+}
+
 pub(crate) fn change() -> impl Strategy<Value = Change> {
     prop_oneof![
         6 => workload().prop_map(Change::Workload),
@@ -192,6 +205,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         1 => key().prop_map(Change::ServiceGone),
         2 => policy().prop_map(Change::Policy),
         1 => select(&POLICIES[..]).prop_map(|key| Change::PolicyGone(key.into())),
+        1 => sought().prop_map(Change::Absent),
     ]
 }
 

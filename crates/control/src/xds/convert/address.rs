@@ -11,7 +11,7 @@ use mesh_state::{
     identity::Identity,
     name::{NamespacedHostname, NetworkId, PolicyKey, Uid},
     service::{self, PortMapping, Service, Vip, WeightedWaypoint},
-    workload::{self, GatewayAddress, GatewayDestination, Workload},
+    workload::{self, GatewayAddress, GatewayDestination, Profile, Workload},
 };
 
 use super::{Defaults, Refusal};
@@ -45,12 +45,17 @@ fn to_workload(name: &Arc<str>, from: proto::Workload, defaults: &Defaults) -> R
     services.sort_by(|(one, _), (other, _)| one.cmp(other));
     let locality = from.locality.unwrap_or_default();
     let addresses = from.addresses.iter().map(|bytes| to_address("addresses", bytes));
-    Ok(Workload {
-        uid: Uid(name.clone()),
-        name: from.name.into(),
-        namespace: from.namespace.into(),
-        identity,
-        addresses: addresses.collect::<Result<_, _>>()?,
+    let mut workload = Workload::new(Uid(name.clone()), &from.namespace, &from.name, identity);
+    workload.addresses = addresses.collect::<Result<_, _>>()?;
+    workload.place = Arc::new(workload::Place {
+        node: from.node.into(),
+        locality: Arc::new(workload::Locality {
+            region: locality.region.into(),
+            zone: locality.zone.into(),
+            subzone: locality.subzone.into(),
+        }),
+    });
+    workload.profile = Arc::new(Profile {
         network: NetworkId(from.network.into()),
         protocol: match from.tunnel_protocol {
             0 => workload::TunnelProtocol::None,
@@ -69,7 +74,6 @@ fn to_workload(name: &Arc<str>, from: proto::Workload, defaults: &Defaults) -> R
         },
         waypoint: from.waypoint.map(|gateway| to_gateway("waypoint", gateway)).transpose()?,
         network_gateway: from.network_gateway.map(|gateway| to_gateway("network_gateway", gateway)).transpose()?,
-        node: from.node.into(),
         canonical_name: from.canonical_name.into(),
         canonical_revision: from.canonical_revision.into(),
         workload_type: match from.workload_type {
@@ -82,17 +86,14 @@ fn to_workload(name: &Arc<str>, from: proto::Workload, defaults: &Defaults) -> R
         workload_name: from.workload_name.into(),
         native_tunnel: from.native_tunnel,
         cluster_id: or(from.cluster_id, &defaults.cluster).into(),
-        locality: workload::Locality {
-            region: locality.region.into(),
-            zone: locality.zone.into(),
-            subzone: locality.subzone.into(),
-        },
         hostname: from.hostname.into(),
         application_tunnel: from.application_tunnel.map(to_application_tunnel).transpose()?,
         authorization_policies: from.authorization_policies.iter().map(|key| PolicyKey::from(key.as_str())).collect(),
         services,
         capacity: from.capacity.unwrap_or(1),
-    })
+        ..Profile::clone(&workload.profile)
+    });
+    Ok(workload)
 }
 
 fn to_service(name: &str, from: proto::Service) -> Result<Service, Refusal> {
@@ -307,13 +308,13 @@ mod tests {
         })
         .expect("good");
         assert_eq!(
-            workload.addresses,
+            *workload.addresses,
             ["10.0.0.1", "fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd:fdfd"]
                 .map(|text| text.parse::<IpAddr>().expect("an address"))
         );
         assert_eq!(workload.identity.as_str(), "spiffe://td/ns/shop/sa/sa");
-        assert_eq!(workload.waypoint.expect("there").to_string(), "n/10.0.0.2:15008");
-        assert_eq!(workload.network_gateway.expect("there").to_string(), "shop/gate:15009");
+        assert_eq!(workload.waypoint.as_ref().expect("there").to_string(), "n/10.0.0.2:15008");
+        assert_eq!(workload.network_gateway.as_ref().expect("there").to_string(), "shop/gate:15009");
         let names: Vec<String> = workload.services.iter().map(|(name, _)| name.to_string()).collect();
         assert_eq!(names, ["infra/all", "shop/web"], "in one order, whatever the map's");
         assert_eq!(workload.services[1].1, [PortMapping { service_port: 80, target_port: 8080 }]);

@@ -80,6 +80,7 @@ fn names(changes: &[Change]) -> Vec<String> {
             Change::ServiceGone(key) => format!("-{key}"),
             Change::Policy(policy) => format!("+{}", policy.key),
             Change::PolicyGone(key) => format!("-{key}"),
+            Change::Absent(sought) => format!("?{sought:?}"),
         })
         .collect()
 }

@@ -1,0 +1,248 @@
+//! The figures of one mesh, and how each is got.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use mesh_state::builder::SnapshotBuilder;
+use mesh_state::change::Change;
+use mesh_state::identity::Identity;
+use mesh_state::name::NetworkId;
+use mesh_state::policy::PolicyScope;
+use mesh_state::rbac::{self, Denial};
+use mesh_state::route;
+use mesh_state::snapshot::Snapshot;
+use mesh_state::workload::{Status, Workload};
+
+use crate::measure::{CpuTime, heap_bytes, lookup_ns, quantile, resident_bytes};
+use crate::world::{self, PORT, World};
+
+/// Keys that fit the caches.
+const HOT_KEYS: usize = 1_000;
+/// Keys drawn over all.
+const COLD_KEYS: usize = 200_000;
+/// Changes are decoded this many at a time, outside of what is timed.
+const BATCH: usize = 64;
+const CHANGES: u32 = 20_000;
+
+pub(crate) struct Figures {
+    pub(crate) workloads: u32,
+    bytes_per_workload: f64,
+    heap_bytes_per_workload: f64,
+    build_s: f64,
+    change_p99_us: f64,
+    change_p50_us: f64,
+    generation_kib: f64,
+    free_p99_us: f64,
+    addr: [f64; 2],
+    host: [f64; 2],
+    /// Hot and cold for each size of service.
+    vip: [[f64; 2]; 3],
+}
+
+impl Figures {
+    pub(crate) fn of(world: World, tell: &dyn Fn(&str)) -> Self {
+        let (heap_before, resident_before) = (heap_bytes(), resident_bytes());
+        let mut builder = SnapshotBuilder::new();
+        let built = build(&mut builder, world.changes());
+        let mut held = builder.freeze();
+        let per_workload = |bytes: usize| bytes as f64 / f64::from(world.workloads);
+        let heap = per_workload(heap_bytes() - heap_before);
+        let resident = per_workload(resident_bytes().saturating_sub(resident_before));
+        tell(&format!("  built in {built:?}, {heap:.0} B of heap and {resident:.0} B resident per workload"));
+
+        if std::env::var("MESH_BUILD").is_ok() {
+            std::process::exit(0);
+        }
+        let mut rng = Rng::with_seed(7);
+        let source = world.workload(0, 0);
+        let network = NetworkId::from("");
+        let addr = hot_and_cold(
+            &mut rng,
+            |rng| world::pod_address(rng.u32(0..world.workloads)),
+            |address| held.workload_by_address(&network, IpAddr::V4(*address)).expect("there is one"),
+        );
+        tell(&format!("  by address {addr:.0?} ns"));
+        let host = hot_and_cold(
+            &mut rng,
+            |rng| world.hostname(rng.u32(0..world.services())),
+            |(host, namespace)| held.service_by_hostname(host, namespace).expect("there is one"),
+        );
+        tell(&format!("  by hostname {host:.0?} ns"));
+        let balanced = |key: &(std::net::Ipv4Addr, u64)| balanced(&held, &network, &source, *key);
+        let vip = [
+            hot_and_cold(&mut rng, |rng| (world::service_address(rng.u32(0..world.services())), rng.u64(..)), balanced),
+            hot_and_cold(
+                &mut rng,
+                |rng| (world::thousand_address(rng.u32(0..world.thousands())), rng.u64(..)),
+                balanced,
+            ),
+            hot_and_cold(&mut rng, |rng| (world::many_address(), rng.u64(..)), balanced),
+        ];
+        tell(&format!("  by VIP, balanced over 15, 1000, {}: {vip:.0?} ns", world.many()));
+        let mut changes = changes(world, &mut builder, &mut held, &mut rng);
+        let change = [0.5, 0.99].map(|part| quantile(&mut changes.us, part));
+        let free_p99_us = quantile(&mut changes.free_us, 0.99);
+        let generation_kib = quantile(&mut changes.kib, 1.0);
+        tell(&format!(
+            "  a change: p50, p99 {change:.1?} us, at most {generation_kib:.1} KiB; freed in {free_p99_us:.1} us"
+        ));
+        Self {
+            workloads: world.workloads,
+            bytes_per_workload: resident,
+            heap_bytes_per_workload: heap,
+            build_s: built.as_secs_f64(),
+            change_p99_us: change[1],
+            change_p50_us: change[0],
+            generation_kib,
+            free_p99_us,
+            addr,
+            host,
+            vip,
+        }
+    }
+
+    /// Every figure under the name it has in the JSON object.
+    pub(crate) fn named(&self) -> Vec<(&'static str, f64)> {
+        let worst = |at: usize| self.vip.iter().map(|size| size[at]).fold(0.0, f64::max);
+        vec![
+            ("bytes_per_workload", self.bytes_per_workload),
+            ("build_s", self.build_s),
+            ("change_p99_us", self.change_p99_us),
+            ("generation_kib", self.generation_kib),
+            ("addr_hot_ns", self.addr[0]),
+            ("addr_cold_ns", self.addr[1]),
+            ("host_hot_ns", self.host[0]),
+            ("host_cold_ns", self.host[1]),
+            ("vip_hot_ns", worst(0)),
+            ("vip_cold_ns", worst(1)),
+            ("heap_bytes_per_workload", self.heap_bytes_per_workload),
+            ("change_p50_us", self.change_p50_us),
+            ("free_p99_us", self.free_p99_us),
+        ]
+    }
+}
+
+/// How long the changes took to apply. Each batch is decoded before its time is taken.
+fn build(builder: &mut SnapshotBuilder, mut changes: impl Iterator<Item = Change>) -> Duration {
+    let mut built = Duration::ZERO;
+    loop {
+        let batch: Vec<Change> = changes.by_ref().take(BATCH).collect();
+        if batch.is_empty() {
+            return built;
+        }
+        let start = CpuTime::now();
+        batch.into_iter().for_each(|change| builder.apply(change));
+        built += start.elapsed();
+    }
+}
+
+fn balanced<'s>(
+    snapshot: &'s Snapshot,
+    network: &NetworkId,
+    source: &Workload,
+    (vip, draw): (std::net::Ipv4Addr, u64),
+) -> &'s Arc<Workload> {
+    let service = snapshot.service_by_vip(network, IpAddr::V4(vip), &source.namespace).expect("there is one");
+    let (workload, _) = route::endpoint(snapshot, service, source, PORT, draw).expect("it has endpoints");
+    workload
+}
+
+/// Keys drawn beforehand: few that stay in the caches, and many over all.
+fn hot_and_cold<K, T>(rng: &mut Rng, draw: impl Fn(&mut Rng) -> K, ask: impl Fn(&K) -> T) -> [f64; 2] {
+    let hot: Vec<K> = (0..HOT_KEYS).map(|_| draw(rng)).collect();
+    // The same thousand many times over, or the clock would be most of what is measured.
+    let hot_ns = (0..20).map(|_| lookup_ns(&hot, &ask)).fold(f64::MAX, f64::min);
+    let cold: Vec<K> = (0..COLD_KEYS).map(|_| draw(rng)).collect();
+    [hot_ns, lookup_ns(&cold, &ask)]
+}
+
+struct Changes {
+    us: Vec<f64>,
+    kib: Vec<f64>,
+    free_us: Vec<f64>,
+}
+
+/// One endpoint at a time becomes unhealthy, or goes, or comes in place of one that went. The generation before is held, as
+/// cores hold it, and freed afterwards, as control frees it.
+fn changes(world: World, builder: &mut SnapshotBuilder, held: &mut Snapshot, rng: &mut Rng) -> Changes {
+    let count = CHANGES.min(world.workloads);
+    let mut samples = Changes { us: Vec::new(), kib: Vec::new(), free_us: Vec::new() };
+    let room = count as usize;
+    for list in [&mut samples.us, &mut samples.kib, &mut samples.free_us] {
+        list.reserve(room);
+    }
+    let mut gone = Vec::with_capacity(room);
+    for step in 0..count {
+        let change = match step % 3 {
+            0 => {
+                let mut workload = world.workload(rng.u32(0..world.workloads), 0);
+                workload.status = Status::Unhealthy;
+                Change::Workload(workload)
+            }
+            1 => {
+                let number = rng.u32(0..world.workloads);
+                gone.push(number);
+                Change::WorkloadGone(world.workload(number, 0).uid)
+            }
+            _ => Change::Workload(world.workload(gone.pop().expect("the step before left one"), step)),
+        };
+        let before = heap_bytes();
+        let start = CpuTime::now();
+        builder.apply(change);
+        let next = builder.freeze();
+        samples.us.push(start.elapsed().as_secs_f64() * 1e6);
+        samples.kib.push((heap_bytes() as f64 - before as f64) / 1024.0);
+        let old = std::mem::replace(held, next);
+        let start = CpuTime::now();
+        drop(old);
+        samples.free_us.push(start.elapsed().as_secs_f64() * 1e6);
+    }
+    samples
+}
+
+pub(crate) struct PolicyFigures {
+    selecting: f64,
+    global: f64,
+}
+
+impl PolicyFigures {
+    /// Five of `count` policies are for the workload; and then all of them are.
+    pub(crate) fn of(count: u32) -> Self {
+        Self {
+            selecting: verdict_us(count, PolicyScope::WorkloadSelector),
+            global: verdict_us(count, PolicyScope::Global),
+        }
+    }
+
+    pub(crate) fn named(&self) -> Vec<(&'static str, f64)> {
+        vec![("rbac_5_of_10k_us", self.selecting), ("rbac_10k_global_us", self.global)]
+    }
+}
+
+fn verdict_us(count: u32, scope: PolicyScope) -> f64 {
+    let world = World { workloads: 10_000 };
+    let mut builder = SnapshotBuilder::new();
+    let mut workload = world.workload(0, 0);
+    for number in 0..count {
+        let policy = world::policy(number, scope);
+        if number % (count / 5) == 0 && scope == PolicyScope::WorkloadSelector {
+            workload.authorization_policies.push(policy.key.clone());
+        }
+        builder.apply(Change::Policy(policy));
+    }
+    let snapshot = builder.freeze();
+    let identity = Identity::new("cluster.local", "nobody", "stranger").expect("valid parts");
+    let query = rbac::Query {
+        workload: &workload,
+        identity: Some(&identity),
+        peer: IpAddr::V4(world::pod_address(1)),
+        target: (world::pod_address(0), 8080).into(),
+    };
+    let ask = |_: &()| {
+        let verdict = rbac::evaluate(&snapshot, &query);
+        assert!(matches!(verdict.decision, Err(Denial::NoneAllowed)), "every rule is looked at: {verdict:?}");
+    };
+    lookup_ns(&[(); 500], ask) / 1e3
+}

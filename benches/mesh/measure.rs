@@ -1,0 +1,65 @@
+//! How things are measured: rounds of many, the median of the rounds, and an allocator that counts.
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use stats_alloc::Region;
+
+use crate::ALLOCATOR;
+
+const ROUNDS: usize = 7;
+
+/// Nanoseconds that `ask` takes for a key, as the median over rounds of the mean over all keys. Panics when it allocates.
+pub(crate) fn lookup_ns<K, T>(keys: &[K], ask: impl Fn(&K) -> T) -> f64 {
+    let region = Region::new(ALLOCATOR);
+    let mut rounds = [0.0; ROUNDS];
+    for round in &mut rounds {
+        let start = CpuTime::now();
+        for key in keys {
+            black_box(ask(black_box(key)));
+        }
+        *round = start.elapsed().as_secs_f64() * 1e9 / keys.len() as f64;
+    }
+    let allocated = region.change();
+    assert_eq!(allocated.allocations + allocated.reallocations, 0, "a lookup allocates: {allocated:?}");
+    rounds.sort_by(f64::total_cmp);
+    rounds[ROUNDS / 2]
+}
+
+/// Bytes in use on the heap, as asked for: without what the allocator adds.
+pub(crate) fn heap_bytes() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated - stats.bytes_deallocated
+}
+
+/// Bytes of this process in memory: what the allocator adds and cannot use again included.
+pub(crate) fn resident_bytes() -> usize {
+    const PAGE_BYTES: usize = 4096;
+    let text = std::fs::read_to_string("/proc/self/statm").expect("Linux has it");
+    let pages =
+        text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).expect("the second is the resident");
+    pages * PAGE_BYTES
+}
+
+/// The value that a part of the samples does not exceed.
+pub(crate) fn quantile(samples: &mut [f64], part: f64) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[((samples.len() - 1) as f64 * part).round() as usize]
+}
+
+/// A point in this thread's own time. Wall-clock time belongs to the machine and whoever else uses it; the thread neither waits
+/// nor sleeps, so on a quiet machine the two are one.
+pub(crate) struct CpuTime(Duration);
+
+impl CpuTime {
+    pub(crate) fn now() -> Self {
+        let now = clock_gettime(ClockId::ThreadCPUTime);
+        let (seconds, nanoseconds) = (now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0));
+        Self(Duration::new(seconds, nanoseconds))
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        Self::now().0 - self.0
+    }
+}

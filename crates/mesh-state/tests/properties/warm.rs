@@ -1,0 +1,91 @@
+//! From its serialised form a mesh decides as it did; and bytes that are not to be believed are not.
+
+use mesh_state::builder::SnapshotBuilder;
+use mesh_state::change::Change;
+use mesh_state::warm::{CLOCK_SKEW_S, MAGIC, Refused, Terms, VERSION, decode, encode};
+use proptest::prelude::*;
+
+use crate::order::{built, decisions};
+use crate::universe::{changes, sought};
+
+const ORIGIN: &str = "istiod.istio-system.svc:15012/node-a";
+const WRITTEN: u64 = 1_800_000_000;
+
+fn terms() -> Terms<'static> {
+    Terms { origin: ORIGIN, now_unix_s: WRITTEN + 10, age_max_s: 3600 }
+}
+
+fn refusal(bytes: &[u8], terms: &Terms<'_>) -> Refused {
+    decode(bytes, terms).expect_err("it is not to be believed")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn from_its_serialised_form_a_mesh_decides_as_it_did(changes in changes(), more in changes(), asked in sought()) {
+        let snapshot = built(changes.clone());
+        let bytes = encode(&snapshot, ORIGIN, WRITTEN);
+        let mut builder = decode(&bytes, &terms()).expect("it was written a moment ago");
+        let warm = builder.freeze();
+        prop_assert_eq!(decisions(&warm), decisions(&snapshot));
+        for service in snapshot.services() {
+            prop_assert_eq!(warm.service(&service.key()), Some(service));
+        }
+        for policy in snapshot.policies() {
+            prop_assert_eq!(warm.policy(&policy.key), Some(policy));
+        }
+        for workload in snapshot.workloads() {
+            prop_assert_eq!(warm.workload(&workload.uid), Some(workload));
+        }
+        prop_assert_eq!(warm.knowledge(&asked), snapshot.knowledge(&asked));
+        // And goes on as the other would have.
+        more.iter().cloned().for_each(|change| builder.apply(change));
+        prop_assert_eq!(decisions(&builder.freeze()), decisions(&built(changes.into_iter().chain(more))));
+    }
+
+    #[test]
+    fn damaged_bytes_are_refused(changes in changes(), at in any::<prop::sample::Index>(), bit in 0..8_u8) {
+        let mut bytes = encode(&built(changes), ORIGIN, WRITTEN);
+        let at = at.index(bytes.len());
+        prop_assert!(decode(&bytes[..at], &terms()).is_err(), "cut at {}", at);
+        bytes[at] ^= 1 << bit;
+        prop_assert!(decode(&bytes, &terms()).is_err(), "bit {} of byte {}", bit, at);
+    }
+}
+
+#[test]
+fn whether_the_mesh_is_on_demand_and_what_is_absent_is_kept() {
+    let absent = mesh_state::wanted::Sought::Address { network: "".into(), address: [10, 0, 0, 1].into() };
+    let mut builder = SnapshotBuilder::on_demand();
+    builder.apply(Change::Absent(absent.clone()));
+    let bytes = encode(&builder.freeze(), ORIGIN, WRITTEN);
+    let warm = decode(&bytes, &terms()).expect("it was written a moment ago").freeze();
+    let other = mesh_state::wanted::Sought::Address { network: "".into(), address: [10, 0, 0, 2].into() };
+    assert_eq!(warm.knowledge(&absent), mesh_state::wanted::Knowledge::Absent);
+    assert_eq!(warm.knowledge(&other), mesh_state::wanted::Knowledge::NotAsked);
+}
+
+#[test]
+fn what_is_stale_foreign_or_of_the_future_is_refused_and_says_so() {
+    let bytes = encode(&SnapshotBuilder::new().freeze(), ORIGIN, WRITTEN);
+    let at = |now_unix_s: u64| Terms { now_unix_s, ..terms() };
+    assert!(decode(&bytes, &at(WRITTEN + 3600)).is_ok());
+    assert_eq!(refusal(&bytes, &at(WRITTEN + 3601)), Refused::Stale { age_s: 3601, age_max_s: 3600 });
+    assert!(decode(&bytes, &at(WRITTEN - CLOCK_SKEW_S)).is_ok());
+    assert!(matches!(refusal(&bytes, &at(WRITTEN - CLOCK_SKEW_S - 1)), Refused::Future { .. }));
+    let elsewhere = Terms { origin: "istiod/node-b", ..terms() };
+    assert_eq!(
+        refusal(&bytes, &elsewhere).to_string(),
+        "the warm start file is of \"istiod.istio-system.svc:15012/node-a\" and not of \"istiod/node-b\": was the file or \
+         the node moved?"
+    );
+    assert_eq!(refusal(b"", &terms()), Refused::Foreign);
+    assert_eq!(refusal(b"CTNLMES", &terms()), Refused::Foreign);
+    let mut newer = bytes.clone();
+    newer[MAGIC.len()] += 1;
+    assert_eq!(refusal(&newer, &terms()), Refused::Version { found: VERSION + 1 });
+    let mut longer = bytes.clone();
+    longer.push(0);
+    assert_eq!(refusal(&longer, &terms()), Refused::Checksum);
+}
