@@ -15,9 +15,7 @@ use mesh_state::service::{HealthPolicy, LoadBalancing, Mode, PortMapping, Scope,
 use mesh_state::snapshot::Snapshot;
 use mesh_state::wanted::Sought;
 use mesh_state::warm::{Terms, decode, encode, framed};
-use mesh_state::workload::{
-    GatewayAddress, GatewayDestination, NetworkMode, Place, Status, TunnelProtocol, Workload,
-};
+use mesh_state::workload::{GatewayAddress, GatewayDestination, NetworkMode, Place, Status, TunnelProtocol, Workload};
 
 const NAMESPACES: [&str; 2] = ["a", "b"];
 const HOSTS: [&str; 3] = ["one.example", "two.example", "three.example"];
