@@ -20,7 +20,7 @@ OUTPUT := $(TARGET)/test-output.txt
 .PHONY: help
 help: ## This list
 	@echo "coretunnel: a node proxy for ambient mesh. First time here? make demo, then docs/ARCHITECTURE.md."; echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' Makefile; echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile; echo
 	@echo "  One crate's tests: cargo test -p mesh-state.  One test: cargo test -p testbed --test mesh_policy a_name"
 	@echo "  (testbed's tests run the real daemon: cargo build -p coretunnel first; they need root, ip and iptables)."
 
@@ -58,11 +58,15 @@ fmt: ## Format every crate
 
 .PHONY: bench
 bench: ## Criterion benches (benches/), then the data path's figures through two nodes, as root
-	cargo bench -p benches --benches
+	cargo bench -p benches --bench decisions
 	@.ci/need --check test
 	cargo build --release -p coretunnel
 	cargo build --release -p testbed --bin mesh-bench
 	@$(TARGET)/release/mesh-bench
+
+.PHONY: bench-mesh
+bench-mesh: ## What a mesh of a million workloads costs: memory, build, change, lookups; the last line is one JSON object
+	@cargo bench -p benches --bench mesh
 
 .PHONY: interop
 interop: ## Both ways with a real Envoy (pinned, checked, installed under target), as root

@@ -1,6 +1,6 @@
 //! The figures of one mesh, and how each is got.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use mesh_state::policy::PolicyScope;
 use mesh_state::rbac::{self, Denial};
 use mesh_state::route;
 use mesh_state::snapshot::Snapshot;
+use mesh_state::warm;
 use mesh_state::workload::{Status, Workload};
 
 use crate::measure::{CpuTime, heap_bytes, lookup_ns, quantile, resident_bytes};
@@ -26,102 +27,80 @@ const COLD_KEYS: usize = 200_000;
 const BATCH: usize = 64;
 const CHANGES: u32 = 20_000;
 
-pub(crate) struct Figures {
-    pub(crate) workloads: u32,
-    bytes_per_workload: f64,
-    heap_bytes_per_workload: f64,
-    build_s: f64,
-    change_p99_us: f64,
-    change_p50_us: f64,
-    generation_kib: f64,
-    free_p99_us: f64,
-    addr: [f64; 2],
-    host: [f64; 2],
-    /// Hot and cold for each size of service.
-    vip: [[f64; 2]; 3],
-}
+/// A figure under the name it has in the JSON object.
+pub(crate) type Figure = (String, f64);
 
-impl Figures {
-    pub(crate) fn of(world: World, tell: &dyn Fn(&str)) -> Self {
-        let (heap_before, resident_before) = (heap_bytes(), resident_bytes());
-        let mut builder = SnapshotBuilder::new();
-        let built = build(&mut builder, world.changes());
-        let mut held = builder.freeze();
-        let per_workload = |bytes: usize| bytes as f64 / f64::from(world.workloads);
-        let heap = per_workload(heap_bytes() - heap_before);
-        let resident = per_workload(resident_bytes().saturating_sub(resident_before));
-        tell(&format!("  built in {built:?}, {heap:.0} B of heap and {resident:.0} B resident per workload"));
+/// Every figure of one mesh.
+pub(crate) fn of(world: World, tell: &dyn Fn(&str)) -> Vec<Figure> {
+    let (heap_before, resident_before) = (heap_bytes(), resident_bytes());
+    let mut builder = SnapshotBuilder::new();
+    let built = build(&mut builder, world.changes());
+    let mut held = builder.freeze();
+    let per_workload = |bytes: usize| bytes as f64 / f64::from(world.workloads);
+    let heap = per_workload(heap_bytes() - heap_before);
+    let resident = per_workload(resident_bytes().saturating_sub(resident_before));
+    tell(&format!("  built in {built:?}, {heap:.0} B of heap and {resident:.0} B resident per workload"));
 
-        if std::env::var("MESH_BUILD").is_ok() {
-            std::process::exit(0);
-        }
-        let mut rng = Rng::with_seed(7);
-        let source = world.workload(0, 0);
-        let network = NetworkId::from("");
-        let addr = hot_and_cold(
-            &mut rng,
-            |rng| world::pod_address(rng.u32(0..world.workloads)),
-            |address| held.workload_by_address(&network, IpAddr::V4(*address)).expect("there is one"),
-        );
-        tell(&format!("  by address {addr:.0?} ns"));
-        let host = hot_and_cold(
-            &mut rng,
-            |rng| world.hostname(rng.u32(0..world.services())),
-            |(host, namespace)| held.service_by_hostname(host, namespace).expect("there is one"),
-        );
-        tell(&format!("  by hostname {host:.0?} ns"));
-        let balanced = |key: &(std::net::Ipv4Addr, u64)| balanced(&held, &network, &source, *key);
-        let vip = [
-            hot_and_cold(&mut rng, |rng| (world::service_address(rng.u32(0..world.services())), rng.u64(..)), balanced),
-            hot_and_cold(
-                &mut rng,
-                |rng| (world::thousand_address(rng.u32(0..world.thousands())), rng.u64(..)),
-                balanced,
-            ),
-            hot_and_cold(&mut rng, |rng| (world::many_address(), rng.u64(..)), balanced),
-        ];
-        tell(&format!("  by VIP, balanced over 15, 1000, {}: {vip:.0?} ns", world.many()));
-        let mut changes = changes(world, &mut builder, &mut held, &mut rng);
-        let change = [0.5, 0.99].map(|part| quantile(&mut changes.us, part));
-        let free_p99_us = quantile(&mut changes.free_us, 0.99);
-        let generation_kib = quantile(&mut changes.kib, 1.0);
-        tell(&format!(
-            "  a change: p50, p99 {change:.1?} us, at most {generation_kib:.1} KiB; freed in {free_p99_us:.1} us"
-        ));
-        Self {
-            workloads: world.workloads,
-            bytes_per_workload: resident,
-            heap_bytes_per_workload: heap,
-            build_s: built.as_secs_f64(),
-            change_p99_us: change[1],
-            change_p50_us: change[0],
-            generation_kib,
-            free_p99_us,
-            addr,
-            host,
-            vip,
-        }
-    }
-
-    /// Every figure under the name it has in the JSON object.
-    pub(crate) fn named(&self) -> Vec<(&'static str, f64)> {
-        let worst = |at: usize| self.vip.iter().map(|size| size[at]).fold(0.0, f64::max);
-        vec![
-            ("bytes_per_workload", self.bytes_per_workload),
-            ("build_s", self.build_s),
-            ("change_p99_us", self.change_p99_us),
-            ("generation_kib", self.generation_kib),
-            ("addr_hot_ns", self.addr[0]),
-            ("addr_cold_ns", self.addr[1]),
-            ("host_hot_ns", self.host[0]),
-            ("host_cold_ns", self.host[1]),
-            ("vip_hot_ns", worst(0)),
-            ("vip_cold_ns", worst(1)),
-            ("heap_bytes_per_workload", self.heap_bytes_per_workload),
-            ("change_p50_us", self.change_p50_us),
-            ("free_p99_us", self.free_p99_us),
-        ]
-    }
+    let mut rng = Rng::with_seed(7);
+    let source = world.workload(0, 0);
+    let network = NetworkId::from("");
+    let draw_address = |rng: &mut Rng| world::pod_address(rng.u32(0..world.workloads));
+    let addr = hot_and_cold(&mut rng, draw_address, |address| {
+        held.workload_by_address(&network, IpAddr::V4(*address)).expect("there is one")
+    });
+    tell(&format!("  by address, hot and cold: {addr:.0?} ns"));
+    let draw_hostname = |rng: &mut Rng| world.hostname(rng.u32(0..world.services()));
+    let host = hot_and_cold(&mut rng, draw_hostname, |(host, namespace)| {
+        held.service_by_hostname(host, namespace).expect("there is one")
+    });
+    tell(&format!("  by hostname: {host:.0?} ns"));
+    let balanced = |key: &(Ipv4Addr, u64)| balanced(&held, &network, &source, *key);
+    let of_few = |rng: &mut Rng| (world::service_address(rng.u32(0..world.services())), rng.u64(..));
+    let of_thousand = |rng: &mut Rng| (world::thousand_address(rng.u32(0..world.thousands())), rng.u64(..));
+    let of_many = |rng: &mut Rng| (world::many_address(), rng.u64(..));
+    let vip = [
+        hot_and_cold(&mut rng, of_few, balanced),
+        hot_and_cold(&mut rng, of_thousand, balanced),
+        hot_and_cold(&mut rng, of_many, balanced),
+    ];
+    tell(&format!("  by VIP, balanced over 15, 1000, {}: {vip:.0?} ns", world.many()));
+    let worst = |at: usize| vip.iter().map(|size| size[at]).fold(0.0, f64::max);
+    let mut changes = changes(world, &mut builder, &mut held, &mut rng);
+    let change = [0.5, 0.99].map(|part| quantile(&mut changes.us, part));
+    let free_p99_us = quantile(&mut changes.free_us, 0.99);
+    let generation_kib = quantile(&mut changes.kib, 1.0);
+    tell(&format!(
+        "  a change, p50 and p99: {change:.1?} us, at most {generation_kib:.1} KiB; freed in {free_p99_us:.1} us"
+    ));
+    let start = CpuTime::now();
+    let bytes = warm::encode(&held, "bench", 0);
+    let encoded = start.elapsed().as_secs_f64();
+    let start = CpuTime::now();
+    let terms = warm::Terms { origin: "bench", now_unix_s: 0, age_max_s: 0 };
+    let decoded = warm::decode(&bytes, &terms).expect("it was written a moment ago").freeze();
+    let warm_s = start.elapsed().as_secs_f64();
+    assert_eq!(decoded.workloads().count(), held.workloads().count());
+    tell(&format!("  as bytes: {} MiB, written in {encoded:.2} s, read in {warm_s:.2} s", bytes.len() >> 20));
+    [
+        ("bytes_per_workload", resident),
+        ("build_s", built.as_secs_f64()),
+        ("change_p99_us", change[1]),
+        ("generation_kib", generation_kib),
+        ("addr_hot_ns", addr[0]),
+        ("addr_cold_ns", addr[1]),
+        ("host_hot_ns", host[0]),
+        ("host_cold_ns", host[1]),
+        ("vip_hot_ns", worst(0)),
+        ("vip_cold_ns", worst(1)),
+        ("heap_bytes_per_workload", heap),
+        ("change_p50_us", change[0]),
+        ("free_p99_us", free_p99_us),
+        ("warm_encode_s", encoded),
+        ("warm_decode_s", warm_s),
+        ("warm_bytes_per_workload", per_workload(bytes.len())),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }
 
 /// How long the changes took to apply. Each batch is decoded before its time is taken.
@@ -142,7 +121,7 @@ fn balanced<'s>(
     snapshot: &'s Snapshot,
     network: &NetworkId,
     source: &Workload,
-    (vip, draw): (std::net::Ipv4Addr, u64),
+    (vip, draw): (Ipv4Addr, u64),
 ) -> &'s Arc<Workload> {
     let service = snapshot.service_by_vip(network, IpAddr::V4(vip), &source.namespace).expect("there is one");
     let (workload, _) = route::endpoint(snapshot, service, source, PORT, draw).expect("it has endpoints");
@@ -202,23 +181,12 @@ fn changes(world: World, builder: &mut SnapshotBuilder, held: &mut Snapshot, rng
     samples
 }
 
-pub(crate) struct PolicyFigures {
-    selecting: f64,
-    global: f64,
-}
-
-impl PolicyFigures {
-    /// Five of `count` policies are for the workload; and then all of them are.
-    pub(crate) fn of(count: u32) -> Self {
-        Self {
-            selecting: verdict_us(count, PolicyScope::WorkloadSelector),
-            global: verdict_us(count, PolicyScope::Global),
-        }
-    }
-
-    pub(crate) fn named(&self) -> Vec<(&'static str, f64)> {
-        vec![("rbac_5_of_10k_us", self.selecting), ("rbac_10k_global_us", self.global)]
-    }
+/// A verdict when five of `count` policies are for the workload; and when all of them are.
+pub(crate) fn of_policies(count: u32) -> Vec<Figure> {
+    vec![
+        ("rbac_5_of_10k_us".to_owned(), verdict_us(count, PolicyScope::WorkloadSelector)),
+        ("rbac_10k_global_us".to_owned(), verdict_us(count, PolicyScope::Global)),
+    ]
 }
 
 fn verdict_us(count: u32, scope: PolicyScope) -> f64 {
@@ -244,5 +212,5 @@ fn verdict_us(count: u32, scope: PolicyScope) -> f64 {
         let verdict = rbac::evaluate(&snapshot, &query);
         assert!(matches!(verdict.decision, Err(Denial::NoneAllowed)), "every rule is looked at: {verdict:?}");
     };
-    lookup_ns(&[(); 500], ask) / 1e3
+    lookup_ns(&[(); 50], ask) / 1e3
 }

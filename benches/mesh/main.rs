@@ -4,10 +4,11 @@
 use std::alloc::System;
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
-use figures::{Figures, PolicyFigures};
+use figures::Figure;
 use world::World;
 
 mod figures;
@@ -20,31 +21,57 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const SIZES: [u32; 3] = [10_000, 100_000, 1_000_000];
 
+/// What a child is told: to print the figures of one size, so that what one mesh leaves behind in the allocator is no part
+/// of the next one's memory.
+const ONE_SIZE: &str = "--workloads";
+
 fn main() -> std::io::Result<()> {
-    let measuring = std::env::args().any(|argument| argument == "--bench");
-    let only = std::env::var("MESH_WORKLOADS").ok().and_then(|text| text.parse::<u32>().ok());
-    let sizes = if measuring { &SIZES[..] } else { &SIZES[..1] };
-    let mut curve = Vec::new();
-    for workloads in sizes.iter().filter(|size| only.is_none_or(|only| only == **size)) {
-        tell(&format!("{workloads} workloads"));
-        curve.push(Figures::of(World { workloads: *workloads }, &tell));
-    }
-    let policies = if measuring { 10_000 } else { 100 };
-    tell(&format!("{policies} policies"));
-    let policy = PolicyFigures::of(policies);
-    if measuring {
-        let path = target_directory().join("bench-mesh.svg");
-        std::fs::write(&path, plot::svg(&curve))?;
-        tell(&format!("cost curve: {}", path.display()));
-    }
-    let largest = curve.last().expect("there is at least one size");
+    let arguments: Vec<String> = std::env::args().collect();
     let mut stdout = std::io::stdout();
+    if let Some(at) = arguments.iter().position(|argument| argument == ONE_SIZE) {
+        let workloads = arguments.get(at + 1).and_then(|text| text.parse().ok()).expect("its parent names a size");
+        for (name, value) in figures::of(World { workloads }, &tell) {
+            writeln!(stdout, "{name} {value}")?;
+        }
+        return Ok(());
+    }
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        let figures = figures::of(World { workloads: SIZES[0] }, &tell);
+        return writeln!(stdout, "{}", json(&figures, &figures::of_policies(100)));
+    }
+    tell(&format!("a miss of all caches costs {:.0} ns here and now", measure::miss_ns()));
+    let mut curve = Vec::new();
+    for workloads in SIZES {
+        tell(&format!("{workloads} workloads"));
+        curve.push((workloads, child(workloads)?));
+    }
+    tell("10000 policies");
+    let policy = figures::of_policies(10_000);
+    let path = target_directory().join("bench-mesh.svg");
+    std::fs::write(&path, plot::svg(&curve))?;
+    tell(&format!("cost curve: {}", path.display()));
+    let (_, largest) = curve.last().expect("there is at least one size");
     writeln!(stdout, "{}", json(largest, &policy))
 }
 
-fn json(figures: &Figures, policy: &PolicyFigures) -> String {
-    let named = figures.named().into_iter().chain(policy.named());
-    let fields: Vec<String> = named.map(|(name, value)| format!("\"{name}\": {value:.3}")).collect();
+/// The figures of one size, from a process of its own.
+fn child(workloads: u32) -> std::io::Result<Vec<Figure>> {
+    let program = std::env::current_exe()?;
+    let mut child = Command::new(program);
+    child.args([ONE_SIZE, &workloads.to_string()]).stdout(Stdio::piped());
+    let output = child.spawn()?.wait_with_output()?;
+    assert!(output.status.success(), "{workloads} workloads: {}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let figure = |line: &str| {
+        let (name, value) = line.split_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    Ok(text.lines().filter_map(figure).collect())
+}
+
+fn json(figures: &[Figure], policies: &[Figure]) -> String {
+    let fields: Vec<String> =
+        figures.iter().chain(policies).map(|(name, value)| format!("\"{name}\": {value:.3}")).collect();
     format!("{{{}}}", fields.join(", "))
 }
 

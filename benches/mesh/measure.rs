@@ -27,6 +27,23 @@ pub(crate) fn lookup_ns<K, T>(keys: &[K], ask: impl Fn(&K) -> T) -> f64 {
     rounds[ROUNDS / 2]
 }
 
+/// Nanoseconds of a read that misses the caches and the address translation's: a walk through 256 MiB in no order. What
+/// "cold" costs, to tell a slow machine, or one that others use, from a slow program.
+pub(crate) fn miss_ns() -> f64 {
+    const PLACES: u32 = 1 << 26;
+    const STEPS: u32 = 1 << 20;
+    // A full-period linear congruence: each place once, and no prefetcher follows it.
+    let walk: Vec<u32> =
+        (0..PLACES).map(|at| at.wrapping_mul(0x915f_77f5).wrapping_add(0x6487_ed51) % PLACES).collect();
+    let start = CpuTime::now();
+    let mut at = 0_u32;
+    for _ in 0..STEPS {
+        at = walk[at as usize];
+    }
+    black_box(at);
+    start.elapsed().as_secs_f64() * 1e9 / f64::from(STEPS)
+}
+
 /// Bytes in use on the heap, as asked for: without what the allocator adds.
 pub(crate) fn heap_bytes() -> usize {
     let stats = ALLOCATOR.stats();

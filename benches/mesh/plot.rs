@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use crate::figures::Figures;
+use crate::figures::Figure;
 
 const COLUMNS: usize = 4;
 const WIDTH: f64 = 240.0;
@@ -11,9 +11,9 @@ const HEIGHT: f64 = 170.0;
 const MARGIN: f64 = 34.0;
 
 /// An SVG of all figures of meshes of several sizes.
-pub(crate) fn svg(curve: &[Figures]) -> String {
+pub(crate) fn svg(curve: &[(u32, Vec<Figure>)]) -> String {
     let names: Vec<&str> =
-        curve.first().map(|first| first.named().iter().map(|(name, _)| *name).collect()).unwrap_or_default();
+        curve.first().map(|(_, figures)| figures.iter().map(|(name, _)| &**name).collect()).unwrap_or_default();
     let rows = names.len().div_ceil(COLUMNS);
     let (width, height) = (COLUMNS as f64 * WIDTH, rows as f64 * HEIGHT);
     let mut out = format!(
@@ -22,7 +22,7 @@ pub(crate) fn svg(curve: &[Figures]) -> String {
     );
     for (at, name) in names.iter().enumerate() {
         let points: Vec<(f64, f64)> =
-            curve.iter().map(|figures| (f64::from(figures.workloads), figures.named()[at].1)).collect();
+            curve.iter().map(|(workloads, figures)| (f64::from(*workloads), figures[at].1)).collect();
         let (x, y) = ((at % COLUMNS) as f64 * WIDTH, (at / COLUMNS) as f64 * HEIGHT);
         let _ = writeln!(out, "<g transform=\"translate({x} {y})\">{}</g>", chart(name, &points));
     }

@@ -170,7 +170,7 @@ fn letters(mut from: u64, count: usize) -> String {
     let mut text = String::with_capacity(count);
     for _ in 0..count {
         text.push(char::from(LETTERS[(from % LETTERS.len() as u64) as usize]));
-        from = from / LETTERS.len() as u64 ^ from.rotate_left(29);
+        from = (from / LETTERS.len() as u64) ^ from.rotate_left(29);
     }
     text
 }

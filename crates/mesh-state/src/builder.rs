@@ -173,7 +173,8 @@ impl SnapshotBuilder {
         if places.rosters {
             for (service, ports) in &workload.services {
                 let tag = tables.tag((&*service.namespace, &*service.hostname));
-                let kind = self.kinds.take(&Arc::new(Kind::of(workload, ports)));
+                let kind = Kind::of(workload, ports);
+                let kind = self.kinds.take_held(&kind).unwrap_or_else(|| self.kinds.take(&Arc::new(kind)));
                 let found = tables.rosters.find_mut(tag, |roster| roster.service == *service);
                 match found {
                     Some(roster) => Arc::make_mut(roster).insert(&held, number, workload, kind),

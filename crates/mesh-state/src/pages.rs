@@ -4,7 +4,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-const PAGE_BITS: u32 = 4;
+const PAGE_BITS: u32 = 5;
 const PAGE: usize = 1 << PAGE_BITS;
 
 /// A persistent array with holes.
@@ -16,7 +16,10 @@ pub(crate) struct Pages<T> {
     len: usize,
 }
 
-/// Both kinds are of one size where `T` is a pointer.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "both are of one size where T is a pointer, as it is wherever there are many"
+)]
 #[derive(Clone, Debug)]
 enum Page<T> {
     Values([Option<T>; PAGE]),

@@ -9,7 +9,7 @@ use core::cmp::Ordering;
 use core::iter;
 
 use crate::members::{Member, Members};
-use crate::name::{NamespacedHostname, NetworkId};
+use crate::name::{NamespacedHostname, NetworkId, Uid};
 use crate::pages::Pages;
 use crate::service::{self, PortMapping};
 use crate::workload::{Locality, Status, Workload};
@@ -70,7 +70,7 @@ impl Roster {
         &self.groups
     }
 
-    /// The endpoints, group by group, in each by node and key as [`place`] has it.
+    /// The endpoints, group by group, in each by node and key as [`Place`] has it.
     pub(crate) fn iter<'s>(&'s self, workloads: &'s Pages<Arc<Workload>>) -> impl Iterator<Item = Endpoint<'s>> {
         self.groups.iter().flat_map(|group| group.members.iter()).map(move |member| {
             let workload = workloads.get(member.number).expect(PRESENT);
@@ -87,11 +87,11 @@ impl Roster {
         workload: &Workload,
         kind: Arc<Kind>,
     ) {
-        let member = Member { number, weight: workload.capacity, rank: rank(workload) };
+        let place = Place::of(workload);
+        let member = Member { number, weight: workload.capacity, rank: place.rank };
         match self.group(&kind) {
             Ok(at) => {
-                let place = |held: &Member| place(workloads, held, workload);
-                Arc::make_mut(&mut self.groups)[at].members.insert(member, &place);
+                Arc::make_mut(&mut self.groups)[at].members.insert(member, &|held| place.order(workloads, held));
             }
             Err(at) => {
                 let (before, after) = self.groups.split_at(at);
@@ -108,8 +108,8 @@ impl Roster {
             self.groups = self.groups[..at].iter().chain(&self.groups[at + 1..]).cloned().collect();
             return;
         }
-        let place = |held: &Member| place(workloads, held, workload);
-        let removed = Arc::make_mut(&mut self.groups)[at].members.remove(&place);
+        let place = Place::of(workload);
+        let removed = Arc::make_mut(&mut self.groups)[at].members.remove(&|held| place.order(workloads, held));
         assert!(removed, "entered as it is, so it is found where it was entered");
     }
 
@@ -177,31 +177,58 @@ pub(crate) fn is_same_endpoint(one: &Workload, other: &Workload) -> bool {
                 && one.profile.services == other.profile.services))
 }
 
-/// Within a group by node, so that the endpoints of one node stand together; then by key. Names are compared by a hash first:
-/// a step through a long list then looks at no workload, of which each would be a miss of the cache.
-fn place(workloads: &Pages<Arc<Workload>>, held: &Member, sought: &Workload) -> Ordering {
-    node_place(workloads, held, &sought.place.node).then_with(|| {
-        let held_uid = &at_number(workloads, held.number).uid;
-        (held.rank as u16).cmp(&half_hash(sought.uid.as_str())).then_with(|| held_uid.cmp(&sought.uid))
-    })
+/// Where endpoints of a group stand: by node, so that those of one node stand together, then by key. Names are compared by a
+/// hash first: a step through a long list then looks at no workload, of which each would be a miss of the cache.
+struct Place<'w> {
+    of_node: NodePlace<'w>,
+    uid: &'w Uid,
+    rank: u32,
 }
 
-/// Where a member stands to the endpoints of a node.
-pub(crate) fn node_place(workloads: &Pages<Arc<Workload>>, held: &Member, node: &str) -> Ordering {
-    let of_hash = ((held.rank >> 16) as u16).cmp(&half_hash(node));
-    of_hash.then_with(|| (*at_number(workloads, held.number).place.node).cmp(node))
+impl<'w> Place<'w> {
+    fn of(workload: &'w Workload) -> Self {
+        let of_node = NodePlace::of(&workload.place.node);
+        let rank = u32::from(of_node.rank) << 16 | u32::from(half_hash(workload.uid.as_str()));
+        Self { of_node, uid: &workload.uid, rank }
+    }
+
+    /// Where another stands, seen from here.
+    fn order(&self, workloads: &Pages<Arc<Workload>>, other: &Member) -> Ordering {
+        self.of_node.order(workloads, other).then_with(|| {
+            let by_hash = (other.rank as u16).cmp(&(self.rank as u16));
+            by_hash.then_with(|| at_number(workloads, other.number).uid.cmp(self.uid))
+        })
+    }
 }
 
-fn rank(workload: &Workload) -> u32 {
-    u32::from(half_hash(&workload.place.node)) << 16 | u32::from(half_hash(workload.uid.as_str()))
+/// Where the endpoints of a node stand.
+pub(crate) struct NodePlace<'n> {
+    node: &'n str,
+    rank: u16,
+}
+
+impl<'n> NodePlace<'n> {
+    pub(crate) fn of(node: &'n str) -> Self {
+        Self { node, rank: half_hash(node) }
+    }
+
+    /// Where a member stands, seen from here.
+    pub(crate) fn order(&self, workloads: &Pages<Arc<Workload>>, other: &Member) -> Ordering {
+        let by_hash = ((other.rank >> 16) as u16).cmp(&self.rank);
+        by_hash.then_with(|| (*at_number(workloads, other.number).place.node).cmp(self.node))
+    }
 }
 
 /// A hash that is the same everywhere, since the order of endpoints must be. Who makes names collide under it gains nothing:
 /// they are then compared in full.
 fn half_hash(text: &str) -> u16 {
-    // FNV-1a.
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    (hash >> 24) as u16
+    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+    let (words, rest) = text.as_bytes().as_chunks();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let hash = words.iter().chain([&last]).fold(text.len() as u64, |hash, word| {
+        let mixed = (hash ^ u64::from_le_bytes(*word)).wrapping_mul(ODD);
+        mixed ^ (mixed >> 29)
+    });
+    (hash.wrapping_mul(ODD) >> 48) as u16
 }

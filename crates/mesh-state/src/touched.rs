@@ -45,6 +45,9 @@ enum Subject {
 
 impl Touched {
     pub(crate) fn workload(&mut self, workload: &Workload) {
+        if self.everything {
+            return;
+        }
         self.add(Subject::Workload(workload.uid.clone()));
         self.add(Subject::Named(workload.namespace.clone(), workload.name().into()));
         self.add(Subject::Identity(workload.identity.clone()));

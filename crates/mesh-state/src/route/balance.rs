@@ -9,7 +9,7 @@ use core::cmp::Ordering;
 use thiserror::Error;
 
 use crate::members::{Member, Members};
-use crate::roster::{self, Group, Kind};
+use crate::roster::{self, Group, Kind, NodePlace};
 use crate::route::Upstream;
 use crate::service::{self, HealthPolicy, LoadBalancing, Mode, Scope, Service};
 use crate::snapshot::Snapshot;
@@ -166,10 +166,8 @@ impl<'s> Question<'s, '_> {
             return [Some(Share { members, inside: true, between, judged: self.judge(kind, false) }), None];
         }
         // Where the source's node begins among them, and where it ends.
-        let edge = |end: Ordering| {
-            members
-                .before(&|held| roster::node_place(self.snapshot.numbered(), held, &self.source.place.node).then(end))
-        };
+        let node = NodePlace::of(&self.source.place.node);
+        let edge = |end: Ordering| members.before(&|held| node.order(self.snapshot.numbered(), held).then(end));
         let (first, last) = (edge(Ordering::Greater), edge(Ordering::Less));
         let between = [first.0, last.0];
         let here = last.1 > first.1;

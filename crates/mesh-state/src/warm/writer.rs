@@ -68,7 +68,9 @@ impl<'s> Writer<'s> {
 
     pub(super) fn option<T>(&mut self, item: Option<T>, write: impl FnOnce(&mut Self, T)) {
         self.flag(item.is_some());
-        item.map(|item| write(self, item));
+        if let Some(item) = item {
+            write(self, item);
+        }
     }
 
     pub(super) fn address(&mut self, address: IpAddr) {
