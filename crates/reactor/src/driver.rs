@@ -21,6 +21,7 @@ use async_task::Runnable;
 
 use crate::{
     CoreConfig, Reactor, Task, TaskEnded, engine::Aftermath, gate::Inside, heartbeat::Heartbeat, reactor::Core,
+    submit::Limit, tenant::Row,
 };
 
 /// Runs a core until its root task ends.
@@ -115,11 +116,11 @@ fn round(core: &Core, pace: &Pace, aftermath: &mut Aftermath) {
 /// Enters the kernel, to stay there if nobody is runnable.
 fn exchange(core: &Core, pace: &Pace, aftermath: &mut Aftermath) {
     if !core.inside.queue.borrow().is_empty() || !core.inside.park() {
-        return core.engine.enter(None, aftermath);
+        return core.engine.enter(None, |_| Limit::NONE, aftermath);
     }
     let due = core.timers.next().map(|due| due.saturating_duration_since(Instant::now()));
     let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
-    core.engine.enter(Some(at_most), aftermath);
+    core.engine.enter(Some(at_most), |_| Limit::NONE, aftermath);
     core.inside.unpark();
 }
 
@@ -130,6 +131,7 @@ fn take_turns(core: &Core, pace: &Pace, began: Instant) {
         let Some(row) = core.inside.queue.borrow_mut().begin_turn() else {
             return;
         };
+        core.inside.bill_to(row);
         let turn_began = now;
         let mut polls = 0;
         while now - turn_began < pace.slice
@@ -139,11 +141,12 @@ fn take_turns(core: &Core, pace: &Pace, began: Instant) {
             polls += 1;
             now = Instant::now();
         }
+        core.inside.bill_to(Row::CORE);
         let used = u64::try_from((now - turn_began).as_nanos()).unwrap_or(u64::MAX);
         core.inside.queue.borrow_mut().end_turn(row, used, polls);
     }
 }
 
-fn pop(core: &Core, row: crate::tenant::Row) -> Option<Runnable> {
+fn pop(core: &Core, row: Row) -> Option<Runnable> {
     core.inside.queue.borrow_mut().pop(row)
 }

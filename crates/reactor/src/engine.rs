@@ -2,7 +2,7 @@
 //!
 //! Dropping the future of an operation under way asks the kernel to cancel it and forgets its outcome; the descriptor
 //! and the buffer stay until the kernel has let go of them, and a connection that an abandoned accept brought is closed.
-//! Tasks only queue requests; the driver enters the kernel, which it does before it parks and at least once a slice.
+//! Tasks only queue requests, each tenant its own (`submit`); the driver enters the kernel, which it does before it parks and at least once a slice.
 
 pub(crate) mod operation;
 pub(crate) mod table;
@@ -23,6 +23,11 @@ use operation::{Completion, Operation};
 use table::{OpKey, Settled, Table};
 use uring::{Reaped, Ring};
 
+use crate::{
+    submit::{Limit, Submissions},
+    tenant::Row,
+};
+
 /// How long a core that ends waits for the kernel to let go of its buffers. They are leaked afterwards.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 const CLOSE_POLL: Duration = Duration::from_millis(10);
@@ -30,8 +35,18 @@ const CLOSE_POLL: Duration = Duration::from_millis(10);
 /// See the module.
 pub(crate) struct Engine {
     ring: RefCell<Ring>,
-    table: RefCell<Table<Operation, Completion>>,
+    table: RefCell<Table<Held, Completion>>,
+    submissions: RefCell<Submissions<OpKey>>,
     counts: Cell<EngineCounts>,
+}
+
+/// An operation that is not complete.
+pub(crate) struct Held {
+    operation: Operation,
+    /// Whose it is.
+    row: Row,
+    /// Whether the kernel, or the ring, has it. Until then it can be dropped like anything else.
+    submitted: bool,
 }
 
 /// What the engine has done so far.
@@ -62,38 +77,36 @@ impl Engine {
         Ok(Self {
             ring: RefCell::new(Ring::new(ring_entries, bell)?),
             table: RefCell::new(Table::new(ops_max)),
+            submissions: RefCell::new(Submissions::new()),
             counts: Cell::default(),
         })
     }
 
-    /// Queues an operation for the kernel.
+    /// Queues an operation for the kernel, on the account of `row`.
     ///
     /// # Errors
     /// [`io::ErrorKind::ResourceBusy`] when as many operations are under way as there may be.
-    pub(crate) fn start(self: &Rc<Self>, mut operation: Operation) -> io::Result<Op> {
-        let entry = operation.entry();
+    pub(crate) fn start(self: &Rc<Self>, mut operation: Operation, row: Row) -> io::Result<Op> {
+        let bytes = operation.bytes_max();
         let mut table = self.table.borrow_mut();
-        let Some(key) = table.begin(operation) else {
+        let Some(key) = table.begin(Held { operation, row, submitted: false }) else {
             self.count(|counts| counts.refused += 1);
             return Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!("{} socket operations are under way on this core, which is its limit", table.live_max()),
             ));
         };
-        #[expect(unsafe_code, reason = "the kernel is handed addresses")]
-        // SAFETY: the entry refers to heap memory that `operation` owns, and the table keeps the operation until the
-        // completion of `key` is reaped, or for ever.
-        unsafe {
-            self.ring.borrow_mut().push(key, entry);
-        };
+        self.submissions.borrow_mut().add(row, key, bytes);
         Ok(Op { engine: self.clone(), key: Some(key) })
     }
 
-    /// Exchanges requests for completions with the kernel; with `park`, waits up to that long for a completion.
+    /// Exchanges requests for completions with the kernel; with `park`, waits up to that long for a completion. Of each
+    /// row the kernel gets what `limit` allows.
     ///
     /// # Panics
     /// When the kernel refuses the ring as such: the core cannot go on.
-    pub(crate) fn enter(&self, park: Option<Duration>, aftermath: &mut Aftermath) {
+    pub(crate) fn enter(&self, park: Option<Duration>, limit: impl Fn(Row) -> Limit, aftermath: &mut Aftermath) {
+        self.submit(limit);
         let Aftermath { reaped, woken, unwanted } = aftermath;
         if let Err(error) = self.ring.borrow_mut().enter(park, reaped) {
             panic!("the core's io_uring failed: {error}");
@@ -105,13 +118,32 @@ impl Engine {
         });
         let mut table = self.table.borrow_mut();
         for Reaped { key, result } in reaped.drain(..) {
-            let settled = table.complete(key, |operation| operation.complete(result), |waiter| woken.push(waiter));
-            match settled {
+            let complete = |held: Held| held.operation.complete(result);
+            match table.complete(key, complete, |waiter| woken.push(waiter)) {
                 Settled::Unwanted(completion) => unwanted.push(completion),
                 Settled::Delivered => {}
                 Settled::Stale | Settled::UnderWay => self.count(|counts| counts.stale += 1),
             }
         }
+    }
+
+    /// Moves from the tenants' queues into the ring what the next enter carries.
+    fn submit(&self, limit: impl Fn(Row) -> Limit) {
+        let (mut table, mut ring) = (self.table.borrow_mut(), self.ring.borrow_mut());
+        self.submissions.borrow_mut().carry(limit, |_row, key, bytes_max| {
+            // What was dropped before the kernel saw it is gone from the table.
+            let Held { operation, submitted, .. } = table.held_mut(key)?;
+            *submitted = true;
+            let entry = operation.entry(bytes_max);
+            let bytes = operation.bytes_max().min(bytes_max);
+            #[expect(unsafe_code, reason = "the kernel is handed addresses")]
+            // SAFETY: the entry refers to heap memory that the operation owns, and the table keeps the operation until
+            // the completion of `key` is reaped, or for ever.
+            unsafe {
+                ring.push(key, entry);
+            };
+            Some(bytes)
+        });
     }
 
     /// Operations under way, and those whose outcome was not yet taken.
@@ -126,6 +158,7 @@ impl Engine {
     /// Ends everything under way, so that the kernel refers to none of the core's memory any more. `ring_bell` must
     /// complete the read of the bell.
     pub(crate) fn close(self: &Rc<Self>, ring_bell: impl Fn()) {
+        self.submit(|_| Limit::NONE);
         let under_way: Vec<_> = self.table.borrow().under_way().collect();
         for key in under_way {
             self.ring.borrow_mut().cancel(key);
@@ -135,14 +168,14 @@ impl Engine {
         let mut busy = true;
         ring_bell();
         while busy && Instant::now() < deadline {
-            self.enter(Some(CLOSE_POLL), &mut aftermath);
+            self.enter(Some(CLOSE_POLL), |_| Limit::NONE, &mut aftermath);
             aftermath.settle();
             busy = self.table.borrow().under_way().next().is_some();
         }
         // Entering has armed the bell again, and only the last one may be left unarmed.
         while self.ring.borrow().bell_under_way() && Instant::now() < deadline {
             ring_bell();
-            self.enter(Some(CLOSE_POLL), &mut aftermath);
+            self.enter(Some(CLOSE_POLL), |_| Limit::NONE, &mut aftermath);
         }
         if busy || self.ring.borrow().bell_under_way() {
             tracing::error!("the kernel does not let go of operations of a core that ends: leaking their memory");
@@ -192,7 +225,13 @@ impl Future for Op {
 impl Drop for Op {
     fn drop(&mut self) {
         let Some(key) = self.key else { return };
-        let settled = self.engine.table.borrow_mut().abandon(key);
+        let mut table = self.engine.table.borrow_mut();
+        let submitted = table.held_mut(key).is_some_and(|held| held.submitted);
+        let mut settled = table.abandon(key);
+        if !submitted && matches!(settled, Settled::UnderWay) {
+            settled = table.complete(key, |held| held.operation.complete(-libc::ECANCELED), drop);
+        }
+        drop(table);
         match settled {
             Settled::UnderWay => self.engine.ring.borrow_mut().cancel(key),
             // Dropped here, where nothing is borrowed.

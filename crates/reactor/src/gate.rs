@@ -6,7 +6,7 @@
 //! in the channel; so at least one of them sees the other (Dekker's argument, hence the sequentially consistent fences).
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr,
     rc::Rc,
@@ -40,6 +40,7 @@ pub(crate) struct Gate {
 pub(crate) struct Inside {
     pub(crate) gate: Arc<Gate>,
     pub(crate) queue: RefCell<RunQueue<Runnable>>,
+    on_turn: Cell<Row>,
     foreign: channel::Receiver<Woken>,
 }
 
@@ -59,7 +60,12 @@ pub(crate) fn open(tenants_max: usize) -> std::io::Result<Rc<Inside>> {
     let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
     let (sender, foreign) = channel::unbounded();
     let gate = Arc::new(Gate { foreign: sender, parked: AtomicBool::new(false), bell });
-    Ok(Rc::new(Inside { gate, queue: RefCell::new(RunQueue::new(tenants_max)), foreign }))
+    Ok(Rc::new(Inside {
+        gate,
+        queue: RefCell::new(RunQueue::new(tenants_max)),
+        on_turn: Cell::new(Row::CORE),
+        foreign,
+    }))
 }
 
 impl Gate {
@@ -125,6 +131,16 @@ impl Inside {
         let runnable = queue.pop(row);
         queue.end_turn(row, 0, 0);
         runnable
+    }
+
+    /// Who is charged for what is done now: the tenant on turn, or the core itself between turns.
+    pub(crate) fn payer(&self) -> Row {
+        self.on_turn.get()
+    }
+
+    /// The turn of `row` begins; between turns it is the core's own.
+    pub(crate) fn bill_to(&self, row: Row) {
+        self.on_turn.set(row);
     }
 
     /// Announces that the core will park. If this returns false something has come meanwhile and it must not.

@@ -10,6 +10,7 @@
 //! | `tenant` | the run queue over tenants and what each is charged |
 //! | `task`, `tasks` | a task whose panic ends it alone; all tasks of a core |
 //! | `gate` | how a wake reaches the run queue, from the core itself or from another thread |
+//! | `submit` | what tasks ask of the kernel, by tenant, and how much of it one entry carries |
 //! | `engine` | the ring and the operations under way, each owning its descriptor and buffer |
 //! | `net` | sockets on it: listen, connect, receive and send, the adapter for libraries, original destination |
 //! | `lease`, `chunk` | buffers that go up and on without a copy |
@@ -32,6 +33,7 @@ pub mod mailbox;
 mod net;
 mod reactor;
 mod runtime;
+mod submit;
 pub mod task;
 mod tasks;
 mod tenant;

@@ -112,8 +112,8 @@ impl Reactor {
     }
 
     fn stream_parts(&self) -> StreamParts {
-        let Core { engine, leases, io_room, .. } = &*self.0;
-        StreamParts { engine: engine.clone(), leases: leases.clone(), io_room: *io_room }
+        let Core { inside, engine, leases, io_room, .. } = &*self.0;
+        StreamParts { inside: inside.clone(), engine: engine.clone(), leases: leases.clone(), io_room: *io_room }
     }
 }
 

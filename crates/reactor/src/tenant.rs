@@ -34,6 +34,21 @@ pub struct Account {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Row(u32);
 
+impl Row {
+    /// The row of [`TenantKey::CORE`].
+    pub(crate) const CORE: Self = Self(0);
+
+    /// Its place in whatever is kept by row.
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    #[cfg(test)]
+    pub(crate) fn test(index: u32) -> Self {
+        Self(index)
+    }
+}
+
 /// See the module.
 pub(crate) struct RunQueue<T> {
     rows: Vec<Tenant<T>>,

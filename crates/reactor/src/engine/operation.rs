@@ -58,21 +58,31 @@ pub(crate) enum Brought {
 }
 
 impl Operation {
-    /// The request as the kernel reads it. It holds addresses into `self`'s heap memory.
-    pub(crate) fn entry(&mut self) -> squeue::Entry {
+    /// Bytes that the kernel may move for it at most.
+    pub(crate) fn bytes_max(&mut self) -> usize {
+        match self {
+            Self::Receive { into, room, .. } => into.spare().len().min(*room),
+            Self::Send { chunk, .. } => chunk.chunk().len(),
+            Self::Accept { .. } | Self::Connect { .. } | Self::Poll { .. } => 0,
+        }
+    }
+
+    /// The request as the kernel reads it, for no more than `bytes_max` bytes. It holds addresses into `self`'s heap
+    /// memory. A receive or send that is cut moves less, which its future deals with as with any short transfer.
+    pub(crate) fn entry(&mut self, bytes_max: usize) -> squeue::Entry {
         match self {
             Self::Accept { socket } => opcode::Accept::new(Fd(socket.as_raw_fd()), ptr::null_mut(), ptr::null_mut())
                 .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
                 .build(),
             Self::Receive { socket, into, room } => {
                 let spare = into.spare();
-                let len = spare.len().min(*room).min(u32::MAX as usize);
+                let len = spare.len().min(*room).min(bytes_max).min(u32::MAX as usize);
                 opcode::Recv::new(Fd(socket.as_raw_fd()), spare.as_mut_ptr().cast(), len as u32).build()
             }
             // MSG_WAITALL: the kernel itself goes on after a short send, so a chunk is one operation and one completion.
             Self::Send { socket, chunk } => {
                 let bytes = chunk.chunk();
-                let len = bytes.len().min(i32::MAX as usize) as u32;
+                let len = bytes.len().min(bytes_max).min(i32::MAX as usize) as u32;
                 opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), len)
                     .flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL)
                     .build()

@@ -19,7 +19,7 @@ pub(crate) async fn connect(
     SockRef::from(&socket).set_tcp_nodelay(true)?;
     let socket = Rc::new(socket);
     let operation = Operation::Connect { socket: socket.clone(), target: Box::new(target.into()) };
-    let connected = parts.engine.start(operation)?;
+    let connected = parts.start(operation)?;
     // The timeout is the core's own timer rather than a linked one in the ring: it costs no request, and cancelling is
     // what dropping the operation does anyway.
     match select(connected, pin!(expired)).await {

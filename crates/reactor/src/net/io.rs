@@ -66,7 +66,7 @@ impl TcpIo {
     }
 
     fn wait(&self, ready: Readiness) -> io::Result<Op> {
-        self.parts.engine.start(Operation::Poll { socket: self.socket.descriptor(), ready })
+        self.parts.start(Operation::Poll { socket: self.socket.descriptor(), ready })
     }
 
     /// What the socket has now, up to a buffer full.

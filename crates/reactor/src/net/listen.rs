@@ -45,7 +45,7 @@ impl TcpListener {
             let mut accepting = self.accepting.borrow_mut();
             let op = match &mut *accepting {
                 Some(op) => op,
-                none => none.insert(self.parts.engine.start(Operation::Accept { socket: self.socket.clone() })?),
+                none => none.insert(self.parts.start(Operation::Accept { socket: self.socket.clone() })?),
             };
             let completion = ready!(Pin::new(op).poll(context));
             *accepting = None;

@@ -23,15 +23,27 @@ use crate::{
         Engine, Op,
         operation::{Brought, Operation},
     },
+    gate::Inside,
 };
 
 /// What a core's streams share.
 #[derive(Clone)]
 pub(crate) struct StreamParts {
+    pub(crate) inside: Rc<Inside>,
     pub(crate) engine: Rc<Engine>,
     pub(crate) leases: LeasePool,
     /// See [`CoreConfig::io_room`](crate::CoreConfig::io_room).
     pub(crate) io_room: usize,
+}
+
+impl StreamParts {
+    /// Queues an operation for the kernel, on the account of the tenant that asks for it.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    pub(crate) fn start(&self, operation: Operation) -> io::Result<Op> {
+        self.engine.start(operation, self.inside.payer())
+    }
 }
 
 /// The real [`Stream`].
@@ -65,7 +77,7 @@ impl TcpStream {
                 Receiving::Idle => {
                     let into = self.parts.leases.lease_within_limit(room)?;
                     let operation = Operation::Receive { socket: self.socket.descriptor(), into, room };
-                    *receiving = Receiving::UnderWay(self.parts.engine.start(operation)?);
+                    *receiving = Receiving::UnderWay(self.parts.start(operation)?);
                 }
                 Receiving::UnderWay(op) => {
                     let received = ready!(poll_received(op, context));
@@ -94,7 +106,7 @@ impl TcpStream {
         self.socket.begin_send()?;
         while chunk.has_remaining() {
             let operation = Operation::Send { socket: self.socket.descriptor(), chunk };
-            chunk = match self.parts.engine.start(operation)?.await.outcome? {
+            chunk = match self.parts.start(operation)?.await.outcome? {
                 Brought::Rest(rest) => rest,
                 brought => unreachable!("a send brought {brought:?}"),
             };
