@@ -13,7 +13,7 @@ use std::{
 use crossbeam_channel as channel;
 use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
 
-use crate::{LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, engine::uring};
+use crate::{CoreView, LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, engine::uring};
 
 /// What glommio may keep for file I/O, which nobody does here; its default of 10 MiB per core is for databases.
 const HOST_MEMORY_BYTES: usize = 64 << 10;
@@ -21,6 +21,9 @@ const HOST_MEMORY_BYTES: usize = 64 << 10;
 const LOCKED_BYTES_MIN: u64 = 512 << 10;
 /// glommio's rings carry its timers and its wake-ups.
 const HOST_RING_ENTRIES: usize = 128;
+
+/// After which time a core that has not begun to run never will.
+const START_MAX: Duration = Duration::from_secs(5);
 
 /// How a core is to run. All limits are per core.
 #[derive(Clone, Debug)]
@@ -47,7 +50,7 @@ pub struct CoreConfig {
     /// Tasks at once. One more is refused ([`TaskEnded::Refused`](crate::TaskEnded)). Worst case that many futures,
     /// each with some 200 bytes of its own.
     pub tasks_max: usize,
-    /// Tenants that are told apart; further ones share [`TenantKey::OVERFLOW`]. Worst case 150 bytes each.
+    /// Tenants that are told apart; further ones share [`TenantKey::OVERFLOW`]. Worst case 500 bytes each.
     pub tenants_max: usize,
     /// Socket operations under way at once. One more fails with [`io::ErrorKind::ResourceBusy`]. Worst case 96 bytes
     /// each and what it holds.
@@ -58,6 +61,9 @@ pub struct CoreConfig {
     /// Bytes that a [`Stream::into_io`](crate::Stream::into_io) adapter fetches at once. It holds that much only while
     /// bytes wait to be read.
     pub io_room: usize,
+    /// Whether what each tenant uses is written down ([`CoreView`]), and the kernel's part of it charged. `false` is for
+    /// measuring what that costs: turns then go by the time that tasks run.
+    pub accounts: bool,
     /// Bounds of buffer memory.
     pub leases: LeaseLimits,
 }
@@ -78,6 +84,7 @@ impl Default for CoreConfig {
             ops_max: 1 << 18,
             timers_max: 1 << 20,
             io_room: 64 << 10,
+            accounts: true,
             leases: LeaseLimits::default(),
         }
     }
@@ -141,6 +148,7 @@ fn ring_cure(source: &io::Error) -> &'static str {
 pub struct CoreThread {
     name: String,
     thread: ExecutorJoinHandle<()>,
+    view: CoreView,
     finished: Arc<AtomicBool>,
 }
 
@@ -174,18 +182,22 @@ where
             Err(error) => return drop(ready.send(Err(error))),
         };
         // Nobody is left to hear it only if the starting thread is gone; the core runs all the same.
-        drop(ready.send(Ok(())));
+        drop(ready.send(Ok(reactor.view())));
         run(reactor, &config, root).await;
     });
     let thread = spawned.map_err(|error| host_error(name.clone(), cpu, &error))?;
-    match outcome.recv() {
-        Ok(Ok(())) => Ok(CoreThread { name, thread, finished }),
+    match outcome.recv_timeout(START_MAX) {
+        Ok(Ok(view)) => Ok(CoreThread { name, thread, view, finished }),
         Ok(Err(error)) => Err(error),
         // It did not get as far as calling us, and its thread's result says why.
-        Err(channel::RecvError) => Err(match thread.join() {
+        Err(channel::RecvTimeoutError::Disconnected) => Err(match thread.join() {
             Err(error) => host_error(name, cpu, &error),
             Ok(()) => StartError::Host { core: name, cpu, cause: "it ended at once".to_owned() },
         }),
+        // glommio's parking defect can strike before the heartbeat is armed, which is from the first round on.
+        Err(channel::RecvTimeoutError::Timeout) => {
+            Err(StartError::Host { core: name, cpu, cause: format!("nothing ran within {START_MAX:?}") })
+        }
     }
 }
 
@@ -232,6 +244,11 @@ impl CoreThread {
         if let Err(error) = self.thread.join() {
             panic!("core {} did not end by itself: {error}", self.name);
         }
+    }
+
+    /// What can be seen of it from outside.
+    pub fn view(&self) -> CoreView {
+        self.view.clone()
     }
 
     /// Whether the core has ended.

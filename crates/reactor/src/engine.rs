@@ -24,7 +24,8 @@ use table::{OpKey, Settled, Table};
 use uring::{Reaped, Ring};
 
 use crate::{
-    submit::{Limit, Submissions},
+    bill::Bill,
+    submit::{Limit, Load, Submissions},
     tenant::Row,
 };
 
@@ -66,6 +67,18 @@ pub(crate) struct Aftermath {
     reaped: Vec<Reaped>,
     pub(crate) woken: Vec<Waker>,
     unwanted: Vec<Completion>,
+    /// What the entry did for whom.
+    pub(crate) bill: Bill,
+    /// What was completed for whom.
+    pub(crate) moved: Vec<Moved>,
+}
+
+/// An operation that is complete.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moved {
+    pub(crate) row: Row,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
 }
 
 impl Engine {
@@ -106,8 +119,8 @@ impl Engine {
     /// # Panics
     /// When the kernel refuses the ring as such: the core cannot go on.
     pub(crate) fn enter(&self, park: Option<Duration>, limit: impl Fn(Row) -> Limit, aftermath: &mut Aftermath) {
-        self.submit(limit);
-        let Aftermath { reaped, woken, unwanted } = aftermath;
+        let Aftermath { reaped, woken, unwanted, bill, moved } = aftermath;
+        self.submit(limit, bill);
         if let Err(error) = self.ring.borrow_mut().enter(park, reaped) {
             panic!("the core's io_uring failed: {error}");
         }
@@ -118,7 +131,12 @@ impl Engine {
         });
         let mut table = self.table.borrow_mut();
         for Reaped { key, result } in reaped.drain(..) {
-            let complete = |held: Held| held.operation.complete(result);
+            let complete = |Held { row, operation, .. }: Held| {
+                let work = operation.completed(result);
+                bill.add(row, work);
+                moved.push(Moved::of(row, &operation, result));
+                operation.complete(result)
+            };
             match table.complete(key, complete, |waiter| woken.push(waiter)) {
                 Settled::Unwanted(completion) => unwanted.push(completion),
                 Settled::Delivered => {}
@@ -128,14 +146,15 @@ impl Engine {
     }
 
     /// Moves from the tenants' queues into the ring what the next enter carries.
-    fn submit(&self, limit: impl Fn(Row) -> Limit) {
+    fn submit(&self, limit: impl Fn(Row) -> Limit, bill: &mut Bill) {
         let (mut table, mut ring) = (self.table.borrow_mut(), self.ring.borrow_mut());
-        self.submissions.borrow_mut().carry(limit, |_row, key, bytes_max| {
+        self.submissions.borrow_mut().carry(limit, |row, key, bytes_max| {
             // What was dropped before the kernel saw it is gone from the table.
             let Held { operation, submitted, .. } = table.held_mut(key)?;
             *submitted = true;
             let entry = operation.entry(bytes_max);
             let bytes = operation.bytes_max().min(bytes_max);
+            bill.add(row, operation.submitted(bytes));
             #[expect(unsafe_code, reason = "the kernel is handed addresses")]
             // SAFETY: the entry refers to heap memory that the operation owns, and the table keeps the operation until
             // the completion of `key` is reaped, or for ever.
@@ -144,6 +163,26 @@ impl Engine {
             };
             Some(bytes)
         });
+    }
+
+    /// What waits of a row for the next enter.
+    pub(crate) fn load(&self, row: Row) -> Load {
+        self.submissions.borrow().load(row)
+    }
+
+    /// What waits of all rows.
+    pub(crate) fn total_load(&self) -> Load {
+        self.submissions.borrow().total()
+    }
+
+    /// `row` had a turn, so that the next enter carries something of it.
+    pub(crate) fn had_a_turn(&self, row: Row) {
+        self.submissions.borrow_mut().had_a_turn(row);
+    }
+
+    /// Hands every row to `rouse` of which an enter has left something behind.
+    pub(crate) fn left_behind(&self, rouse: impl FnMut(Row)) {
+        self.submissions.borrow().waiting().for_each(rouse);
     }
 
     /// Operations under way, and those whose outcome was not yet taken.
@@ -158,7 +197,7 @@ impl Engine {
     /// Ends everything under way, so that the kernel refers to none of the core's memory any more. `ring_bell` must
     /// complete the read of the bell.
     pub(crate) fn close(self: &Rc<Self>, ring_bell: impl Fn()) {
-        self.submit(|_| Limit::NONE);
+        self.submit(|_| Limit::NONE, &mut Bill::default());
         let under_way: Vec<_> = self.table.borrow().under_way().collect();
         for key in under_way {
             self.ring.borrow_mut().cancel(key);
@@ -187,6 +226,18 @@ impl Engine {
         let mut counts = self.counts.get();
         change(&mut counts);
         self.counts.set(counts);
+    }
+}
+
+impl Moved {
+    fn of(row: Row, operation: &Operation, result: i32) -> Self {
+        let bytes = u64::try_from(result).unwrap_or(0);
+        let (received_bytes, sent_bytes) = match operation {
+            Operation::Receive { .. } => (bytes, 0),
+            Operation::Send { .. } => (0, bytes),
+            Operation::Accept { .. } | Operation::Connect { .. } | Operation::Poll { .. } => (0, 0),
+        };
+        Self { row, received_bytes, sent_bytes }
     }
 }
 

@@ -12,7 +12,8 @@ use std::{
 };
 
 use crate::{
-    Account, CoreConfig, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream, TenantKey,
+    Account, CoreConfig, CoreView, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream, TenantKey,
+    Weight,
     clock::{Sleep, Timers},
     engine::Engine,
     gate::{self, Inside},
@@ -72,7 +73,7 @@ impl Reactor {
     pub(crate) fn new(config: &CoreConfig) -> Result<Self, StartError> {
         let no_descriptor = |source| StartError::Descriptors { core: config.name.clone(), source };
         let no_ring = |source| StartError::Ring { core: config.name.clone(), source };
-        let inside = gate::open(config.tenants_max).map_err(no_descriptor)?;
+        let inside = gate::open(config).map_err(no_descriptor)?;
         let engine = Engine::new(config.ring_entries, config.ops_max, inside.gate.bell()).map_err(no_ring)?;
         Ok(Self(Rc::new(Core {
             tasks: Tasks::new(inside.clone(), config.tasks_max),
@@ -87,7 +88,12 @@ impl Reactor {
 
     /// What each tenant has used of this core so far.
     pub fn accounts(&self) -> Vec<Account> {
-        self.0.inside.queue.borrow().accounts()
+        self.view().accounts()
+    }
+
+    /// What other threads can see of this core.
+    pub fn view(&self) -> CoreView {
+        self.0.inside.view.clone()
     }
 
     /// What this core holds and has done so far.
@@ -134,8 +140,13 @@ impl Runtime for Reactor {
         Sleep::new(self.0.timers.clone(), deadline)
     }
 
+    #[track_caller]
     fn spawn<T: 'static>(&self, tenant: TenantKey, future: impl Future<Output = T> + 'static) -> Task<T> {
         self.0.tasks.spawn(tenant, future)
+    }
+
+    fn introduce(&self, tenant: TenantKey, name: &str, weight: Weight) {
+        self.0.inside.introduce(tenant, name, weight);
     }
 
     fn listen(&self, socket: OwnedFd) -> io::Result<TcpListener> {

@@ -45,6 +45,7 @@ pub(crate) struct Submissions<T> {
     queues: Vec<Queue<T>>,
     /// Rows with something in their queue, the longest waiting first.
     waiting: Vec<Row>,
+    total: Load,
 }
 
 struct Queue<T> {
@@ -62,7 +63,7 @@ impl<T> Default for Queue<T> {
 
 impl<T> Submissions<T> {
     pub(crate) fn new() -> Self {
-        Self { queues: Vec::new(), waiting: Vec::new() }
+        Self { queues: Vec::new(), waiting: Vec::new(), total: Load::default() }
     }
 
     /// Queues a request of `row` for which the kernel may move up to `bytes`.
@@ -75,13 +76,20 @@ impl<T> Submissions<T> {
             self.waiting.push(row);
         }
         queue.requests.push_back((request, bytes));
-        queue.load.requests += 1;
-        queue.load.bytes += bytes;
+        for load in [&mut queue.load, &mut self.total] {
+            load.requests += 1;
+            load.bytes += bytes;
+        }
     }
 
     /// What waits of `row`.
     pub(crate) fn load(&self, row: Row) -> Load {
         self.queues.get(row.index()).map_or_else(Load::default, |queue| queue.load)
+    }
+
+    /// What waits of all rows.
+    pub(crate) fn total(&self) -> Load {
+        self.total
     }
 
     /// `row` had a turn: the next entry carries something of it, whoever waits.
@@ -98,7 +106,7 @@ impl<T> Submissions<T> {
         limit: impl Fn(Row) -> Limit,
         mut hand_over: impl FnMut(Row, T, usize) -> Option<usize>,
     ) {
-        let Self { queues, waiting } = self;
+        let Self { queues, waiting, total } = self;
         waiting.retain(|row| {
             let queue = &mut queues[row.index()];
             let limit = limit(*row);
@@ -113,8 +121,10 @@ impl<T> Submissions<T> {
                     return true;
                 }
                 let (request, _) = queue.requests.pop_front().expect("it was just looked at");
-                queue.load.requests -= 1;
-                queue.load.bytes -= bytes;
+                for load in [&mut queue.load, &mut *total] {
+                    load.requests -= 1;
+                    load.bytes -= bytes;
+                }
                 if let Some(moved) = hand_over(*row, request, room) {
                     carried.requests += 1;
                     carried.bytes += moved;
@@ -151,10 +161,10 @@ mod tests {
         carried
     }
 
-    fn of(rows: &[(u32, &'static str, usize)]) -> Submissions<&'static str> {
+    fn of(rows: &[(usize, &'static str, usize)]) -> Submissions<&'static str> {
         let mut submissions = Submissions::new();
         for (row, request, bytes) in rows {
-            submissions.add(Row::test(*row), *request, *bytes);
+            submissions.add(Row::at(*row), *request, *bytes);
         }
         submissions
     }
@@ -167,42 +177,42 @@ mod tests {
             [(1, "a", 1000), (1, "c", 1000), (1, "d", 1000), (2, "b", 1000)]
         );
         assert_eq!(submissions.waiting().count(), 0);
-        assert_eq!(submissions.load(Row::test(1)), Load::default());
+        assert_eq!((submissions.load(Row::at(1)), submissions.total()), (Load::default(), Load::default()));
     }
 
     #[test]
     fn a_row_without_a_turn_waits_while_somebody_else_does() {
         let mut submissions = of(&[(1, "a", 0), (2, "b", 0)]);
-        submissions.had_a_turn(Row::test(2));
+        submissions.had_a_turn(Row::at(2));
         assert_eq!(entry(&mut submissions, LIMIT), [(2, "b", 100)]);
-        assert_eq!(submissions.waiting().collect::<Vec<_>>(), [Row::test(1)]);
+        assert_eq!(submissions.waiting().collect::<Vec<_>>(), [Row::at(1)]);
         assert_eq!(entry(&mut submissions, LIMIT), []);
     }
 
     #[test]
     fn one_turn_carries_no_more_than_the_limits_and_the_next_goes_on() {
         let mut submissions = of(&[(1, "a", 0), (1, "b", 0), (1, "c", 0), (1, "d", 0), (1, "e", 30), (1, "f", 40)]);
-        assert!(LIMIT.reached(submissions.load(Row::test(1))));
-        submissions.had_a_turn(Row::test(1));
+        assert!(LIMIT.reached(submissions.load(Row::at(1))));
+        submissions.had_a_turn(Row::at(1));
         assert_eq!(entry(&mut submissions, LIMIT), [(1, "a", 100), (1, "b", 60), (1, "c", 20)], "three requests");
-        assert_eq!(submissions.load(Row::test(1)), Load { requests: 3, bytes: 70 });
-        submissions.had_a_turn(Row::test(1));
+        assert_eq!(submissions.load(Row::at(1)), Load { requests: 3, bytes: 70 });
+        submissions.had_a_turn(Row::at(1));
         assert_eq!(entry(&mut submissions, LIMIT), [(1, "d", 100), (1, "e", 60)], "40 bytes find room for 20");
-        submissions.had_a_turn(Row::test(1));
+        submissions.had_a_turn(Row::at(1));
         assert_eq!(entry(&mut submissions, LIMIT), [(1, "f", 100)]);
     }
 
     #[test]
     fn what_is_larger_than_the_limit_goes_alone_and_is_cut() {
         let mut submissions = of(&[(1, "huge", 5000), (1, "next", 90)]);
-        submissions.had_a_turn(Row::test(1));
+        submissions.had_a_turn(Row::at(1));
         assert_eq!(entry(&mut submissions, LIMIT), [(1, "huge", 100)]);
     }
 
     #[test]
     fn withdrawn_requests_take_no_room() {
         let mut submissions = of(&[(1, "withdrawn", 90), (1, "withdrawn", 90), (1, "a", 90)]);
-        submissions.had_a_turn(Row::test(1));
+        submissions.had_a_turn(Row::at(1));
         assert_eq!(entry(&mut submissions, LIMIT), [(1, "withdrawn", 100), (1, "withdrawn", 100), (1, "a", 100)]);
         assert_eq!(submissions.waiting().count(), 0);
     }

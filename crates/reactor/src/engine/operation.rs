@@ -11,7 +11,7 @@ use bytes::Buf;
 use io_uring::{opcode, squeue, types::Fd};
 use socket2::SockAddr;
 
-use crate::{Chunk, Lease};
+use crate::{Chunk, Lease, bill::Work};
 
 /// One request to the kernel, with everything it refers to.
 ///
@@ -58,6 +58,24 @@ pub(crate) enum Brought {
 }
 
 impl Operation {
+    /// What it costs to hand it to the kernel for so many bytes.
+    pub(crate) fn submitted(&self, bytes: usize) -> Work {
+        match self {
+            Self::Send { .. } => Work::Send(bytes),
+            Self::Connect { .. } => Work::Connect,
+            Self::Accept { .. } | Self::Receive { .. } | Self::Poll { .. } => Work::Armed,
+        }
+    }
+
+    /// What the kernel's `result` has cost.
+    pub(crate) fn completed(&self, result: i32) -> Work {
+        match (self, usize::try_from(result)) {
+            (Self::Receive { .. }, Ok(bytes)) => Work::Received(bytes),
+            (Self::Accept { .. }, Ok(_)) => Work::Accepted,
+            _ => Work::Completed,
+        }
+    }
+
     /// Bytes that the kernel may move for it at most.
     pub(crate) fn bytes_max(&mut self) -> usize {
         match self {
