@@ -116,6 +116,10 @@ pub(crate) struct Flags {
     /// [default: service-account]
     #[arg(long, value_name = "WHAT", help_heading = "Cores and tenants")]
     pub(crate) tenant_by: Option<String>,
+    /// Shares of a core's CPU time by namespace, relative to each other: `payments=300,batch=50` gives the tenants of
+    /// payments six times what those of batch get when both want all. 1 to 10000. [default: 100 each]
+    #[arg(long, value_name = "NAMESPACE=WEIGHT,..", help_heading = "Cores and tenants")]
+    pub(crate) tenant_weights: Option<String>,
 
     /// This node's name; workloads of other nodes are not local. [env: NODE_NAME] [default: none, any may be local]
     #[arg(long, value_name = "NAME", help_heading = "Mesh")]

@@ -71,6 +71,19 @@ impl Account {
     pub fn cpu_ns(&self) -> u64 {
         self.user_ns + self.kernel_ns
     }
+
+    /// Adds what another account has, for a sum of several tenants.
+    pub fn add(&mut self, other: &Self) {
+        self.user_ns += other.user_ns;
+        self.kernel_ns += other.kernel_ns;
+        self.turns += other.turns;
+        self.polls += other.polls;
+        self.operations += other.operations;
+        self.received_bytes += other.received_bytes;
+        self.sent_bytes += other.sent_bytes;
+        self.waits.iter_mut().zip(other.waits).for_each(|(sum, more)| *sum += more);
+        self.waited_ns += other.waited_ns;
+    }
 }
 
 /// A number with one writer.

@@ -76,7 +76,7 @@ impl Driver {
         self.reactor.0.inside.read_clock();
         loop {
             let Self { reactor, root, pace, books, heartbeat, last_host_turn, aftermath } = self;
-            round(&reactor.0, pace, books, aftermath);
+            round(reactor, pace, books, aftermath);
             if root.is_finished() {
                 self.end();
                 return Poll::Ready(());
@@ -84,6 +84,7 @@ impl Driver {
             let now = reactor.0.inside.now();
             if now.saturating_duration_since(*last_host_turn) >= pace.host_turn {
                 *last_host_turn = now;
+                reactor.tell();
                 reactor.0.inside.view.pulse.works(reactor.0.inside.now_ns());
                 if let Some(heartbeat) = heartbeat {
                     heartbeat.arm(now, host);
@@ -124,8 +125,9 @@ fn die() -> ! {
     process::abort()
 }
 
-fn round(core: &Core, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
-    exchange(core, pace, books, aftermath);
+fn round(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
+    let core = &*reactor.0;
+    exchange(reactor, pace, books, aftermath);
     core.timers.expire(core.inside.now(), &mut aftermath.woken);
     aftermath.settle();
     core.inside.admit();
@@ -134,8 +136,8 @@ fn round(core: &Core, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath)
 }
 
 /// Enters the kernel, to stay there if nobody is runnable.
-fn exchange(core: &Core, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
-    let Core { inside, timers, engine, .. } = core;
+fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
+    let Core { inside, timers, engine, .. } = &*reactor.0;
     let began_ns = inside.now_ns();
     let worked_ns = if !inside.queue.borrow().is_empty() || !inside.park() {
         inside.view.pulse.works(began_ns);
@@ -147,6 +149,7 @@ fn exchange(core: &Core, pace: &Pace, books: &mut Books, aftermath: &mut Afterma
         let began_ns = inside.read_clock();
         let due = timers.next().map(|due| due.saturating_duration_since(inside.now()));
         let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
+        reactor.tell();
         books.sleeps(began_ns);
         inside.view.pulse.sleeps();
         engine.enter(Some(at_most), |_| Limit::NONE, aftermath);

@@ -78,6 +78,7 @@ pub(crate) fn open(config: &CoreConfig) -> std::io::Result<Rc<Inside>> {
         accounts: ledger.accounts(),
         decisions: Arc::new(Decisions::new()),
         pulse: Arc::new(Pulse::new(origin)),
+        counts: Arc::default(),
     };
     Ok(Rc::new(Inside {
         gate,

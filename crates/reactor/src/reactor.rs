@@ -68,6 +68,63 @@ pub struct Counts {
     pub parks: u64,
 }
 
+impl Counts {
+    /// How many numbers they are.
+    pub(crate) const NUMBERS: usize = 13;
+
+    pub(crate) fn numbers(&self) -> [u64; Self::NUMBERS] {
+        [
+            self.tasks as u64,
+            self.tasks_refused,
+            self.tasks_panicked,
+            self.ops as u64,
+            self.ops_refused,
+            self.ops_stale,
+            self.ops_completed,
+            self.timers as u64,
+            self.timers_over_limit,
+            self.lent_bytes as u64,
+            self.free_bytes as u64,
+            self.enters,
+            self.parks,
+        ]
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "they were made from sizes")]
+    pub(crate) fn of_numbers(numbers: [u64; Self::NUMBERS]) -> Self {
+        let [
+            tasks,
+            tasks_refused,
+            tasks_panicked,
+            ops,
+            ops_refused,
+            ops_stale,
+            ops_completed,
+            timers,
+            timers_over_limit,
+            lent_bytes,
+            free_bytes,
+            enters,
+            parks,
+        ] = numbers;
+        Self {
+            tasks: tasks as usize,
+            tasks_refused,
+            tasks_panicked,
+            ops: ops as usize,
+            ops_refused,
+            ops_stale,
+            ops_completed,
+            timers: timers as usize,
+            timers_over_limit,
+            lent_bytes: lent_bytes as usize,
+            free_bytes: free_bytes as usize,
+            enters,
+            parks,
+        }
+    }
+}
+
 impl Reactor {
     /// A core with nothing to do, for the calling thread.
     pub(crate) fn new(config: &CoreConfig) -> Result<Self, StartError> {
@@ -94,6 +151,11 @@ impl Reactor {
     /// What other threads can see of this core.
     pub fn view(&self) -> CoreView {
         self.0.inside.view.clone()
+    }
+
+    /// Lets other threads know the counts.
+    pub(crate) fn tell(&self) {
+        self.0.inside.view.counts.write(&self.counts());
     }
 
     /// What this core holds and has done so far.
@@ -175,5 +237,16 @@ impl Runtime for Reactor {
             context.waker().wake_by_ref();
             Poll::Pending
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_survive_their_way_through_cells() {
+        let numbers = std::array::from_fn(|number| number as u64 + 1);
+        assert_eq!(Counts::of_numbers(numbers).numbers(), numbers);
     }
 }

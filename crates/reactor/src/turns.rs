@@ -176,6 +176,12 @@ impl<T> RunQueue<T> {
         self.rows[row.index()].runnable.pop_front()
     }
 
+    /// Something to run in this turn that `choose` picks by its place among as many, for whom the order shall not matter.
+    pub fn pop_any(&mut self, row: Row, choose: impl FnOnce(usize) -> usize) -> Option<T> {
+        let runnable = &mut self.rows[row.index()].runnable;
+        if runnable.is_empty() { None } else { runnable.remove(choose(runnable.len())) }
+    }
+
     /// Ends a turn of `used_ns`. What the tenant has left, or `more`, waits for its next one.
     pub fn end_turn(&mut self, row: Row, used_ns: u64, more: bool, now_ns: u64) {
         self.turns += 1;

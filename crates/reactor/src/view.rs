@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    Account,
-    accounts::Accounts,
+    Account, Counts,
+    accounts::{Accounts, Count},
     decisions::{Decision, Decisions},
     pulse::Pulse,
 };
@@ -16,6 +16,18 @@ pub struct CoreView {
     pub(crate) accounts: Accounts,
     pub(crate) decisions: Arc<Decisions>,
     pub(crate) pulse: Arc<Pulse>,
+    pub(crate) counts: Arc<CountCells>,
+}
+
+/// What a core holds and has done, as it said last.
+#[derive(Debug, Default)]
+pub(crate) struct CountCells([Count; Counts::NUMBERS]);
+
+impl CountCells {
+    /// Only the core's thread may.
+    pub(crate) fn write(&self, counts: &Counts) {
+        self.0.iter().zip(counts.numbers()).for_each(|(cell, number)| cell.set(number));
+    }
 }
 
 impl CoreView {
@@ -32,6 +44,11 @@ impl CoreView {
     /// The last turns, the earliest first: at most 1024.
     pub fn decisions(&self) -> Vec<Decision> {
         self.decisions.read()
+    }
+
+    /// What the core holds and has done so far, as of the last 20 ms that it worked, or as it went to sleep.
+    pub fn counts(&self) -> Counts {
+        Counts::of_numbers(std::array::from_fn(|number| self.counts.0[number].read()))
     }
 
     /// The longest time the core took for one thing (a poll, an entry into the kernel) within the last half minute to
