@@ -102,6 +102,7 @@ impl Driver {
             "the core's root task panicked, and nothing runs without it"
         );
         let Core { tasks, engine, inside, .. } = &*self.reactor.0;
+        self.reactor.tell();
         tasks.end();
         engine.close(|| inside.gate.ring_always());
         Inside::leave();
@@ -244,9 +245,10 @@ impl Books {
     }
 
     /// Charges what the core did since the clock was read to the core itself.
-    fn own(&self, inside: &Inside) {
+    fn own(&mut self, inside: &Inside) {
         let since_ns = inside.now_ns();
-        let used_ns = inside.read_clock() - since_ns;
+        let now_ns = inside.read_clock();
+        let used_ns = self.worked_of(now_ns - since_ns, now_ns);
         if self.kept {
             inside.ledger.borrow().of(Row::CORE).user_ns.add(used_ns);
         }

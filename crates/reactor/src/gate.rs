@@ -201,6 +201,14 @@ impl Inside {
         self.on_turn.get()
     }
 
+    /// Notes bytes that the payer has moved itself.
+    pub(crate) fn moved(&self, received_bytes: u64, sent_bytes: u64) {
+        let ledger = self.ledger.borrow();
+        let cells = ledger.of(self.on_turn.get());
+        cells.received_bytes.add(received_bytes);
+        cells.sent_bytes.add(sent_bytes);
+    }
+
     /// The turn of `row` begins; between turns it is the core's own.
     pub(crate) fn bill_to(&self, row: Row) {
         self.on_turn.set(row);

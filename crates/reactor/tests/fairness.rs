@@ -13,7 +13,8 @@ use std::{
 
 use bytes::Bytes;
 use on_core::{PATIENCE, on_core, pair, spin, thread_cpu, until};
-use reactor::{Account, Chunk, CoreConfig, Reactor, Runtime, Stream, TenantKey, Weight};
+use reactor::{Account, Chunk, CoreConfig, Reactor, Runtime, Stream, TenantKey, TurnEnd, Weight};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const HERE: TenantKey = TenantKey(11);
 const THERE: TenantKey = TenantKey(12);
@@ -205,5 +206,76 @@ fn what_the_kernel_does_for_one_tenant_is_not_charged_to_another() {
         println!("{errors:?} {bulk_only:?} {bulk:?} {messages:?} {messages_only:?}");
         near("bulk", errors[0], 1.0, 0.15)?;
         near("small", errors[1], 1.0, 0.15)
+    });
+}
+
+/// The polls of the turns in which `HERE` asks for 64 receives, each in a task of its own, with another tenant busy or not.
+fn turns_of_64_receives(room: usize, beside_another: bool) -> Vec<(u32, TurnEnd)> {
+    on_core(CoreConfig::default(), move |reactor| async move {
+        let mut streams = Vec::new();
+        for _ in 0..64 {
+            streams.push(pair(&reactor).await);
+        }
+        if beside_another {
+            saturate(&reactor, THERE, 1, Traffic::None).await;
+        }
+        let asked = Rc::new(Cell::new(0));
+        let tasks = streams.into_iter().map(|(near, far)| {
+            let asked = asked.clone();
+            reactor.spawn(HERE, async move {
+                asked.set(asked.get() + 1);
+                let received = near.receive(room).await;
+                drop((received, far));
+            })
+        });
+        let _tasks: Vec<_> = tasks.collect();
+        let (here, last) = (reactor.view(), reactor.view().decisions().last().expect("this one").serial);
+        // Asleep, not looking all the time: this is a tenant as well.
+        while asked.get() < 64 {
+            reactor.sleep(Duration::from_millis(1)).await;
+        }
+        let turns = here.decisions().into_iter().filter(|turn| turn.tenant == HERE && turn.serial > last);
+        turns.map(|turn| (turn.polls, turn.end)).collect()
+    })
+}
+
+#[test]
+fn while_another_tenant_waits_a_turn_asks_the_kernel_for_no_more_than_eight_requests_or_64_kib() {
+    let small = turns_of_64_receives(64, true);
+    assert!(small.iter().all(|(polls, _)| *polls <= 8), "{small:?}");
+    assert!(small.iter().any(|turn| *turn == (8, TurnEnd::Requests)), "{small:?}");
+    let large = turns_of_64_receives(16 << 10, true);
+    assert!(large.iter().all(|(polls, _)| *polls <= 4), "{large:?}");
+    assert!(large.iter().any(|turn| *turn == (4, TurnEnd::Requests)), "{large:?}");
+    // The control: with the core to itself it goes on while its slice lasts.
+    let alone = turns_of_64_receives(16 << 10, false);
+    assert!(alone.iter().any(|(polls, _)| *polls > 8), "{alone:?}");
+}
+
+#[test]
+fn bytes_are_counted_for_the_tenant_that_moves_them_whichever_way_they_go() {
+    on_core(CoreConfig::default(), |reactor| async move {
+        let (near, far) = pair(&reactor).await;
+        let sends = reactor.spawn(HERE, async move {
+            near.send(Chunk::from(Bytes::from(vec![1; 1_000]))).await.unwrap();
+            let mut missing = 300;
+            while missing > 0 {
+                missing -= near.receive(missing).await.unwrap().len();
+            }
+        });
+        let answers = reactor.spawn(THERE, async move {
+            let mut io = far.into_io();
+            io.read_exact(&mut [0; 1_000]).await.unwrap();
+            io.write_all(&[2; 300]).await.unwrap();
+        });
+        sends.await.unwrap();
+        answers.await.unwrap();
+        let accounts = reactor.accounts();
+        for (tenant, received, sent) in [(HERE, 300, 1_000), (THERE, 1_000, 300), (TenantKey::CORE, 0, 0)] {
+            let account = accounts.iter().find(|account| account.tenant == tenant).unwrap();
+            assert_eq!((account.received_bytes, account.sent_bytes), (received, sent), "{account:?}");
+        }
+        let here = accounts.iter().find(|account| account.tenant == HERE).unwrap();
+        assert!(here.operations >= 2 && here.kernel_ns > 0, "{here:?}");
     });
 }

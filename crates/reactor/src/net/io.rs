@@ -78,6 +78,7 @@ impl TcpIo {
         unsafe {
             bytes.assume_filled(count);
         }
+        self.parts.moved(count, 0);
         Ok(bytes)
     }
 
@@ -98,7 +99,11 @@ impl TcpIo {
                     self.writable = Some(self.wait(Readiness::Writable)?);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                sent => return Poll::Ready(sent),
+                Ok(sent) => {
+                    self.parts.moved(0, sent);
+                    return Poll::Ready(Ok(sent));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
