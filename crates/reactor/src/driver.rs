@@ -17,18 +17,28 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_task::Runnable;
-
 use crate::{
-    CoreConfig, Reactor, Task, TaskEnded, engine::Aftermath, gate::Inside, heartbeat::Heartbeat, reactor::Core,
+    CoreConfig, Decision, Reactor, Task, TaskEnded, TurnEnd,
+    cpu_clock::CpuClock,
+    engine::{Aftermath, Moved},
+    gate::Inside,
+    heartbeat::Heartbeat,
+    reactor::Core,
+    submit::Limit,
+    task::Runnable,
     tenant::Row,
+    turns::Turn,
 };
+
+/// Slices after which a turn or an entry is looked at more closely. An honest one takes two or three.
+const SUSPECT_SLICES: u64 = 4;
 
 /// Runs a core until its root task ends.
 pub(crate) struct Driver {
     reactor: Reactor,
     root: Task<()>,
     pace: Pace,
+    books: Books,
     heartbeat: Option<Heartbeat>,
     last_host_turn: Instant,
     aftermath: Aftermath,
@@ -36,7 +46,7 @@ pub(crate) struct Driver {
 
 /// The times that bound a round.
 struct Pace {
-    slice: Duration,
+    slice_ns: u64,
     park_max: Duration,
     host_turn: Duration,
 }
@@ -44,10 +54,17 @@ struct Pace {
 impl Driver {
     /// A driver of `reactor`, whose tasks are woken into this thread's run queue from now on.
     pub(crate) fn new(reactor: Reactor, root: Task<()>, config: &CoreConfig) -> Self {
+        let slice_ns = u64::try_from(config.slice.as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = reactor.0.inside.read_clock();
         Self {
+            books: Books {
+                kept: config.accounts,
+                clock: CpuClock::new(now_ns),
+                suspect_ns: slice_ns.saturating_mul(SUSPECT_SLICES),
+            },
             reactor,
             root,
-            pace: Pace { slice: config.slice, park_max: config.park_max, host_turn: config.host_turn },
+            pace: Pace { slice_ns, park_max: config.park_max, host_turn: config.host_turn },
             heartbeat: config.heartbeat.map(Heartbeat::new),
             last_host_turn: Instant::now(),
             aftermath: Aftermath::default(),
@@ -55,16 +72,20 @@ impl Driver {
     }
 
     fn rounds(&mut self, host: &Waker) -> Poll<()> {
+        // The host's turn, in which it may even have slept, is nobody's.
+        self.reactor.0.inside.read_clock();
         loop {
-            let Self { reactor, root, pace, heartbeat, last_host_turn, aftermath } = self;
-            round(&reactor.0, pace, aftermath);
+            let Self { reactor, root, pace, books, heartbeat, last_host_turn, aftermath } = self;
+            round(reactor, pace, books, aftermath);
             if root.is_finished() {
                 self.end();
                 return Poll::Ready(());
             }
-            let now = Instant::now();
-            if now - *last_host_turn >= pace.host_turn {
+            let now = reactor.0.inside.now();
+            if now.saturating_duration_since(*last_host_turn) >= pace.host_turn {
                 *last_host_turn = now;
+                reactor.tell();
+                reactor.0.inside.view.pulse.works(reactor.0.inside.now_ns());
                 if let Some(heartbeat) = heartbeat {
                     heartbeat.arm(now, host);
                 }
@@ -81,6 +102,7 @@ impl Driver {
             "the core's root task panicked, and nothing runs without it"
         );
         let Core { tasks, engine, inside, .. } = &*self.reactor.0;
+        self.reactor.tell();
         tasks.end();
         engine.close(|| inside.gate.ring_always());
         Inside::leave();
@@ -104,50 +126,165 @@ fn die() -> ! {
     process::abort()
 }
 
-fn round(core: &Core, pace: &Pace, aftermath: &mut Aftermath) {
-    exchange(core, pace, aftermath);
-    let now = Instant::now();
-    core.timers.expire(now, &mut aftermath.woken);
+fn round(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
+    let core = &*reactor.0;
+    exchange(reactor, pace, books, aftermath);
+    core.timers.expire(core.inside.now(), &mut aftermath.woken);
     aftermath.settle();
     core.inside.admit();
-    take_turns(core, pace, now);
+    books.own(&core.inside);
+    take_turns(core, pace, books);
 }
 
 /// Enters the kernel, to stay there if nobody is runnable.
-fn exchange(core: &Core, pace: &Pace, aftermath: &mut Aftermath) {
-    if !core.inside.queue.borrow().is_empty() || !core.inside.park() {
-        return core.engine.enter(None, aftermath);
-    }
-    core.pipes.prune();
-    let due = core.timers.next().map(|due| due.saturating_duration_since(Instant::now()));
-    let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
-    core.engine.enter(Some(at_most), aftermath);
-    core.inside.unpark();
+fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
+    let Core { inside, timers, engine, pipes, .. } = &*reactor.0;
+    let began_ns = inside.now_ns();
+    let worked_ns = if !inside.queue.borrow().is_empty() || !inside.park() {
+        inside.view.pulse.works(began_ns);
+        let limit = |row| if inside.queue.borrow().others_wait(row) { Limit::CONTENDED } else { Limit::NONE };
+        engine.enter(None, limit, aftermath);
+        let now_ns = inside.read_clock();
+        books.worked_of(now_ns - began_ns, now_ns)
+    } else {
+        pipes.prune();
+        let began_ns = inside.read_clock();
+        let due = timers.next().map(|due| due.saturating_duration_since(inside.now()));
+        let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
+        reactor.tell();
+        books.sleeps(began_ns);
+        inside.view.pulse.sleeps();
+        engine.enter(Some(at_most), |_| Limit::NONE, aftermath);
+        inside.unpark();
+        let now_ns = inside.read_clock();
+        inside.view.pulse.works(now_ns);
+        books.slept(now_ns)
+    };
+    let now_ns = inside.now_ns();
+    inside.view.pulse.took(now_ns, worked_ns);
+    books.enter(inside, worked_ns, aftermath);
+    engine.left_behind(|row| inside.queue.borrow_mut().rouse(row, now_ns));
 }
 
-/// Turns of one tenant after the other, until a slice after `began` at the latest.
-fn take_turns(core: &Core, pace: &Pace, began: Instant) {
-    let mut now = began;
-    while now - began < pace.slice {
-        let Some(row) = core.inside.queue.borrow_mut().begin_turn() else {
-            return;
-        };
-        core.inside.bill_to(row);
-        let turn_began = now;
-        let mut polls = 0;
-        while now - turn_began < pace.slice
-            && let Some(runnable) = pop(core, row)
-        {
-            runnable.run();
-            polls += 1;
-            now = Instant::now();
-        }
-        core.inside.bill_to(Row::CORE);
-        let used = u64::try_from((now - turn_began).as_nanos()).unwrap_or(u64::MAX);
-        core.inside.queue.borrow_mut().end_turn(row, used, polls);
+/// Turns of one tenant after the other, until a slice has passed, or as much waits for the kernel as it is to do at once.
+fn take_turns(core: &Core, pace: &Pace, books: &mut Books) {
+    let began_ns = core.inside.now_ns();
+    while core.inside.now_ns() - began_ns < pace.slice_ns && !Limit::CONTENDED.reached(core.engine.total_load()) {
+        let turn = core.inside.queue.borrow_mut().begin_turn(core.inside.now_ns());
+        let Some(turn) = turn else { return };
+        take_turn(core, pace, books, turn);
     }
+}
+
+/// A turn lasts its length while others wait, and a slice if nobody does.
+fn take_turn(core: &Core, pace: &Pace, books: &mut Books, turn: Turn) {
+    let Core { inside, engine, .. } = core;
+    let Turn { row, length_ns, .. } = turn;
+    let began_ns = inside.now_ns();
+    let tenant = inside.queue.borrow().key(row);
+    inside.bill_to(row);
+    inside.view.pulse.turn(tenant);
+    let (mut polls, mut poll_began_ns) = (0, began_ns);
+    let end = loop {
+        let others_wait = inside.queue.borrow().others_wait(row);
+        let lasts = if others_wait { length_ns } else { pace.slice_ns };
+        if poll_began_ns - began_ns >= lasts && polls > 0 {
+            break TurnEnd::Time;
+        }
+        if others_wait && Limit::CONTENDED.reached(engine.load(row)) {
+            break TurnEnd::Requests;
+        }
+        let Some(runnable) = pop(core, row) else { break TurnEnd::Idle };
+        inside.view.pulse.polls(poll_began_ns, runnable.metadata());
+        runnable.run();
+        polls += 1;
+        let now_ns = inside.read_clock();
+        inside.view.pulse.took(now_ns, now_ns - poll_began_ns);
+        poll_began_ns = now_ns;
+    };
+    inside.bill_to(Row::CORE);
+    engine.had_a_turn(row);
+    let now_ns = poll_began_ns;
+    let used_ns = books.worked_of(now_ns - began_ns, now_ns);
+    inside.queue.borrow_mut().end_turn(row, used_ns, false, now_ns);
+    books.turn(
+        inside,
+        turn,
+        &Decision { serial: 0, began_ns, tenant, waited_ns: turn.waited_ns, length_ns, used_ns, polls, end },
+    );
 }
 
 fn pop(core: &Core, row: Row) -> Option<Runnable> {
     core.inside.queue.borrow_mut().pop(row)
+}
+
+/// Writes down who used what.
+struct Books {
+    /// `false` is for measuring what keeping them costs.
+    kept: bool,
+    clock: CpuClock,
+    /// What takes longer is suspected of not having been worked all the time.
+    suspect_ns: u64,
+}
+
+impl Books {
+    /// What was worked of `took_ns`, until `now_ns`.
+    fn worked_of(&mut self, took_ns: u64, now_ns: u64) -> u64 {
+        if took_ns < self.suspect_ns { took_ns } else { self.clock.worked_of(took_ns, now_ns) }
+    }
+
+    /// A sleep begins; what was taken away before it is nobody's.
+    fn sleeps(&mut self, now_ns: u64) {
+        if self.kept {
+            self.clock = CpuClock::new(now_ns);
+        }
+    }
+
+    /// What was worked during the sleep that ends.
+    fn slept(&mut self, now_ns: u64) -> u64 {
+        if self.kept { self.clock.worked(now_ns) } else { 0 }
+    }
+
+    /// Charges what the core did since the clock was read to the core itself.
+    fn own(&mut self, inside: &Inside) {
+        let since_ns = inside.now_ns();
+        let now_ns = inside.read_clock();
+        let used_ns = self.worked_of(now_ns - since_ns, now_ns);
+        if self.kept {
+            inside.ledger.borrow().of(Row::CORE).user_ns.add(used_ns);
+        }
+    }
+
+    /// Charges an entry into the kernel.
+    fn enter(&self, inside: &Inside, worked_ns: u64, aftermath: &mut Aftermath) {
+        let Aftermath { bill, moved, .. } = aftermath;
+        if !self.kept {
+            moved.clear();
+            return bill.clear();
+        }
+        let (mut queue, ledger) = (inside.queue.borrow_mut(), inside.ledger.borrow());
+        bill.settle(worked_ns, |row, ns| {
+            queue.charge(row, ns);
+            ledger.of(row).kernel_ns.add(ns);
+        });
+        for Moved { row, sent_bytes } in moved.drain(..) {
+            let cells = ledger.of(row);
+            cells.operations.add(1);
+            cells.sent_bytes.add(sent_bytes);
+        }
+    }
+
+    /// Writes a turn down that was charged.
+    fn turn(&self, inside: &Inside, turn: Turn, decision: &Decision) {
+        if !self.kept {
+            return;
+        }
+        let ledger = inside.ledger.borrow();
+        let cells = ledger.of(turn.row);
+        cells.user_ns.add(decision.used_ns);
+        cells.turns.add(1);
+        cells.polls.add(u64::from(decision.polls));
+        cells.waited(decision.waited_ns);
+        inside.view.decisions.write(decision);
+    }
 }

@@ -58,7 +58,8 @@ impl TcpIo {
             ready!(self.inflow.poll_readable(&self.socket, &self.parts, context))?;
             let mut bytes = self.parts.leases.lease_of(self.parts.inside.payer(), room);
             let fetched = inflow::fetch(&self.socket, &mut bytes, room);
-            if self.inflow.seen(&self.socket, fetched, room)?.is_some() {
+            if let Some(count) = self.inflow.seen(&self.socket, fetched, room)? {
+                self.parts.moved(count, 0);
                 return Poll::Ready(Ok(bytes));
             }
         }
@@ -83,7 +84,11 @@ impl TcpIo {
                     self.writable = Some(self.parts.start(operation)?);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                sent => return Poll::Ready(sent),
+                Ok(sent) => {
+                    self.parts.moved(0, sent);
+                    return Poll::Ready(Ok(sent));
+                }
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
