@@ -19,6 +19,7 @@ use std::{
 
 use crate::{
     CoreConfig, Decision, Reactor, Task, TaskEnded, TurnEnd,
+    bill::Bill,
     cpu_clock::CpuClock,
     engine::{Aftermath, Moved},
     gate::Inside,
@@ -32,6 +33,12 @@ use crate::{
 
 /// Slices after which a turn or an entry is looked at more closely. An honest one takes two or three.
 const SUSPECT_SLICES: u64 = 4;
+
+/// One sleep in so many is measured with the thread's own clock, and says what the others are charged: the clock takes
+/// half a microsecond, and the shortest sleeps three.
+const MEASURED_SLEEPS: u32 = 8;
+/// Going to sleep and waking up, about.
+const SLEEP_NS: u64 = 3_000;
 
 /// Runs a core until its root task ends.
 pub(crate) struct Driver {
@@ -60,6 +67,8 @@ impl Driver {
             books: Books {
                 kept: config.accounts,
                 clock: CpuClock::new(now_ns),
+                sleeps: 0,
+                sleep_scale: 1024,
                 suspect_ns: slice_ns.saturating_mul(SUSPECT_SLICES),
             },
             reactor,
@@ -140,10 +149,10 @@ fn round(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Afte
 fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
     let Core { inside, timers, engine, .. } = &*reactor.0;
     let began_ns = inside.now_ns();
-    let worked_ns = if !inside.queue.borrow().is_empty() || !inside.park() {
+    let idle = inside.queue.borrow().is_empty() && Limit::ALONE.holds(engine.total_load()) && inside.park();
+    let worked_ns = if !idle {
         inside.view.pulse.works(began_ns);
-        let limit = |row| if inside.queue.borrow().others_wait(row) { Limit::CONTENDED } else { Limit::NONE };
-        engine.enter(None, limit, aftermath);
+        engine.enter(None, |row| limit(inside, row), aftermath);
         let now_ns = inside.read_clock();
         books.worked_of(now_ns - began_ns, now_ns)
     } else {
@@ -151,13 +160,13 @@ fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut A
         let due = timers.next().map(|due| due.saturating_duration_since(inside.now()));
         let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
         reactor.tell();
-        books.sleeps(began_ns);
+        let measured = books.sleeps(began_ns);
         inside.view.pulse.sleeps();
         engine.enter(Some(at_most), |_| Limit::NONE, aftermath);
         inside.unpark();
         let now_ns = inside.read_clock();
         inside.view.pulse.works(now_ns);
-        books.slept(now_ns)
+        books.slept(measured, now_ns - began_ns, now_ns, &aftermath.bill)
     };
     let now_ns = inside.now_ns();
     inside.view.pulse.took(now_ns, worked_ns);
@@ -190,7 +199,7 @@ fn take_turn(core: &Core, pace: &Pace, books: &mut Books, turn: Turn) {
         if poll_began_ns - began_ns >= lasts && polls > 0 {
             break TurnEnd::Time;
         }
-        if others_wait && Limit::CONTENDED.reached(engine.load(row)) {
+        if limit(inside, row).reached(engine.load(row)) {
             break TurnEnd::Requests;
         }
         let Some(runnable) = pop(core, row) else { break TurnEnd::Idle };
@@ -213,6 +222,11 @@ fn take_turn(core: &Core, pace: &Pace, books: &mut Books, turn: Turn) {
     );
 }
 
+/// How much of a row an entry carries now.
+fn limit(inside: &Inside, row: Row) -> Limit {
+    if inside.queue.borrow().others_wait(row) { Limit::CONTENDED } else { Limit::ALONE }
+}
+
 fn pop(core: &Core, row: Row) -> Option<Runnable> {
     core.inside.queue.borrow_mut().pop(row)
 }
@@ -222,6 +236,10 @@ struct Books {
     /// `false` is for measuring what keeping them costs.
     kept: bool,
     clock: CpuClock,
+    /// Sleeps so far.
+    sleeps: u32,
+    /// What sleeps take of their estimate, in parts of 1024.
+    sleep_scale: u64,
     /// What takes longer is suspected of not having been worked all the time.
     suspect_ns: u64,
 }
@@ -232,16 +250,31 @@ impl Books {
         if took_ns < self.suspect_ns { took_ns } else { self.clock.worked_of(took_ns, now_ns) }
     }
 
-    /// A sleep begins; what was taken away before it is nobody's.
-    fn sleeps(&mut self, now_ns: u64) {
-        if self.kept {
+    /// A sleep begins; whether what is worked in it is measured.
+    fn sleeps(&mut self, now_ns: u64) -> bool {
+        self.sleeps = self.sleeps.wrapping_add(1);
+        let measured = self.kept && self.sleeps % MEASURED_SLEEPS == 1;
+        if measured {
             self.clock = CpuClock::new(now_ns);
         }
+        measured
     }
 
-    /// What was worked during the sleep that ends.
-    fn slept(&mut self, now_ns: u64) -> u64 {
-        if self.kept { self.clock.worked(now_ns) } else { 0 }
+    /// What was worked in a sleep of `took_ns` that ends: going to sleep, waking up, and what `bill` says.
+    fn slept(&mut self, measured: bool, took_ns: u64, now_ns: u64, bill: &Bill) -> u64 {
+        let estimate_ns = SLEEP_NS + bill.sum();
+        let worked_ns = if measured {
+            let worked_ns = self.clock.worked(now_ns);
+            // A mean over some fifteen of them, in parts of 1024.
+            self.sleep_scale = (self.sleep_scale * 15 + worked_ns.saturating_mul(1024) / estimate_ns) / 16;
+            worked_ns
+        } else {
+            took_ns.min(estimate_ns * self.sleep_scale / 1024)
+        };
+        if !measured {
+            self.clock.slept(took_ns - worked_ns);
+        }
+        worked_ns
     }
 
     /// Charges what the core did since the clock was read to the core itself.
