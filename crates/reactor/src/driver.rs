@@ -1,9 +1,9 @@
 //! The loop of a core: the one task that glommio runs, which polls our run queue and our ring.
 //!
 //! One round: exchange requests for completions with the kernel (sleeping there when nobody is runnable), admit what
-//! other threads woke, wake whose timers are due, then give tenants their turns until nobody is runnable or a slice has
-//! passed since the kernel was entered. So a tenant that wakes waits for at most a slice per runnable tenant, plus what
-//! the longest poll overruns, and requests of many tasks go to the kernel in one call.
+//! other threads woke, wake whose timers are due, then give tenants their turns until nobody is runnable, a slice has
+//! passed, or as much waits for the kernel as it is to do at once. So a tenant that wakes waits for at most a slice per
+//! runnable tenant, plus what the longest poll overruns, and small requests of many tasks go to the kernel in one call.
 //!
 //! glommio's own loop gets a turn every [`CoreConfig::host_turn`], after the round's work and not in front of it, and
 //! only when its preemption timer has passed does it use it. There its parking defect waits; see `heartbeat`.
@@ -18,27 +18,9 @@ use std::{
 };
 
 use crate::{
-    CoreConfig, Decision, Reactor, Task, TaskEnded, TurnEnd,
-    bill::Bill,
-    cpu_clock::CpuClock,
-    engine::{Aftermath, Moved},
-    gate::Inside,
-    heartbeat::Heartbeat,
-    reactor::Core,
-    submit::Limit,
-    task::Runnable,
-    tenant::Row,
-    turns::Turn,
+    CoreConfig, Decision, Reactor, Task, TaskEnded, TurnEnd, books::Books, engine::Aftermath, gate::Inside,
+    heartbeat::Heartbeat, reactor::Core, submit::Limit, task::Runnable, tenant::Row, turns::Turn,
 };
-
-/// Slices after which a turn or an entry is looked at more closely. An honest one takes two or three.
-const SUSPECT_SLICES: u64 = 4;
-
-/// One sleep in so many is measured with the thread's own clock, and says what the others are charged: the clock takes
-/// half a microsecond, and the shortest sleeps three.
-const MEASURED_SLEEPS: u32 = 8;
-/// Going to sleep and waking up, about.
-const SLEEP_NS: u64 = 3_000;
 
 /// Runs a core until its root task ends.
 pub(crate) struct Driver {
@@ -64,13 +46,7 @@ impl Driver {
         let slice_ns = u64::try_from(config.slice.as_nanos()).unwrap_or(u64::MAX);
         let now_ns = reactor.0.inside.read_clock();
         Self {
-            books: Books {
-                kept: config.accounts,
-                clock: CpuClock::new(now_ns),
-                sleeps: 0,
-                sleep_scale: 1024,
-                suspect_ns: slice_ns.saturating_mul(SUSPECT_SLICES),
-            },
+            books: Books::new(config, now_ns),
             reactor,
             root,
             pace: Pace { slice_ns, park_max: config.park_max, host_turn: config.host_turn },
@@ -229,95 +205,4 @@ fn limit(inside: &Inside, row: Row) -> Limit {
 
 fn pop(core: &Core, row: Row) -> Option<Runnable> {
     core.inside.queue.borrow_mut().pop(row)
-}
-
-/// Writes down who used what.
-struct Books {
-    /// `false` is for measuring what keeping them costs.
-    kept: bool,
-    clock: CpuClock,
-    /// Sleeps so far.
-    sleeps: u32,
-    /// What sleeps take of their estimate, in parts of 1024.
-    sleep_scale: u64,
-    /// What takes longer is suspected of not having been worked all the time.
-    suspect_ns: u64,
-}
-
-impl Books {
-    /// What was worked of `took_ns`, until `now_ns`.
-    fn worked_of(&mut self, took_ns: u64, now_ns: u64) -> u64 {
-        if took_ns < self.suspect_ns { took_ns } else { self.clock.worked_of(took_ns, now_ns) }
-    }
-
-    /// A sleep begins; whether what is worked in it is measured.
-    fn sleeps(&mut self, now_ns: u64) -> bool {
-        self.sleeps = self.sleeps.wrapping_add(1);
-        let measured = self.kept && self.sleeps % MEASURED_SLEEPS == 1;
-        if measured {
-            self.clock = CpuClock::new(now_ns);
-        }
-        measured
-    }
-
-    /// What was worked in a sleep of `took_ns` that ends: going to sleep, waking up, and what `bill` says.
-    fn slept(&mut self, measured: bool, took_ns: u64, now_ns: u64, bill: &Bill) -> u64 {
-        let estimate_ns = SLEEP_NS + bill.sum();
-        let worked_ns = if measured {
-            let worked_ns = self.clock.worked(now_ns);
-            // A mean over some fifteen of them, in parts of 1024.
-            self.sleep_scale = (self.sleep_scale * 15 + worked_ns.saturating_mul(1024) / estimate_ns) / 16;
-            worked_ns
-        } else {
-            took_ns.min(estimate_ns * self.sleep_scale / 1024)
-        };
-        if !measured {
-            self.clock.slept(took_ns - worked_ns);
-        }
-        worked_ns
-    }
-
-    /// Charges what the core did since the clock was read to the core itself.
-    fn own(&mut self, inside: &Inside) {
-        let since_ns = inside.now_ns();
-        let now_ns = inside.read_clock();
-        let used_ns = self.worked_of(now_ns - since_ns, now_ns);
-        if self.kept {
-            inside.ledger.borrow().of(Row::CORE).user_ns.add(used_ns);
-        }
-    }
-
-    /// Charges an entry into the kernel.
-    fn enter(&self, inside: &Inside, worked_ns: u64, aftermath: &mut Aftermath) {
-        let Aftermath { bill, moved, .. } = aftermath;
-        if !self.kept {
-            moved.clear();
-            return bill.clear();
-        }
-        let (mut queue, ledger) = (inside.queue.borrow_mut(), inside.ledger.borrow());
-        bill.settle(worked_ns, |row, ns| {
-            queue.charge(row, ns);
-            ledger.of(row).kernel_ns.add(ns);
-        });
-        for Moved { row, received_bytes, sent_bytes } in moved.drain(..) {
-            let cells = ledger.of(row);
-            cells.operations.add(1);
-            cells.received_bytes.add(received_bytes);
-            cells.sent_bytes.add(sent_bytes);
-        }
-    }
-
-    /// Writes a turn down that was charged.
-    fn turn(&self, inside: &Inside, turn: Turn, decision: &Decision) {
-        if !self.kept {
-            return;
-        }
-        let ledger = inside.ledger.borrow();
-        let cells = ledger.of(turn.row);
-        cells.user_ns.add(decision.used_ns);
-        cells.turns.add(1);
-        cells.polls.add(u64::from(decision.polls));
-        cells.waited(decision.waited_ns);
-        inside.view.decisions.write(decision);
-    }
 }
