@@ -53,6 +53,11 @@ impl Bill {
         }
     }
 
+    /// What was added, in the nanoseconds of another machine.
+    pub(crate) fn sum(&self) -> u64 {
+        self.items.iter().map(|(_, cost)| cost).sum()
+    }
+
     /// Forgets what was added.
     pub(crate) fn clear(&mut self) {
         self.items.clear();
@@ -60,13 +65,16 @@ impl Bill {
 
     /// Divides `took_ns` by what was added, and begins anew. An entry that did nothing for anybody was the core's own.
     pub(crate) fn settle(&mut self, took_ns: u64, mut charge: impl FnMut(Row, u64)) {
-        let sum: u64 = self.items.iter().map(|(_, cost)| cost).sum();
+        let sum = self.sum();
         if sum == 0 {
             return charge(Row::CORE, took_ns);
         }
         let mut left = took_ns;
         for (row, cost) in self.items.drain(..) {
-            let part = u64::try_from(u128::from(took_ns) * u128::from(cost) / u128::from(sum)).expect("a part");
+            let part = match took_ns.checked_mul(cost) {
+                Some(product) => product / sum,
+                None => u64::try_from(u128::from(took_ns) * u128::from(cost) / u128::from(sum)).expect("a part"),
+            };
             charge(row, part);
             left -= part;
         }

@@ -25,6 +25,11 @@ impl CpuClock {
         self.cpu_ns - before.cpu_ns
     }
 
+    /// The thread slept for so long since the last look: that time was not taken away from anything.
+    pub(crate) fn slept(&mut self, asleep_ns: u64) {
+        self.wall_ns += asleep_ns;
+    }
+
     /// Of `took_ns` until `wall_ns`, what the thread worked at least. Time that was taken away since the last look is
     /// taken to have been taken away from this, which is why it is asked of what took long.
     pub(crate) fn worked_of(&mut self, took_ns: u64, wall_ns: u64) -> u64 {
@@ -53,12 +58,15 @@ mod tests {
         let mut clock = CpuClock::new(passed());
         let (never, receiver) = std::sync::mpsc::channel::<()>();
         assert!(receiver.recv_timeout(Duration::from_millis(30)).is_err());
-        drop(never);
         let slept = passed();
         assert!(clock.worked_of(slept, slept) < 15_000_000, "asleep for 30 ms");
+        let excused = passed();
+        assert!(receiver.recv_timeout(Duration::from_millis(30)).is_err());
+        clock.slept(passed() - excused);
         let busy = passed();
         while clock.cpu_ns + 5_000_000 > thread_ns() {}
         let now = passed();
         assert!(clock.worked_of(now - busy, now) >= 4_900_000, "the negative control: busy for 5 ms");
+        drop(never);
     }
 }

@@ -1,9 +1,9 @@
 //! The loop of a core: the one task that glommio runs, which polls our run queue and our ring.
 //!
 //! One round: exchange requests for completions with the kernel (sleeping there when nobody is runnable), admit what
-//! other threads woke, wake whose timers are due, then give tenants their turns until nobody is runnable or a slice has
-//! passed since the kernel was entered. So a tenant that wakes waits for at most a slice per runnable tenant, plus what
-//! the longest poll overruns, and requests of many tasks go to the kernel in one call.
+//! other threads woke, wake whose timers are due, then give tenants their turns until nobody is runnable, a slice has
+//! passed, or as much waits for the kernel as it is to do at once. So a tenant that wakes waits for at most a slice per
+//! runnable tenant, plus what the longest poll overruns, and small requests of many tasks go to the kernel in one call.
 //!
 //! glommio's own loop gets a turn every [`CoreConfig::host_turn`], after the round's work and not in front of it, and
 //! only when its preemption timer has passed does it use it. There its parking defect waits; see `heartbeat`.
@@ -18,20 +18,9 @@ use std::{
 };
 
 use crate::{
-    CoreConfig, Decision, Reactor, Task, TaskEnded, TurnEnd,
-    cpu_clock::CpuClock,
-    engine::{Aftermath, Moved},
-    gate::Inside,
-    heartbeat::Heartbeat,
-    reactor::Core,
-    submit::Limit,
-    task::Runnable,
-    tenant::Row,
-    turns::Turn,
+    CoreConfig, Decision, Reactor, Task, TaskEnded, TurnEnd, books::Books, engine::Aftermath, gate::Inside,
+    heartbeat::Heartbeat, reactor::Core, submit::Limit, task::Runnable, tenant::Row, turns::Turn,
 };
-
-/// Slices after which a turn or an entry is looked at more closely. An honest one takes two or three.
-const SUSPECT_SLICES: u64 = 4;
 
 /// Runs a core until its root task ends.
 pub(crate) struct Driver {
@@ -57,11 +46,7 @@ impl Driver {
         let slice_ns = u64::try_from(config.slice.as_nanos()).unwrap_or(u64::MAX);
         let now_ns = reactor.0.inside.read_clock();
         Self {
-            books: Books {
-                kept: config.accounts,
-                clock: CpuClock::new(now_ns),
-                suspect_ns: slice_ns.saturating_mul(SUSPECT_SLICES),
-            },
+            books: Books::new(config, now_ns),
             reactor,
             root,
             pace: Pace { slice_ns, park_max: config.park_max, host_turn: config.host_turn },
@@ -140,10 +125,10 @@ fn round(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Afte
 fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
     let Core { inside, timers, engine, pipes, .. } = &*reactor.0;
     let began_ns = inside.now_ns();
-    let worked_ns = if !inside.queue.borrow().is_empty() || !inside.park() {
+    let idle = inside.queue.borrow().is_empty() && Limit::ALONE.holds(engine.total_load()) && inside.park();
+    let worked_ns = if !idle {
         inside.view.pulse.works(began_ns);
-        let limit = |row| if inside.queue.borrow().others_wait(row) { Limit::CONTENDED } else { Limit::NONE };
-        engine.enter(None, limit, aftermath);
+        engine.enter(None, |row| limit(inside, row), aftermath);
         let now_ns = inside.read_clock();
         books.worked_of(now_ns - began_ns, now_ns)
     } else {
@@ -152,13 +137,13 @@ fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut A
         let due = timers.next().map(|due| due.saturating_duration_since(inside.now()));
         let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
         reactor.tell();
-        books.sleeps(began_ns);
+        let measured = books.sleeps(began_ns);
         inside.view.pulse.sleeps();
         engine.enter(Some(at_most), |_| Limit::NONE, aftermath);
         inside.unpark();
         let now_ns = inside.read_clock();
         inside.view.pulse.works(now_ns);
-        books.slept(now_ns)
+        books.slept(measured, now_ns - began_ns, now_ns, &aftermath.bill)
     };
     let now_ns = inside.now_ns();
     inside.view.pulse.took(now_ns, worked_ns);
@@ -191,7 +176,7 @@ fn take_turn(core: &Core, pace: &Pace, books: &mut Books, turn: Turn) {
         if poll_began_ns - began_ns >= lasts && polls > 0 {
             break TurnEnd::Time;
         }
-        if others_wait && Limit::CONTENDED.reached(engine.load(row)) {
+        if limit(inside, row).reached(engine.load(row)) {
             break TurnEnd::Requests;
         }
         let Some(runnable) = pop(core, row) else { break TurnEnd::Idle };
@@ -214,77 +199,11 @@ fn take_turn(core: &Core, pace: &Pace, books: &mut Books, turn: Turn) {
     );
 }
 
+/// How much of a row an entry carries now.
+fn limit(inside: &Inside, row: Row) -> Limit {
+    if inside.queue.borrow().others_wait(row) { Limit::CONTENDED } else { Limit::ALONE }
+}
+
 fn pop(core: &Core, row: Row) -> Option<Runnable> {
     core.inside.queue.borrow_mut().pop(row)
-}
-
-/// Writes down who used what.
-struct Books {
-    /// `false` is for measuring what keeping them costs.
-    kept: bool,
-    clock: CpuClock,
-    /// What takes longer is suspected of not having been worked all the time.
-    suspect_ns: u64,
-}
-
-impl Books {
-    /// What was worked of `took_ns`, until `now_ns`.
-    fn worked_of(&mut self, took_ns: u64, now_ns: u64) -> u64 {
-        if took_ns < self.suspect_ns { took_ns } else { self.clock.worked_of(took_ns, now_ns) }
-    }
-
-    /// A sleep begins; what was taken away before it is nobody's.
-    fn sleeps(&mut self, now_ns: u64) {
-        if self.kept {
-            self.clock = CpuClock::new(now_ns);
-        }
-    }
-
-    /// What was worked during the sleep that ends.
-    fn slept(&mut self, now_ns: u64) -> u64 {
-        if self.kept { self.clock.worked(now_ns) } else { 0 }
-    }
-
-    /// Charges what the core did since the clock was read to the core itself.
-    fn own(&mut self, inside: &Inside) {
-        let since_ns = inside.now_ns();
-        let now_ns = inside.read_clock();
-        let used_ns = self.worked_of(now_ns - since_ns, now_ns);
-        if self.kept {
-            inside.ledger.borrow().of(Row::CORE).user_ns.add(used_ns);
-        }
-    }
-
-    /// Charges an entry into the kernel.
-    fn enter(&self, inside: &Inside, worked_ns: u64, aftermath: &mut Aftermath) {
-        let Aftermath { bill, moved, .. } = aftermath;
-        if !self.kept {
-            moved.clear();
-            return bill.clear();
-        }
-        let (mut queue, ledger) = (inside.queue.borrow_mut(), inside.ledger.borrow());
-        bill.settle(worked_ns, |row, ns| {
-            queue.charge(row, ns);
-            ledger.of(row).kernel_ns.add(ns);
-        });
-        for Moved { row, sent_bytes } in moved.drain(..) {
-            let cells = ledger.of(row);
-            cells.operations.add(1);
-            cells.sent_bytes.add(sent_bytes);
-        }
-    }
-
-    /// Writes a turn down that was charged.
-    fn turn(&self, inside: &Inside, turn: Turn, decision: &Decision) {
-        if !self.kept {
-            return;
-        }
-        let ledger = inside.ledger.borrow();
-        let cells = ledger.of(turn.row);
-        cells.user_ns.add(decision.used_ns);
-        cells.turns.add(1);
-        cells.polls.add(u64::from(decision.polls));
-        cells.waited(decision.waited_ns);
-        inside.view.decisions.write(decision);
-    }
 }

@@ -14,7 +14,7 @@
 //! | [`tenant`] | a tenant's key, weight and row |
 //! | `accounts` | what each tenant has used, as cells that other threads read |
 //! | `decisions` | the last turns of a core, for whoever asks why |
-//! | `bill` | whom the time inside the kernel is charged to |
+//! | `bill`, `books` | whom the time inside the kernel is charged to; how all of it is written down |
 //! | `pulse`, `view`, [`watchdog`] | what a core lets others see of it, and who looks |
 //! | `cpu_clock` | time worked, as against time passed |
 //! | `task`, `tasks` | a task whose panic ends it alone; all tasks of a core |
@@ -32,6 +32,7 @@
 
 mod accounts;
 mod bill;
+mod books;
 mod chunk;
 mod clock;
 mod cores;

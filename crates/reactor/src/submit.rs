@@ -19,7 +19,9 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    /// Nobody else waits.
+    /// Nobody else waits now, but somebody may wake while the kernel works, and then waits for all of it: about 100 us.
+    pub(crate) const ALONE: Self = Self { requests_max: 32, bytes_max: 256 << 10 };
+    /// All there is.
     pub(crate) const NONE: Self = Self { requests_max: usize::MAX, bytes_max: usize::MAX };
     /// Somebody else waits. 64 KiB are about 15 us of copying, and eight small sends about 50 us of TCP.
     pub(crate) const CONTENDED: Self = Self { requests_max: 8, bytes_max: 64 << 10 };
@@ -27,6 +29,11 @@ impl Limit {
     /// Whether one entry could not carry more than `load`.
     pub(crate) fn reached(self, load: Load) -> bool {
         load.requests >= self.requests_max || load.bytes >= self.bytes_max
+    }
+
+    /// Whether one entry carries all of `load`.
+    pub(crate) fn holds(self, load: Load) -> bool {
+        load.requests <= self.requests_max && load.bytes <= self.bytes_max
     }
 }
 
@@ -99,7 +106,7 @@ impl<T> Submissions<T> {
         }
     }
 
-    /// Takes out what the next entry carries, within `limit` of each row. `hand_over` gets a request and the bytes it may
+    /// Takes out what the next entry carries, within `limit` of each row, which had a turn if there is one. `hand_over` gets a request and the bytes it may
     /// move at most, and says how many that are; `None` is a request that was withdrawn and takes no room.
     pub(crate) fn carry(
         &mut self,

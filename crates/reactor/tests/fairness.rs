@@ -162,7 +162,6 @@ fn what_a_tenant_alone_is_charged_is_what_its_core_worked() {
             one_of_three(name, || {
                 let [used, core] = alone(connections, traffic, DURING / 2);
                 let part = |used: Used| used.cpu_ns / used.thread_ns;
-                println!("{name}: the tenant {:.3}, the core {:.3} of the thread", part(used), part(core));
                 near("all", part(used) + part(core), 1.0, 0.15)?;
                 // What a build without optimization spends on its own rounds is the core's.
                 near("the tenant's", part(used), 1.0, if cfg!(debug_assertions) { 0.3 } else { 0.15 })
@@ -176,7 +175,6 @@ fn weights_of_one_to_three_are_shares_of_one_to_three_with_the_kernels_part() {
     on_each_engine(|| {
         one_of_three("1:3", || {
             let [light, heavy] = beside([(100, 8, BULK), (300, 8, BULK)], DURING);
-            println!("{light:?} {heavy:?} {:.3} {:.3}", heavy.cpu_ns / light.cpu_ns, heavy.bytes / light.bytes);
             near("CPU", heavy.cpu_ns / light.cpu_ns, 3.0, 0.1)
         });
         // The control: the same with equal weights.
@@ -192,7 +190,6 @@ fn two_hundred_and_fifty_six_connections_get_no_more_than_one() {
     on_each_engine(|| {
         one_of_three("256:1", || {
             let [many, one] = beside([(100, 256, BULK), (100, 1, BULK)], DURING);
-            println!("{many:?} {one:?} {:.3} {:.3}", many.cpu_ns / one.cpu_ns, many.bytes / one.bytes);
             near("CPU", many.cpu_ns / one.cpu_ns, 1.0, 0.15)
         });
     });
@@ -210,7 +207,6 @@ fn what_the_kernel_does_for_one_tenant_is_not_charged_to_another() {
             let [bulk, messages] = beside([(100, 8, BULK), (100, 16, small)], DURING);
             let [messages_only, _] = beside([(100, 16, small), (100, 1, Traffic::None)], DURING / 2);
             let errors = [per_byte(bulk) / per_byte(bulk_only), per_byte(messages) / per_byte(messages_only)];
-            println!("{errors:?} {bulk_only:?} {bulk:?} {messages:?} {messages_only:?}");
             near("bulk", errors[0], 1.0, 0.15)?;
             near("small", errors[1], 1.0, 0.15)
         });
@@ -252,13 +248,13 @@ fn while_another_tenant_waits_a_turn_asks_the_kernel_for_no_more_than_eight_requ
     on_each_engine(|| {
         let small = turns_of_64_sends(64, true);
         assert!(small.iter().all(|(polls, _)| *polls <= 8), "{small:?}");
-        assert!(small.iter().any(|turn| *turn == (8, TurnEnd::Requests)), "{small:?}");
+        assert!(small.contains(&(8, TurnEnd::Requests)), "{small:?}");
         let large = turns_of_64_sends(16 << 10, true);
         assert!(large.iter().all(|(polls, _)| *polls <= 4), "{large:?}");
-        assert!(large.iter().any(|turn| *turn == (4, TurnEnd::Requests)), "{large:?}");
-        // The control: with the core to itself it goes on while its slice lasts.
+        assert!(large.contains(&(4, TurnEnd::Requests)), "{large:?}");
+        // The control: with the core to itself it asks for up to four times as much, since somebody may wake meanwhile.
         let alone = turns_of_64_sends(16 << 10, false);
-        assert!(alone.iter().any(|(polls, _)| *polls > 8), "{alone:?}");
+        assert!(alone.iter().any(|(polls, _)| *polls > 8) && alone.iter().all(|(polls, _)| *polls <= 16), "{alone:?}");
     });
 }
 

@@ -133,7 +133,6 @@ fn idle_cpu(config: CoreConfig, during: Duration) -> f64 {
 #[test]
 fn an_idle_core_takes_at_most_a_thousandth_of_its_cpu() {
     let idle = idle_cpu(CoreConfig::default(), Duration::from_secs(4));
-    println!("idle: {idle:.3} per mille");
     assert!(idle <= 1.0, "{idle} per mille");
     // The control: a core that looks around every half millisecond.
     let restless = CoreConfig { park_max: Duration::from_micros(500), ..CoreConfig::default() };
