@@ -131,6 +131,10 @@ pub(crate) struct Flags {
     /// [default: service-account]
     #[arg(long, value_name = "WHAT", help_heading = "Cores and tenants")]
     pub(crate) tenant_by: Option<String>,
+    /// Shares of a core's CPU time by namespace, relative to each other: `payments=300,batch=50` gives the tenants of
+    /// payments six times what those of batch get when both want all. 1 to 10000. [default: 100 each]
+    #[arg(long, value_name = "NAMESPACE=WEIGHT,..", help_heading = "Cores and tenants")]
+    pub(crate) tenant_weights: Option<String>,
     /// How cores reach the kernel: `uring`, `epoll`, or `auto`: io_uring where it is to be had, else epoll; log and
     /// metrics say which and why. [env: CORETUNNEL_ENGINE] [default: auto]
     #[arg(long, value_name = "WAY", help_heading = "Cores and tenants")]

@@ -3,6 +3,7 @@
 mod admin;
 mod cli;
 mod config;
+mod cores_page;
 mod limits;
 mod metrics_page;
 mod preflight;

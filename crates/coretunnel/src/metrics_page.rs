@@ -4,10 +4,14 @@ use std::fs;
 
 use control::{Termination, XdsStatus, xds};
 use hyper::StatusCode;
+use reactor::CoreView;
 use rustix::process::{Resource, getrlimit};
 use telemetry::exposition::{self, Exposition, Kind, Sample};
 
-use crate::admin::{Answer, Asked};
+use crate::{
+    admin::{Answer, Asked},
+    cores_page,
+};
 
 /// What the process knows of itself, read for one page.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,13 +33,14 @@ pub(crate) struct Standing {
 }
 
 /// Answers a request on the metrics port.
-pub(crate) fn answer(asked: &Asked, page: &mut Exposition, standing: &Standing) -> Answer {
+pub(crate) fn answer(asked: &Asked, page: &mut Exposition, standing: &Standing, cores: &[CoreView]) -> Answer {
     match asked.path.as_str() {
         "/metrics" | "/stats/prometheus" => Answer {
             status: StatusCode::OK,
             content_type: exposition::content_type(asked.accept.as_deref()),
-            body: page.render(&samples(standing)),
+            body: page.render(&[samples(standing), cores_page::samples(cores)].concat()),
         },
+        "/debug/turns" => Answer::text(StatusCode::OK, cores_page::turns(cores)),
         _ => Answer::empty(StatusCode::NOT_FOUND),
     }
 }
@@ -116,7 +121,7 @@ mod tests {
                 xds,
                 ..Standing::default()
             };
-            let answer = answer(&asked, &mut page, &standing);
+            let answer = answer(&asked, &mut page, &standing, &[]);
             assert_eq!(answer.status.as_u16(), status, "{path}");
             if status == 200 {
                 for line in [

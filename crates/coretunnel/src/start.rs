@@ -20,7 +20,7 @@ use tokio::{
 use control::{CaSource, MeshSource, Status};
 use dataplane::{Cores, CoresConfig};
 use mesh_state::name::NetworkId;
-use reactor::{CoreConfig, EngineChoice, EngineKind};
+use reactor::{CoreConfig, CoreView, EngineChoice, EngineKind, watchdog::Watchdog};
 use telemetry::{exposition::Exposition, log::LogGuard};
 
 use crate::{
@@ -44,6 +44,10 @@ const CORES_END: Duration = Duration::from_secs(2);
 
 /// How often the page takes in new series where nobody scrapes.
 const PAGE_CATCH_UP: Duration = Duration::from_secs(1);
+
+/// A core that does one thing for longer is told of in the log. The longest that is meant to occur, a flight of a TLS
+/// handshake, takes a quarter of a millisecond; the kernel of a busy node may take a core off its CPU for longer.
+const STALL: Duration = Duration::from_millis(200);
 
 /// How often the end of the cores is looked for.
 const END_POLL: Duration = Duration::from_millis(10);
@@ -91,6 +95,8 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         recorders,
     })
     .context("cannot start the cores; `coretunnel preflight` tells more")?;
+    let views = cores.views();
+    let _watchdog = Watchdog::start(views.clone(), STALL).context("cannot start the watchdog's thread")?;
     let cores = Rc::new(RefCell::new(cores));
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -110,7 +116,16 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
             ..Standing::default()
         };
         let servers = &settings.servers;
-        serve_metrics(&mut beside, servers.metrics, page, standing, status.clone(), log.dropped(), stop.clone())?;
+        serve_metrics(
+            &mut beside,
+            servers.metrics,
+            page,
+            standing,
+            views,
+            status.clone(),
+            log.dropped(),
+            stop.clone(),
+        )?;
         serve_readiness(&mut beside, servers.readiness, cores.clone(), status.clone(), stop)?;
 
         let (stop_control, control_stopped) = async_channel::bounded::<()>(1);
@@ -190,6 +205,7 @@ fn serve_metrics(
     address: SocketAddr,
     page: Exposition,
     of_process: Standing,
+    cores: Vec<CoreView>,
     status: Status,
     log_lines_dropped: Arc<AtomicU64>,
     stop: Stop,
@@ -216,7 +232,7 @@ fn serve_metrics(
             certificates_failed: status.certificates_failed(),
             ..of_process.clone()
         };
-        std::future::ready(metrics_page::answer(&asked, &mut page.borrow_mut(), &standing))
+        std::future::ready(metrics_page::answer(&asked, &mut page.borrow_mut(), &standing, &cores))
     };
     beside.spawn_local(server.serve(answer, stop));
     Ok(())
@@ -255,12 +271,13 @@ fn core(index: usize, cpu: usize, way: EngineKind) -> CoreConfig {
 }
 
 fn engine(settings: &Settings) -> dataplane::Config {
-    let Settings { mesh, connections, tenant_by, .. } = settings;
+    let Settings { mesh, connections, tenant_by, weights, .. } = settings;
     let default = dataplane::Config::default();
     dataplane::Config {
         node: mesh.node.as_deref().map(Into::into),
         network: NetworkId::from(mesh.network.as_str()),
         tenant_by: *tenant_by,
+        weights: weights.clone(),
         keep_source: connections.original_source,
         response_baggage: connections.response_baggage,
         localhost_tunnel: connections.localhost_tunnel,

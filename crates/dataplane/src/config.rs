@@ -1,10 +1,11 @@
 //! What the data plane can be told. Every limit has a name, a default and its worst case.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use hbone::H2Config;
 use hbone::pool::PoolConfig;
 use mesh_state::name::NetworkId;
+use reactor::Weight;
 
 /// What one core needs to know; cloned to each core at start.
 #[derive(Debug, Clone)]
@@ -17,6 +18,8 @@ pub struct Config {
     pub network: NetworkId,
     /// What a tenant is.
     pub tenant_by: TenantBy,
+    /// What share of a core's time a tenant has beside others.
+    pub weights: Weights,
     /// Keep the client's address towards the application: `Some(true)` fails a pod that cannot, `Some(false)` never
     /// does, `None` does where the pod's listeners could be made transparent (ztunnel's `ENABLE_ORIG_SRC`).
     pub keep_source: Option<bool>,
@@ -57,6 +60,7 @@ impl Default for Config {
             node: None,
             network: NetworkId::from(""),
             tenant_by: TenantBy::ServiceAccount,
+            weights: Weights::default(),
             keep_source: None,
             response_baggage: true,
             localhost_tunnel: true,
@@ -96,6 +100,24 @@ impl Ports {
 impl Default for Ports {
     fn default() -> Self {
         Self { outbound: 15001, plaintext: 15006, hbone: 15008 }
+    }
+}
+
+/// The weights of tenants, by their namespace. With tenants smaller than a namespace, each of its tenants has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Weights(HashMap<Box<str>, Weight>);
+
+impl Weights {
+    /// The weight of the tenants of a namespace.
+    #[must_use]
+    pub fn of(&self, namespace: &str) -> Weight {
+        self.0.get(namespace).copied().unwrap_or_default()
+    }
+}
+
+impl FromIterator<(Box<str>, Weight)> for Weights {
+    fn from_iter<T: IntoIterator<Item = (Box<str>, Weight)>>(weights: T) -> Self {
+        Self(weights.into_iter().collect())
     }
 }
 

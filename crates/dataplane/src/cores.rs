@@ -9,7 +9,7 @@ use inpod::{
 };
 use mesh_state::{identity::Identity, snapshot::Snapshot, wanted::Wanted};
 use reactor::{
-    CoreConfig, CoreThread,
+    CoreConfig, CoreThread, CoreView,
     mailbox::{self, LatestSender, Sender},
 };
 use telemetry::recorder::CoreRecorder;
@@ -228,6 +228,11 @@ impl Cores {
                 tracing::warn!(core, "takes no drain command: its mailbox is full or it has ended");
             }
         }
+    }
+
+    /// What can be seen of each core from outside, in their order.
+    pub fn views(&self) -> Vec<CoreView> {
+        self.lines.iter().map(|line| line.thread.view()).collect()
     }
 
     /// Whether every core has ended.

@@ -27,7 +27,7 @@ mod relay;
 mod tenants;
 
 pub use command::{CapturedPod, Command, Issued, PodError};
-pub use config::{Config, Ports, TenantBy};
+pub use config::{Config, Ports, TenantBy, Weights};
 pub use core::{Core, CoreParts};
 pub use cores::{Cores, CoresConfig, Retired, StartError};
 pub use network::{InPod, PodListener, PodNetwork, PodSocket};

@@ -26,7 +26,7 @@ use crate::{
     network::PodNetwork,
     outbound,
     park::Lot,
-    plaintext,
+    plaintext, tenants,
 };
 
 /// Pause of an accept loop that the kernel gave an error: descriptors are short, and trying again at once would spin.
@@ -95,8 +95,9 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
         if config.keep_source == Some(true) && !(hbone_transparent && plaintext_transparent) {
             return Err(PodError::NotTransparent { uid });
         }
-        let pod =
-            Rc::new(Self::new(config, core.tenants.key(config.tenant_by, &info), uid, info, network, keeps_source));
+        let tenant = core.tenants.key(config.tenant_by, &info);
+        core.runtime.introduce(tenant, &tenants::name(config.tenant_by, &info), config.weights.of(&info.namespace));
+        let pod = Rc::new(Self::new(config, tenant, uid, info, network, keeps_source));
         serve(core, &pod, outbound, outbound::serve);
         serve(core, &pod, plaintext, plaintext::serve);
         serve(core, &pod, hbone, inbound::serve);

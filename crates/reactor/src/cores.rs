@@ -13,11 +13,15 @@ use std::{
 use crossbeam_channel as channel;
 
 use crate::{
-    EngineChoice, EngineChosen, EngineKind, LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver, host::Host,
+    CoreView, EngineChoice, EngineChosen, EngineKind, LeaseLimits, Reactor, Runtime, TenantKey, driver::Driver,
+    host::Host,
 };
 
 /// What glommio wants to be allowed to lock, before it starts anything.
 const LOCKED_BYTES_MIN: u64 = 512 << 10;
+
+/// After which time a core that has not begun to run never will.
+const START_MAX: Duration = Duration::from_secs(5);
 
 /// How a core is to run. All limits are per core.
 #[derive(Clone, Debug)]
@@ -46,7 +50,7 @@ pub struct CoreConfig {
     /// Tasks at once. One more is refused ([`TaskEnded::Refused`](crate::TaskEnded)). Worst case that many futures,
     /// each with some 200 bytes of its own.
     pub tasks_max: usize,
-    /// Tenants that are told apart; further ones share [`TenantKey::OVERFLOW`]. Worst case 150 bytes each.
+    /// Tenants that are told apart; further ones share [`TenantKey::OVERFLOW`]. Worst case 500 bytes each.
     pub tenants_max: usize,
     /// Socket operations under way at once. One more fails with [`io::ErrorKind::ResourceBusy`]. Worst case 96 bytes
     /// each and what it holds.
@@ -60,6 +64,9 @@ pub struct CoreConfig {
     /// Pipes at once, for [`Stream::splice_to`](crate::Stream::splice_to). Worst case 1 MiB each, of kernel memory that no
     /// socket accounts for, and two descriptors: reached by that many flows whose receiver has stopped to read.
     pub pipes_max: usize,
+    /// Whether what each tenant uses is written down ([`CoreView`]), and the kernel's part of it charged. `false` is for
+    /// measuring what that costs: turns then go by the time that tasks run.
+    pub accounts: bool,
     /// Bounds of buffer memory.
     pub leases: LeaseLimits,
 }
@@ -82,6 +89,7 @@ impl Default for CoreConfig {
             timers_max: 1 << 20,
             io_room: 64 << 10,
             pipes_max: 128,
+            accounts: true,
             leases: LeaseLimits::default(),
         }
     }
@@ -146,6 +154,7 @@ pub struct CoreThread {
     name: String,
     engine: EngineChosen,
     host: Host,
+    view: CoreView,
     finished: Arc<AtomicBool>,
 }
 
@@ -175,16 +184,20 @@ where
             Err(error) => return drop(ready.send(Err(error))),
         };
         // Nobody is left to hear it only if the starting thread is gone; the core runs all the same.
-        drop(ready.send(Ok(())));
+        drop(ready.send(Ok(reactor.view())));
         run(reactor, kind, of_thread, root).await;
     };
     let refused = |cause| StartError::Host { core: name.clone(), cpu, cause };
     let host = Host::start(kind, &config, main).map_err(refused)?;
-    match outcome.recv() {
-        Ok(Ok(())) => Ok(CoreThread { name, engine, host, finished }),
+    match outcome.recv_timeout(START_MAX) {
+        Ok(Ok(view)) => Ok(CoreThread { name, engine, host, view, finished }),
         Ok(Err(error)) => Err(error),
         // It did not get as far as calling us, and its thread's result says why.
-        Err(channel::RecvError) => Err(refused(host.join().err().unwrap_or_else(|| "it ended at once".to_owned()))),
+        Err(channel::RecvTimeoutError::Disconnected) => {
+            Err(refused(host.join().err().unwrap_or_else(|| "it ended at once".to_owned())))
+        }
+        // glommio's parking defect can strike before the heartbeat is armed, which is from the first round on.
+        Err(channel::RecvTimeoutError::Timeout) => Err(refused(format!("nothing ran within {START_MAX:?}"))),
     }
 }
 
@@ -197,8 +210,8 @@ where
     let handle = reactor.clone();
     let root = reactor.spawn(TenantKey::CORE, async move { root(handle).await });
     if kind == EngineKind::Epoll {
-        // There is no other loop on the thread to give turns to.
-        (config.heartbeat, config.host_turn) = (None, Duration::MAX);
+        // There is no other loop on the thread that could stand still.
+        config.heartbeat = None;
     }
     Driver::new(reactor, root, &config).await;
 }
@@ -236,6 +249,11 @@ impl CoreThread {
     /// The way into the kernel that it takes, and why.
     pub fn engine(&self) -> &EngineChosen {
         &self.engine
+    }
+
+    /// What can be seen of it from outside.
+    pub fn view(&self) -> CoreView {
+        self.view.clone()
     }
 
     /// Whether the core has ended.

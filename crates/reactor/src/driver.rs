@@ -1,9 +1,9 @@
 //! The loop of a core: the one task that glommio runs, which polls our run queue and our ring.
 //!
 //! One round: exchange requests for completions with the kernel (sleeping there when nobody is runnable), admit what
-//! other threads woke, wake whose timers are due, then give tenants their turns until nobody is runnable or a slice has
-//! passed since the kernel was entered. So a tenant that wakes waits for at most a slice per runnable tenant, plus what
-//! the longest poll overruns, and requests of many tasks go to the kernel in one call.
+//! other threads woke, wake whose timers are due, then give tenants their turns until nobody is runnable, a slice has
+//! passed, or as much waits for the kernel as it is to do at once. So a tenant that wakes waits for at most a slice per
+//! runnable tenant, plus what the longest poll overruns, and small requests of many tasks go to the kernel in one call.
 //!
 //! glommio's own loop gets a turn every [`CoreConfig::host_turn`], after the round's work and not in front of it, and
 //! only when its preemption timer has passed does it use it. There its parking defect waits; see `heartbeat`.
@@ -17,11 +17,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_task::Runnable;
-
 use crate::{
-    CoreConfig, Reactor, Task, TaskEnded, engine::Aftermath, gate::Inside, heartbeat::Heartbeat, reactor::Core,
-    tenant::Row,
+    CoreConfig, Decision, Reactor, Task, TaskEnded, TurnEnd, books::Books, engine::Aftermath, gate::Inside,
+    heartbeat::Heartbeat, reactor::Core, submit::Limit, task::Runnable, tenant::Row, turns::Turn,
 };
 
 /// Runs a core until its root task ends.
@@ -29,6 +27,7 @@ pub(crate) struct Driver {
     reactor: Reactor,
     root: Task<()>,
     pace: Pace,
+    books: Books,
     heartbeat: Option<Heartbeat>,
     last_host_turn: Instant,
     aftermath: Aftermath,
@@ -36,7 +35,7 @@ pub(crate) struct Driver {
 
 /// The times that bound a round.
 struct Pace {
-    slice: Duration,
+    slice_ns: u64,
     park_max: Duration,
     host_turn: Duration,
 }
@@ -44,10 +43,13 @@ struct Pace {
 impl Driver {
     /// A driver of `reactor`, whose tasks are woken into this thread's run queue from now on.
     pub(crate) fn new(reactor: Reactor, root: Task<()>, config: &CoreConfig) -> Self {
+        let slice_ns = u64::try_from(config.slice.as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = reactor.0.inside.read_clock();
         Self {
+            books: Books::new(config, now_ns),
             reactor,
             root,
-            pace: Pace { slice: config.slice, park_max: config.park_max, host_turn: config.host_turn },
+            pace: Pace { slice_ns, park_max: config.park_max, host_turn: config.host_turn },
             heartbeat: config.heartbeat.map(Heartbeat::new),
             last_host_turn: Instant::now(),
             aftermath: Aftermath::default(),
@@ -55,16 +57,20 @@ impl Driver {
     }
 
     fn rounds(&mut self, host: &Waker) -> Poll<()> {
+        // The host's turn, in which it may even have slept, is nobody's.
+        self.reactor.0.inside.read_clock();
         loop {
-            let Self { reactor, root, pace, heartbeat, last_host_turn, aftermath } = self;
-            round(&reactor.0, pace, aftermath);
+            let Self { reactor, root, pace, books, heartbeat, last_host_turn, aftermath } = self;
+            round(reactor, pace, books, aftermath);
             if root.is_finished() {
                 self.end();
                 return Poll::Ready(());
             }
-            let now = Instant::now();
-            if now - *last_host_turn >= pace.host_turn {
+            let now = reactor.0.inside.now();
+            if now.saturating_duration_since(*last_host_turn) >= pace.host_turn {
                 *last_host_turn = now;
+                reactor.tell();
+                reactor.0.inside.view.pulse.works(reactor.0.inside.now_ns());
                 if let Some(heartbeat) = heartbeat {
                     heartbeat.arm(now, host);
                 }
@@ -81,6 +87,7 @@ impl Driver {
             "the core's root task panicked, and nothing runs without it"
         );
         let Core { tasks, engine, inside, .. } = &*self.reactor.0;
+        self.reactor.tell();
         tasks.end();
         engine.close(|| inside.gate.ring_always());
         Inside::leave();
@@ -104,48 +111,97 @@ fn die() -> ! {
     process::abort()
 }
 
-fn round(core: &Core, pace: &Pace, aftermath: &mut Aftermath) {
-    exchange(core, pace, aftermath);
-    let now = Instant::now();
-    core.timers.expire(now, &mut aftermath.woken);
+fn round(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
+    let core = &*reactor.0;
+    exchange(reactor, pace, books, aftermath);
+    core.timers.expire(core.inside.now(), &mut aftermath.woken);
     aftermath.settle();
     core.inside.admit();
-    take_turns(core, pace, now);
+    books.own(&core.inside);
+    take_turns(core, pace, books);
 }
 
 /// Enters the kernel, to stay there if nobody is runnable.
-fn exchange(core: &Core, pace: &Pace, aftermath: &mut Aftermath) {
-    if !core.inside.queue.borrow().is_empty() || !core.inside.park() {
-        return core.engine.enter(None, aftermath);
-    }
-    core.pipes.prune();
-    let due = core.timers.next().map(|due| due.saturating_duration_since(Instant::now()));
-    let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
-    core.engine.enter(Some(at_most), aftermath);
-    core.inside.unpark();
+fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
+    let Core { inside, timers, engine, pipes, .. } = &*reactor.0;
+    let began_ns = inside.now_ns();
+    let idle = inside.queue.borrow().is_empty() && Limit::ALONE.holds(engine.total_load()) && inside.park();
+    let worked_ns = if !idle {
+        inside.view.pulse.works(began_ns);
+        engine.enter(None, |row| limit(inside, row), aftermath);
+        let now_ns = inside.read_clock();
+        books.worked_of(now_ns - began_ns, now_ns)
+    } else {
+        pipes.prune();
+        let began_ns = inside.read_clock();
+        let due = timers.next().map(|due| due.saturating_duration_since(inside.now()));
+        let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));
+        reactor.tell();
+        let measured = books.sleeps(began_ns);
+        inside.view.pulse.sleeps();
+        engine.enter(Some(at_most), |_| Limit::NONE, aftermath);
+        inside.unpark();
+        let now_ns = inside.read_clock();
+        inside.view.pulse.works(now_ns);
+        books.slept(measured, now_ns - began_ns, now_ns, &aftermath.bill)
+    };
+    let now_ns = inside.now_ns();
+    inside.view.pulse.took(now_ns, worked_ns);
+    books.enter(inside, worked_ns, aftermath);
+    engine.left_behind(|row| inside.queue.borrow_mut().rouse(row, now_ns));
 }
 
-/// Turns of one tenant after the other, until a slice after `began` at the latest.
-fn take_turns(core: &Core, pace: &Pace, began: Instant) {
-    let mut now = began;
-    while now - began < pace.slice {
-        let Some(row) = core.inside.queue.borrow_mut().begin_turn() else {
-            return;
-        };
-        core.inside.bill_to(row);
-        let turn_began = now;
-        let mut polls = 0;
-        while now - turn_began < pace.slice
-            && let Some(runnable) = pop(core, row)
-        {
-            runnable.run();
-            polls += 1;
-            now = Instant::now();
-        }
-        core.inside.bill_to(Row::CORE);
-        let used = u64::try_from((now - turn_began).as_nanos()).unwrap_or(u64::MAX);
-        core.inside.queue.borrow_mut().end_turn(row, used, polls);
+/// Turns of one tenant after the other, until a slice has passed, or as much waits for the kernel as it is to do at once.
+fn take_turns(core: &Core, pace: &Pace, books: &mut Books) {
+    let began_ns = core.inside.now_ns();
+    while core.inside.now_ns() - began_ns < pace.slice_ns && !Limit::CONTENDED.reached(core.engine.total_load()) {
+        let turn = core.inside.queue.borrow_mut().begin_turn(core.inside.now_ns());
+        let Some(turn) = turn else { return };
+        take_turn(core, pace, books, turn);
     }
+}
+
+/// A turn lasts its length while others wait, and a slice if nobody does.
+fn take_turn(core: &Core, pace: &Pace, books: &mut Books, turn: Turn) {
+    let Core { inside, engine, .. } = core;
+    let Turn { row, length_ns, .. } = turn;
+    let began_ns = inside.now_ns();
+    let tenant = inside.queue.borrow().key(row);
+    inside.bill_to(row);
+    inside.view.pulse.turn(tenant);
+    let (mut polls, mut poll_began_ns) = (0, began_ns);
+    let end = loop {
+        let others_wait = inside.queue.borrow().others_wait(row);
+        let lasts = if others_wait { length_ns } else { pace.slice_ns };
+        if poll_began_ns - began_ns >= lasts && polls > 0 {
+            break TurnEnd::Time;
+        }
+        if limit(inside, row).reached(engine.load(row)) {
+            break TurnEnd::Requests;
+        }
+        let Some(runnable) = pop(core, row) else { break TurnEnd::Idle };
+        inside.view.pulse.polls(poll_began_ns, runnable.metadata());
+        runnable.run();
+        polls += 1;
+        let now_ns = inside.read_clock();
+        inside.view.pulse.took(now_ns, now_ns - poll_began_ns);
+        poll_began_ns = now_ns;
+    };
+    inside.bill_to(Row::CORE);
+    engine.had_a_turn(row);
+    let now_ns = poll_began_ns;
+    let used_ns = books.worked_of(now_ns - began_ns, now_ns);
+    inside.queue.borrow_mut().end_turn(row, used_ns, false, now_ns);
+    books.turn(
+        inside,
+        turn,
+        &Decision { serial: 0, began_ns, tenant, waited_ns: turn.waited_ns, length_ns, used_ns, polls, end },
+    );
+}
+
+/// How much of a row an entry carries now.
+fn limit(inside: &Inside, row: Row) -> Limit {
+    if inside.queue.borrow().others_wait(row) { Limit::CONTENDED } else { Limit::ALONE }
 }
 
 fn pop(core: &Core, row: Row) -> Option<Runnable> {

@@ -2,7 +2,7 @@
 //!
 //! Dropping the future of an operation under way asks the kernel to cancel it and forgets its outcome; the descriptor
 //! and the buffer stay until the kernel has let go of them, and a connection that an abandoned accept brought is closed.
-//! Tasks only queue requests; the driver enters the kernel, which it does before it parks and at least once a slice.
+//! Tasks only queue requests, each tenant its own (`submit`); the driver enters the kernel, which it does before it parks and at least once a slice.
 
 mod attempt;
 pub(crate) mod choice;
@@ -31,6 +31,12 @@ use uring::Ring;
 
 use crate::EngineKind;
 
+use crate::{
+    bill::Bill,
+    submit::{Limit, Load, Submissions},
+    tenant::Row,
+};
+
 /// How long a core that ends waits for the kernel to let go of its buffers. They are leaked afterwards.
 const CLOSE_MAX: Duration = Duration::from_secs(2);
 const CLOSE_POLL: Duration = Duration::from_millis(10);
@@ -38,7 +44,8 @@ const CLOSE_POLL: Duration = Duration::from_millis(10);
 /// See the module.
 pub(crate) struct Engine {
     kernel: RefCell<Kernel>,
-    table: RefCell<Table<Operation, Completion>>,
+    table: RefCell<Table<Held, Completion>>,
+    submissions: RefCell<Submissions<OpKey>>,
     counts: Cell<EngineCounts>,
 }
 
@@ -54,6 +61,15 @@ pub(crate) struct Reaped {
     pub(crate) key: OpKey,
     /// What the operation brought, or a negative errno.
     pub(crate) result: i32,
+}
+
+/// An operation that is not complete.
+pub(crate) struct Held {
+    pub(crate) operation: Operation,
+    /// Whose it is.
+    row: Row,
+    /// Whether the kernel, or the way to it, has it. Until then it can be dropped like anything else.
+    submitted: bool,
 }
 
 /// What the engine has done so far.
@@ -73,6 +89,17 @@ pub(crate) struct Aftermath {
     reaped: Vec<Reaped>,
     pub(crate) woken: Vec<Waker>,
     unwanted: Vec<Completion>,
+    /// What the entry did for whom.
+    pub(crate) bill: Bill,
+    /// What was completed for whom.
+    pub(crate) moved: Vec<Moved>,
+}
+
+/// An operation that is complete.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moved {
+    pub(crate) row: Row,
+    pub(crate) sent_bytes: u64,
 }
 
 impl Engine {
@@ -85,7 +112,12 @@ impl Engine {
             EngineKind::Uring => Kernel::Uring(Ring::new(ring_entries, bell)?),
             EngineKind::Epoll => Kernel::Epoll(Poller::new(bell)?),
         };
-        Ok(Self { kernel: RefCell::new(kernel), table: RefCell::new(Table::new(ops_max)), counts: Cell::default() })
+        Ok(Self {
+            kernel: RefCell::new(kernel),
+            table: RefCell::new(Table::new(ops_max)),
+            submissions: RefCell::new(Submissions::new()),
+            counts: Cell::default(),
+        })
     }
 
     /// A socket that came from outside, for operations. Those that the core accepts itself need nothing.
@@ -99,40 +131,32 @@ impl Engine {
         Ok(Rc::new(Descriptor::new(socket)))
     }
 
-    /// Queues an operation for the kernel.
+    /// Queues an operation for the kernel, on the account of `row`.
     ///
     /// # Errors
     /// [`io::ErrorKind::ResourceBusy`] when as many operations are under way as there may be.
-    pub(crate) fn start(self: &Rc<Self>, operation: Operation) -> io::Result<Op> {
+    pub(crate) fn start(self: &Rc<Self>, mut operation: Operation, row: Row) -> io::Result<Op> {
+        let bytes = operation.bytes_max();
         let mut table = self.table.borrow_mut();
-        let Some(key) = table.begin(operation) else {
+        let Some(key) = table.begin(Held { operation, row, submitted: false }) else {
             self.count(|counts| counts.refused += 1);
             return Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
                 format!("{} socket operations are under way on this core, which is its limit", table.live_max()),
             ));
         };
-        match &mut *self.kernel.borrow_mut() {
-            Kernel::Uring(ring) => {
-                let entry = table.held_mut(key).expect("it has just begun").entry();
-                #[expect(unsafe_code, reason = "the kernel is handed addresses")]
-                // SAFETY: the entry refers to heap memory that the operation owns, and the table keeps the operation until
-                // the completion of `key` is reaped, or for ever.
-                unsafe {
-                    ring.push(key, entry);
-                }
-            }
-            Kernel::Epoll(poller) => poller.push(key),
-        }
+        self.submissions.borrow_mut().add(row, key, bytes);
         Ok(Op { engine: self.clone(), key: Some(key) })
     }
 
-    /// Exchanges requests for completions with the kernel; with `park`, waits up to that long for a completion.
+    /// Exchanges requests for completions with the kernel; with `park`, waits up to that long for a completion. Of each
+    /// row the kernel gets what `limit` allows.
     ///
     /// # Panics
     /// When the kernel refuses the ring, or the epoll instance, as such: the core cannot go on.
-    pub(crate) fn enter(&self, park: Option<Duration>, aftermath: &mut Aftermath) {
-        let Aftermath { reaped, woken, unwanted } = aftermath;
+    pub(crate) fn enter(&self, park: Option<Duration>, limit: impl Fn(Row) -> Limit, aftermath: &mut Aftermath) {
+        let Aftermath { reaped, woken, unwanted, bill, moved } = aftermath;
+        self.submit(limit, bill);
         let mut table = self.table.borrow_mut();
         let entered = match &mut *self.kernel.borrow_mut() {
             Kernel::Uring(ring) => ring.enter(park, reaped),
@@ -147,13 +171,63 @@ impl Engine {
             counts.completions += reaped.len() as u64;
         });
         for Reaped { key, result } in reaped.drain(..) {
-            let settled = table.complete(key, |operation| operation.complete(result), |waiter| woken.push(waiter));
-            match settled {
+            let complete = |Held { row, operation, .. }: Held| {
+                let work = operation.completed(result);
+                bill.add(row, work);
+                moved.push(Moved::of(row, &operation, result));
+                operation.complete(result)
+            };
+            match table.complete(key, complete, |waiter| woken.push(waiter)) {
                 Settled::Unwanted(completion) => unwanted.push(completion),
                 Settled::Delivered => {}
                 Settled::Stale | Settled::UnderWay => self.count(|counts| counts.stale += 1),
             }
         }
+    }
+
+    /// Moves from the tenants' queues into the ring what the next enter carries.
+    fn submit(&self, limit: impl Fn(Row) -> Limit, bill: &mut Bill) {
+        let (mut table, mut kernel) = (self.table.borrow_mut(), self.kernel.borrow_mut());
+        self.submissions.borrow_mut().carry(limit, |row, key, bytes_max| {
+            // What was dropped before the kernel saw it is gone from the table.
+            let Held { operation, submitted, .. } = table.held_mut(key)?;
+            *submitted = true;
+            let bytes = operation.bytes_max().min(bytes_max);
+            bill.add(row, operation.submitted(bytes));
+            match &mut *kernel {
+                Kernel::Uring(ring) => {
+                    let entry = operation.entry(bytes_max);
+                    #[expect(unsafe_code, reason = "the kernel is handed addresses")]
+                    // SAFETY: the entry refers to heap memory that the operation owns, and the table keeps the operation
+                    // until the completion of `key` is reaped, or for ever.
+                    unsafe {
+                        ring.push(key, entry);
+                    }
+                }
+                Kernel::Epoll(poller) => poller.push(key, bytes_max),
+            }
+            Some(bytes)
+        });
+    }
+
+    /// What waits of a row for the next enter.
+    pub(crate) fn load(&self, row: Row) -> Load {
+        self.submissions.borrow().load(row)
+    }
+
+    /// What waits of all rows.
+    pub(crate) fn total_load(&self) -> Load {
+        self.submissions.borrow().total()
+    }
+
+    /// `row` had a turn, so that the next enter carries something of it.
+    pub(crate) fn had_a_turn(&self, row: Row) {
+        self.submissions.borrow_mut().had_a_turn(row);
+    }
+
+    /// Hands every row to `rouse` of which an enter has left something behind.
+    pub(crate) fn left_behind(&self, rouse: impl FnMut(Row)) {
+        self.submissions.borrow().waiting().for_each(rouse);
     }
 
     /// Operations under way, and those whose outcome was not yet taken.
@@ -168,6 +242,7 @@ impl Engine {
     /// Ends everything under way, so that the kernel refers to none of the core's memory any more. `ring_bell` must
     /// complete the read of the bell.
     pub(crate) fn close(self: &Rc<Self>, ring_bell: impl Fn()) {
+        self.submit(|_| Limit::NONE, &mut Bill::default());
         let under_way: Vec<_> = self.table.borrow().under_way().collect();
         for key in under_way {
             self.kernel.borrow_mut().cancel(key);
@@ -177,14 +252,14 @@ impl Engine {
         let mut busy = true;
         ring_bell();
         while busy && Instant::now() < deadline {
-            self.enter(Some(CLOSE_POLL), &mut aftermath);
+            self.enter(Some(CLOSE_POLL), |_| Limit::NONE, &mut aftermath);
             aftermath.settle();
             busy = self.table.borrow().under_way().next().is_some();
         }
         // Entering has armed the bell again, and only the last one may be left unarmed.
         while self.kernel.borrow().bell_under_way() && Instant::now() < deadline {
             ring_bell();
-            self.enter(Some(CLOSE_POLL), &mut aftermath);
+            self.enter(Some(CLOSE_POLL), |_| Limit::NONE, &mut aftermath);
         }
         if busy || self.kernel.borrow().bell_under_way() {
             tracing::error!("the kernel does not let go of operations of a core that ends: leaking their memory");
@@ -213,6 +288,14 @@ impl Kernel {
             Self::Uring(ring) => ring.bell_under_way(),
             Self::Epoll(_) => false,
         }
+    }
+}
+
+impl Moved {
+    fn of(row: Row, operation: &Operation, result: i32) -> Self {
+        let bytes = u64::try_from(result).unwrap_or(0);
+        let sent_bytes = if let Operation::Send { .. } = operation { bytes } else { 0 };
+        Self { row, sent_bytes }
     }
 }
 
@@ -251,7 +334,13 @@ impl Future for Op {
 impl Drop for Op {
     fn drop(&mut self) {
         let Some(key) = self.key else { return };
-        let settled = self.engine.table.borrow_mut().abandon(key);
+        let mut table = self.engine.table.borrow_mut();
+        let submitted = table.held_mut(key).is_some_and(|held| held.submitted);
+        let mut settled = table.abandon(key);
+        if !submitted && matches!(settled, Settled::UnderWay) {
+            settled = table.complete(key, |held| held.operation.complete(-libc::ECANCELED), drop);
+        }
+        drop(table);
         match settled {
             Settled::UnderWay => self.engine.kernel.borrow_mut().cancel(key),
             // Dropped here, where nothing is borrowed.

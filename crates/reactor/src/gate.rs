@@ -14,13 +14,16 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering, fence},
     },
+    time::{Duration, Instant},
 };
 
-use async_task::Runnable;
 use crossbeam_channel as channel;
 use rustix::event::EventfdFlags;
 
-use crate::tenant::{Row, RunQueue};
+use crate::{
+    CoreConfig, CoreView, TenantKey, Weight, accounts::Ledger, decisions::Decisions, pulse::Pulse, task::Runnable,
+    tenant::Row, turns::RunQueue,
+};
 
 /// A task that was woken, and whose turn it is to wait for.
 pub(crate) struct Woken {
@@ -36,11 +39,15 @@ pub(crate) struct Gate {
     bell: OwnedFd,
 }
 
-/// The core's end: its run queue and what came through the gate.
+/// The core's end: its run queue and accounts, its time, and what came through the gate.
 pub(crate) struct Inside {
     pub(crate) gate: Arc<Gate>,
     pub(crate) queue: RefCell<RunQueue<Runnable>>,
+    pub(crate) ledger: RefCell<Ledger>,
+    pub(crate) view: CoreView,
     on_turn: Cell<Row>,
+    origin: Instant,
+    now_ns: Cell<u64>,
     foreign: channel::Receiver<Woken>,
 }
 
@@ -50,20 +57,37 @@ thread_local! {
     static HERE: RefCell<Option<Rc<Inside>>> = const { RefCell::new(None) };
 }
 
-/// Both ends of a gate, for a core of at most `tenants_max` tenants.
+/// Both ends of a gate, for a core that is to run as `config` says.
 ///
 /// # Errors
 /// No descriptor for the eventfd.
-pub(crate) fn open(tenants_max: usize) -> std::io::Result<Rc<Inside>> {
+pub(crate) fn open(config: &CoreConfig) -> std::io::Result<Rc<Inside>> {
     // Not non-blocking: a read through the ring would fail with EAGAIN instead of waiting. A write blocks only after
     // 2^64 unread ones.
     let bell = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
     let (sender, foreign) = channel::unbounded();
     let gate = Arc::new(Gate { foreign: sender, parked: AtomicBool::new(false), bell });
+    let origin = Instant::now();
+    let slice_ns = u64::try_from(config.slice.as_nanos()).unwrap_or(u64::MAX);
+    let queue = RunQueue::new(config.tenants_max, slice_ns);
+    let mut ledger = Ledger::new();
+    queue.tenants().skip(1).for_each(|(row, tenant)| ledger.open(row, tenant));
+    ledger.name(Row::CORE, "(core)");
+    let view = CoreView {
+        name: config.name.as_str().into(),
+        accounts: ledger.accounts(),
+        decisions: Arc::new(Decisions::new()),
+        pulse: Arc::new(Pulse::new(origin)),
+        counts: Arc::default(),
+    };
     Ok(Rc::new(Inside {
         gate,
-        queue: RefCell::new(RunQueue::new(tenants_max)),
+        queue: RefCell::new(queue),
+        ledger: RefCell::new(ledger),
+        view,
         on_turn: Cell::new(Row::CORE),
+        origin,
+        now_ns: Cell::new(1),
         foreign,
     }))
 }
@@ -76,7 +100,7 @@ impl Gate {
             here.as_ref().filter(|inside| ptr::eq(Arc::as_ptr(&inside.gate), self)).cloned()
         });
         if let Ok(Some(inside)) = here {
-            inside.queue.borrow_mut().push(woken.row, woken.runnable);
+            inside.push(woken);
             return;
         }
         match self.foreign.send(woken) {
@@ -119,23 +143,70 @@ impl Inside {
     /// Moves what came through the gate by now into the run queue.
     pub(crate) fn admit(&self) {
         // Bounded by what is there at the beginning: a storm of foreign wakes must not keep the core from running.
-        for Woken { row, runnable } in self.foreign.try_iter().take(self.foreign.len()) {
-            self.queue.borrow_mut().push(row, runnable);
-        }
+        self.foreign.try_iter().take(self.foreign.len()).for_each(|woken| self.push(woken));
     }
 
     /// Takes one task out, for a core that ends: turns do not matter any more.
     pub(crate) fn next(&self) -> Option<Runnable> {
         let mut queue = self.queue.borrow_mut();
-        let row = queue.begin_turn()?;
+        let row = queue.begin_turn(0)?.row;
         let runnable = queue.pop(row);
-        queue.end_turn(row, 0, 0);
+        queue.end_turn(row, 0, false, 0);
         runnable
+    }
+
+    /// The row of a tenant, and its account, made when they are first asked for.
+    pub(crate) fn row(&self, tenant: TenantKey) -> Row {
+        let row = self.queue.borrow_mut().row(tenant);
+        let mut ledger = self.ledger.borrow_mut();
+        if row.index() == ledger.len() {
+            ledger.open(row, tenant);
+        }
+        row
+    }
+
+    /// See [`Runtime::introduce`](crate::Runtime::introduce).
+    pub(crate) fn introduce(&self, tenant: TenantKey, name: &str, weight: Weight) {
+        let row = self.row(tenant);
+        // Those that share the last row share nobody's name or weight.
+        if self.queue.borrow().key(row) == tenant {
+            self.queue.borrow_mut().weigh(row, weight);
+            self.ledger.borrow().name(row, name);
+        }
+    }
+
+    /// Reads the clock: nanoseconds since the core began, and never 0.
+    pub(crate) fn read_clock(&self) -> u64 {
+        let now_ns = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
+        self.now_ns.set(now_ns);
+        now_ns
+    }
+
+    /// What the clock said last: at most one poll, or one entry into the kernel, ago.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    /// The same as an instant.
+    pub(crate) fn now(&self) -> Instant {
+        self.origin + Duration::from_nanos(self.now_ns.get())
+    }
+
+    fn push(&self, Woken { row, runnable }: Woken) {
+        self.queue.borrow_mut().push(row, runnable, self.now_ns.get());
     }
 
     /// Who is charged for what is done now: the tenant on turn, or the core itself between turns.
     pub(crate) fn payer(&self) -> Row {
         self.on_turn.get()
+    }
+
+    /// Notes bytes that the payer has moved itself.
+    pub(crate) fn moved(&self, received_bytes: u64, sent_bytes: u64) {
+        let ledger = self.ledger.borrow();
+        let cells = ledger.of(self.on_turn.get());
+        cells.received_bytes.add(received_bytes);
+        cells.sent_bytes.add(sent_bytes);
     }
 
     /// The turn of `row` begins; between turns it is the core's own.
@@ -163,12 +234,12 @@ impl Inside {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{TenantKey, task};
+    use crate::task;
 
     #[test]
     fn a_wake_goes_to_the_queue_here_and_through_the_gate_elsewhere() {
-        let inside = open(1).unwrap();
-        let row = inside.queue.borrow_mut().row(TenantKey::CORE);
+        let inside = open(&CoreConfig::default()).unwrap();
+        let row = inside.row(TenantKey::CORE);
         let gate = inside.gate.clone();
         let schedule = move |runnable| gate.schedule(Woken { row, runnable });
         let (runnable, _task) = task::prepare(std::future::pending::<()>(), schedule, |_| {});
@@ -180,9 +251,9 @@ mod tests {
         assert!(!inside.queue.borrow().is_empty());
         let run = || {
             let mut queue = inside.queue.borrow_mut();
-            let row = queue.begin_turn().unwrap();
+            let row = queue.begin_turn(0).unwrap().row;
             let runnable = queue.pop(row).unwrap();
-            queue.end_turn(row, 0, 1);
+            queue.end_turn(row, 0, false, 0);
             drop(queue);
             runnable.run();
         };

@@ -478,7 +478,7 @@ mod tests {
     #[test]
     fn a_tenant_whose_share_is_out_waits_for_its_own_and_others_do_not() {
         let pool = pool(0, 8192);
-        let (mut one, mut other) = (Asker::new(ROW), Asker::new(Row::test(7)));
+        let (mut one, mut other) = (Asker::new(ROW), Asker::new(Row::at(7)));
         let held = [one.ask(&pool), one.ask(&pool)];
         assert!(held.iter().all(Poll::is_ready) && one.ask(&pool).is_pending());
         let theirs = other.ask(&pool);
@@ -517,7 +517,7 @@ mod tests {
             tenant_bytes_min: 8 << 10,
         };
         let pool = LeasePool::new(limits);
-        let (mut greedy, mut late) = (Asker::new(ROW), Asker::new(Row::test(1)));
+        let (mut greedy, mut late) = (Asker::new(ROW), Asker::new(Row::at(1)));
         let hoard: Vec<_> = (0..4).map(|_| greedy.ask(&pool)).collect();
         assert!(hoard.iter().all(Poll::is_ready) && greedy.ask(&pool).is_pending());
         let least = [late.ask(&pool), late.ask(&pool)];

@@ -11,7 +11,8 @@ use std::{
 };
 
 use crate::{
-    Account, CoreConfig, EngineKind, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream, TenantKey,
+    Account, CoreConfig, CoreView, EngineKind, Lease, LeasePool, Runtime, StartError, Task, TcpListener, TcpStream,
+    TenantKey, Weight,
     clock::{Sleep, Timers},
     engine::Engine,
     gate::{self, Inside},
@@ -71,12 +72,75 @@ pub struct Counts {
     pub parks: u64,
 }
 
+impl Counts {
+    /// How many numbers they are.
+    pub(crate) const NUMBERS: usize = 15;
+
+    pub(crate) fn numbers(&self) -> [u64; Self::NUMBERS] {
+        [
+            self.tasks as u64,
+            self.tasks_refused,
+            self.tasks_panicked,
+            self.ops as u64,
+            self.ops_refused,
+            self.ops_stale,
+            self.ops_completed,
+            self.timers as u64,
+            self.timers_over_limit,
+            self.lent_bytes as u64,
+            self.free_bytes as u64,
+            self.pipes as u64,
+            self.share_waits,
+            self.enters,
+            self.parks,
+        ]
+    }
+
+    #[expect(clippy::cast_possible_truncation, reason = "they were made from sizes")]
+    pub(crate) fn of_numbers(numbers: [u64; Self::NUMBERS]) -> Self {
+        let [
+            tasks,
+            tasks_refused,
+            tasks_panicked,
+            ops,
+            ops_refused,
+            ops_stale,
+            ops_completed,
+            timers,
+            timers_over_limit,
+            lent_bytes,
+            free_bytes,
+            pipes,
+            share_waits,
+            enters,
+            parks,
+        ] = numbers;
+        Self {
+            tasks: tasks as usize,
+            tasks_refused,
+            tasks_panicked,
+            ops: ops as usize,
+            ops_refused,
+            ops_stale,
+            ops_completed,
+            timers: timers as usize,
+            timers_over_limit,
+            lent_bytes: lent_bytes as usize,
+            free_bytes: free_bytes as usize,
+            pipes: pipes as usize,
+            share_waits,
+            enters,
+            parks,
+        }
+    }
+}
+
 impl Reactor {
     /// A core with nothing to do, for the calling thread.
     pub(crate) fn new(kind: EngineKind, config: &CoreConfig) -> Result<Self, StartError> {
         let no_descriptor = |source| StartError::Descriptors { core: config.name.clone(), source };
         let no_ring = |source| StartError::Ring { core: config.name.clone(), source };
-        let inside = gate::open(config.tenants_max).map_err(no_descriptor)?;
+        let inside = gate::open(config).map_err(no_descriptor)?;
         let engine = Engine::new(kind, config.ring_entries, config.ops_max, inside.gate.bell()).map_err(no_ring)?;
         Ok(Self(Rc::new(Core {
             tasks: Tasks::new(inside.clone(), config.tasks_max),
@@ -92,7 +156,17 @@ impl Reactor {
 
     /// What each tenant has used of this core so far.
     pub fn accounts(&self) -> Vec<Account> {
-        self.0.inside.queue.borrow().accounts()
+        self.view().accounts()
+    }
+
+    /// What other threads can see of this core.
+    pub fn view(&self) -> CoreView {
+        self.0.inside.view.clone()
+    }
+
+    /// Lets other threads know the counts.
+    pub(crate) fn tell(&self) {
+        self.0.inside.view.counts.write(&self.counts());
     }
 
     /// What this core holds and has done so far.
@@ -147,8 +221,13 @@ impl Runtime for Reactor {
         Sleep::new(self.0.timers.clone(), deadline)
     }
 
+    #[track_caller]
     fn spawn<T: 'static>(&self, tenant: TenantKey, future: impl Future<Output = T> + 'static) -> Task<T> {
         self.0.tasks.spawn(tenant, future)
+    }
+
+    fn introduce(&self, tenant: TenantKey, name: &str, weight: Weight) {
+        self.0.inside.introduce(tenant, name, weight);
     }
 
     fn listen(&self, socket: OwnedFd) -> io::Result<TcpListener> {
@@ -170,5 +249,16 @@ impl Runtime for Reactor {
 
     fn yield_now(&self) -> impl Future<Output = ()> + 'static {
         tasks::yield_now()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_survive_their_way_through_cells() {
+        let numbers = std::array::from_fn(|number| number as u64 + 1);
+        assert_eq!(Counts::of_numbers(numbers).numbers(), numbers);
     }
 }

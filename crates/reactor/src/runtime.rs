@@ -12,7 +12,7 @@ use std::{
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::{Chunk, Lease, Task, TenantKey};
+use crate::{Chunk, Lease, Task, TenantKey, Weight};
 
 /// A handle on the core that runs the caller. Clones are the same core; it never leaves its thread.
 pub trait Runtime: Clone + 'static {
@@ -37,8 +37,14 @@ pub trait Runtime: Clone + 'static {
         self.sleep_until(self.now() + duration)
     }
 
-    /// Starts a task on this core whose CPU time is charged to `tenant`. Dropping the [`Task`] cancels it.
+    /// Starts a task on this core whose CPU time, its own and the kernel's for it, is charged to `tenant`. Dropping the
+    /// [`Task`] cancels it.
+    #[track_caller]
     fn spawn<T: 'static>(&self, tenant: TenantKey, future: impl Future<Output = T> + 'static) -> Task<T>;
+
+    /// Says what a tenant is called, where people read of it, and what share it is to have. The first name stays, the
+    /// last weight counts. A tenant of which nothing was said has no name and [`Weight::DEFAULT`].
+    fn introduce(&self, tenant: TenantKey, name: &str, weight: Weight);
 
     /// Adopts a socket that is already bound and listening.
     ///

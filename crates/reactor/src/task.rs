@@ -9,19 +9,21 @@ use std::{
     any::Any,
     future::Future,
     mem::ManuallyDrop,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{AssertUnwindSafe, Location, catch_unwind},
     pin::Pin,
     task::{Context, Poll},
 };
 
-pub use async_task::Runnable;
 use async_task::{Builder, FallibleTask};
+
+/// A task that was woken: running it polls it once. It knows where it was spawned, which is a task's name.
+pub type Runnable = async_task::Runnable<&'static Location<'static>>;
 
 /// A spawned task. Awaiting it yields its output; dropping it cancels the task.
 #[must_use = "dropping a task cancels it: await it, hold it, or detach it"]
 pub struct Task<T> {
     /// The reason if there never was a task.
-    inner: Result<FallibleTask<Result<T, Panicked>>, TaskEnded>,
+    inner: Result<FallibleTask<Result<T, Panicked>, &'static Location<'static>>, TaskEnded>,
 }
 
 /// Why a task has no output.
@@ -51,13 +53,14 @@ pub enum Done {
 
 /// Makes a task of `future`. The [`Runnable`] polls it once when run, and comes back through `schedule` when it was
 /// woken, from any thread; it must be run and dropped on this thread. `done` is called on this thread, once.
+#[track_caller]
 pub fn prepare<T: 'static>(
     future: impl Future<Output = T> + 'static,
     schedule: impl Fn(Runnable) + Send + Sync + 'static,
     done: impl FnOnce(Done) + 'static,
 ) -> (Runnable, Task<T>) {
     let shielded = Shielded { future: Some(ManuallyDrop::new(future)), done: Some(done) };
-    let (runnable, task) = Builder::new().spawn_local(move |()| shielded, schedule);
+    let (runnable, task) = Builder::new().metadata(Location::caller()).spawn_local(move |_spawned| shielded, schedule);
     (runnable, Task { inner: Ok(task.fallible()) })
 }
 

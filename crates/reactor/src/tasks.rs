@@ -51,6 +51,7 @@ impl Tasks {
     }
 
     /// Starts a task, or refuses it at the limit and while the core ends.
+    #[track_caller]
     pub(crate) fn spawn<T: 'static>(
         self: &Rc<Self>,
         tenant: TenantKey,
@@ -65,7 +66,7 @@ impl Tasks {
             return Task::never(TaskEnded::Refused);
         }
         let slot = self.live.borrow().vacant_key();
-        let row = self.inside.queue.borrow_mut().row(tenant);
+        let row = self.inside.row(tenant);
         let gate = self.inside.gate.clone();
         let tasks = self.clone();
         let (runnable, task) = task::prepare(

@@ -343,14 +343,35 @@ fn a_busy_core_closes_promptly() {
                     }
                 }
             });
-            until(&reactor, "the busy tenant runs", || !tenant.is_finished()).await;
-            drop(stream);
+            let begun = reactor.counts().enters;
+            until(&reactor, "the kernel has the receive", || reactor.counts().enters > begun).await;
+            assert!(!tenant.is_finished());
             // Two turns of the busy tenant bring the core to the kernel at least once, which is where the drop takes effect.
             let before = reactor.counts();
+            drop(stream);
             until(&reactor, "the cancelled receive is over", || reactor.counts().ops < before.ops).await;
             assert!(reactor.counts().enters - before.enters <= 3, "{before:?} {:?}", reactor.counts());
             until(&reactor, "the peer sees the end", || peer.is_finished()).await;
             assert_eq!(peer.join().unwrap().unwrap(), 0);
+        });
+    });
+}
+
+#[test]
+fn what_the_kernel_has_not_seen_is_gone_as_soon_as_it_is_dropped() {
+    on_each_engine(|| {
+        on_core(config(), |reactor| async move {
+            let (one, other) = pair(&reactor).await;
+            let before = reactor.counts();
+            assert!(one.receive(100).now_or_never().is_none());
+            assert_eq!(reactor.counts().ops, before.ops + 1);
+            drop(one);
+            let after = reactor.counts();
+            assert_eq!((after.ops, after.lent_bytes), (before.ops, before.lent_bytes));
+            // The negative control is `before.enters`: had the kernel been asked, the drop would have had to ask it again.
+            assert_eq!(after.enters, before.enters);
+            assert!(other.receive(100).await.unwrap().is_empty(), "the descriptor is closed");
+            assert_eq!(reactor.counts().ops_stale, 0);
         });
     });
 }

@@ -13,10 +13,10 @@ mod values;
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use control::{ControlPlane, grpc::Server};
-use dataplane::TenantBy;
+use dataplane::{TenantBy, Weights};
 use hbone::{H2Config, pool::PoolConfig};
 use mesh_state::identity::Identity;
-use reactor::EngineChoice;
+use reactor::{EngineChoice, Weight};
 use telemetry::log::{LogConfig, LogError};
 
 pub(crate) use cores::{CpuLimits, Cpus};
@@ -34,6 +34,7 @@ pub(crate) struct Settings {
     /// The CPUs to pin a core to, one each.
     pub(crate) cores: Vec<usize>,
     pub(crate) tenant_by: TenantBy,
+    pub(crate) weights: Weights,
     pub(crate) engine: EngineChoice,
     pub(crate) mesh: Mesh,
     pub(crate) certificates: Certificates,
@@ -144,6 +145,7 @@ pub(crate) fn load(flags: &Flags, environment: &Environment, host: &Host) -> Res
     let settings = Settings {
         cores: cores(&mut read, flags, &host.cpus),
         tenant_by: tenant_by(&mut read, flags),
+        weights: weights(&mut read, flags),
         engine: engine(&mut read, flags),
         certificates: certificates(&mut read, flags, &mesh),
         mesh,
@@ -189,6 +191,23 @@ fn tenant_by(read: &mut Reader<'_>, flags: &Flags) -> TenantBy {
     };
     let flag = Some(("--tenant-by", &flags.tenant_by));
     read.setting(flag, &[], "namespace, service-account or pod", parse).unwrap_or_default()
+}
+
+fn weights(read: &mut Reader<'_>, flags: &Flags) -> Weights {
+    let one = |pair: &str| {
+        let (namespace, weight) = pair.split_once('=').ok_or(format!("{pair:?} has no weight"))?;
+        let (namespace, weight) = (namespace.trim(), weight.trim());
+        if namespace.is_empty() {
+            return Err(format!("{pair:?} names no namespace"));
+        }
+        let value = values::number(weight, Weight::MIN.value()..=Weight::MAX.value());
+        let weight = value.map_err(|cause| format!("weight {weight:?} of {namespace}: {cause}"))?;
+        Ok((namespace.into(), Weight::new(weight).expect("it is within the bounds")))
+    };
+    let parse = |text: &str| text.split(',').map(one).collect();
+    let flag = Some(("--tenant-weights", &flags.tenant_weights));
+    let accepted = "namespaces, each with a weight from 1 to 10000, such as payments=300,batch=50";
+    read.setting(flag, &[], accepted, parse).unwrap_or_default()
 }
 
 fn engine(read: &mut Reader<'_>, flags: &Flags) -> EngineChoice {

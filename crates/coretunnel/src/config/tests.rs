@@ -117,11 +117,23 @@ fn every_bad_variable_is_reported_with_its_name_its_value_the_cause_and_what_wou
 }
 
 #[test]
+fn weights_go_by_namespace_and_are_a_hundred_where_nothing_is_said() {
+    let flags = flags(&["--tenant-weights=payments=300, batch=50"]);
+    let settings = load(&flags, &Environment::default(), &host()).expect("it is well-formed");
+    let weight = |namespace| settings.weights.of(namespace).value();
+    assert_eq!([weight("payments"), weight("batch"), weight("other")], [300, 50, 100]);
+}
+
+#[test]
 fn every_bad_flag_is_reported_as_a_flag() {
     for (name, value) in [
         ("--cores", "x"),
         ("--cores", ""),
         ("--tenant-by", "nobody"),
+        ("--tenant-weights", "payments"),
+        ("--tenant-weights", "payments=0"),
+        ("--tenant-weights", "payments=300,=5"),
+        ("--tenant-weights", "payments=300,batch=10001"),
         ("--engine", "io_uring"),
         ("--trust-domain", "a/b"),
         ("--local-xds-path", ""),
@@ -330,7 +342,7 @@ proptest! {
         words in prop::collection::vec(prop_oneof![
             "--[a-z-]{0,20}(=.{0,10})?",
             "(run|preflight|version|proxy|help|ztunnel)",
-            "--(cores|node|log|ca|metrics-addr|tenant-by|engine)",
+            "--(cores|node|log|ca|metrics-addr|tenant-by|tenant-weights|engine)",
             value(),
         ], 0..6)
     ) {

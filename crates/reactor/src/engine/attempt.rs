@@ -26,6 +26,13 @@ pub(crate) enum Attempt {
     Blocked,
 }
 
+/// How far an operation may go, and has gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Progress {
+    pub(crate) bytes_max: usize,
+    pub(crate) sent: usize,
+}
+
 impl Operation {
     /// What it works on, and which way.
     pub(crate) fn side(&self) -> (&Descriptor, Direction) {
@@ -38,9 +45,9 @@ impl Operation {
     }
 
     /// Does it as far as it goes without waiting. The descriptor is non-blocking where the call itself cannot be.
-    pub(crate) fn attempt(&mut self) -> Attempt {
+    pub(crate) fn attempt(&mut self, progress: &mut Progress) -> Attempt {
         loop {
-            match self.call() {
+            match self.call(progress) {
                 Ok(count) => return Attempt::Done(i32::try_from(count).unwrap_or(i32::MAX)),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN | Errno::INPROGRESS | Errno::ALREADY) => {
@@ -53,20 +60,20 @@ impl Operation {
         }
     }
 
-    fn call(&mut self) -> Result<usize, Errno> {
+    fn call(&mut self, progress: &mut Progress) -> Result<usize, Errno> {
         match self {
             Self::Accept { socket } => {
                 let connection = accept_with(socket.as_fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
                 Ok(usize::try_from(connection.into_raw_fd()).expect("a descriptor is not negative"))
             }
-            // As with MSG_WAITALL on a ring: done when all is sent.
+            // As with MSG_WAITALL on a ring: done when all is sent that may be.
             Self::Send { socket, chunk } => loop {
                 let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
                 let bytes = chunk.chunk();
-                let bytes = &bytes[..bytes.len().min(i32::MAX as usize)];
-                match errno(SockRef::from(&**socket).send_with_flags(bytes, flags))? {
-                    count if count < bytes.len() => chunk.advance(count),
-                    count => return Ok(count),
+                let bytes = &bytes[..bytes.len().min(progress.bytes_max).min(i32::MAX as usize)];
+                progress.sent += errno(SockRef::from(&**socket).send_with_flags(&bytes[progress.sent..], flags))?;
+                if progress.sent >= bytes.len() {
+                    return Ok(progress.sent);
                 }
             },
             Self::Connect { socket, target } => errno(SockRef::from(&**socket).connect(target)).map(|()| 0),

@@ -22,8 +22,8 @@ use rustix::{
 };
 
 use super::{
-    Reaped,
-    attempt::Attempt,
+    Held, Reaped,
+    attempt::{Attempt, Progress},
     descriptor::{Descriptor, Direction, WatchKey, Watches},
     operation::{Completion, Operation},
     table::{OpKey, Table},
@@ -41,6 +41,8 @@ pub(crate) struct Poller {
     watches: Rc<Watches>,
     /// To be tried by the next enter.
     queued: VecDeque<OpKey>,
+    /// How far each has come, by the same index as the next.
+    progress: Vec<Progress>,
     /// Where each operation under way is, by the index of its key.
     places: Vec<Place>,
     /// To be completed as cancelled by the next enter.
@@ -68,18 +70,21 @@ impl Poller {
             bell: bell.try_clone_to_owned()?,
             watches: Rc::default(),
             queued: VecDeque::new(),
+            progress: Vec::new(),
             places: Vec::new(),
             cancelled: Vec::new(),
             events: Vec::with_capacity(EVENTS_MAX),
         })
     }
 
-    /// Has an operation tried with the next enter.
-    pub(crate) fn push(&mut self, key: OpKey) {
+    /// Has an operation tried with the next enter; it moves no more than `bytes_max`.
+    pub(crate) fn push(&mut self, key: OpKey, bytes_max: usize) {
         let index = key.index();
         if index >= self.places.len() {
             self.places.resize(index + 1, Place::Nowhere);
+            self.progress.resize(index + 1, Progress::default());
         }
+        self.progress[index] = Progress { bytes_max, sent: 0 };
         self.places[index] = Place::Queued;
         self.queued.push_back(key);
     }
@@ -102,7 +107,7 @@ impl Poller {
     pub(crate) fn enter(
         &mut self,
         park: Option<Duration>,
-        operations: &mut Table<Operation, Completion>,
+        operations: &mut Table<Held, Completion>,
         reaped: &mut Vec<Reaped>,
     ) -> io::Result<()> {
         while let Some(key) = self.queued.pop_front() {
@@ -130,7 +135,7 @@ impl Poller {
         }
     }
 
-    fn edge(&mut self, event: Event, operations: &mut Table<Operation, Completion>, reaped: &mut Vec<Reaped>) {
+    fn edge(&mut self, event: Event, operations: &mut Table<Held, Completion>, reaped: &mut Vec<Reaped>) {
         let (data, flags) = (event.data.u64(), event.flags);
         if data == BELL {
             // Only this thread reads it, so it does not block. What it says is that it was rung.
@@ -146,13 +151,13 @@ impl Poller {
         }
     }
 
-    fn attempt(&mut self, key: OpKey, operations: &mut Table<Operation, Completion>, reaped: &mut Vec<Reaped>) {
+    fn attempt(&mut self, key: OpKey, operations: &mut Table<Held, Completion>, reaped: &mut Vec<Reaped>) {
         self.places[key.index()] = Place::Nowhere;
-        let Some(operation) = operations.held_mut(key) else { return };
+        let Some(Held { operation, .. }) = operations.held_mut(key) else { return };
         let (descriptor, direction) = operation.side();
         let known = descriptor.watch_key();
         let worth_it = known.is_none_or(|watch| self.watches.ready(watch, direction));
-        let attempt = if worth_it { operation.attempt() } else { Attempt::Blocked };
+        let attempt = if worth_it { operation.attempt(&mut self.progress[key.index()]) } else { Attempt::Blocked };
         let outcome = match attempt {
             Attempt::Done(result) => Err(result),
             Attempt::Blocked => self.watch(operation, key),

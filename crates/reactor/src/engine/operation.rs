@@ -12,7 +12,7 @@ use io_uring::{opcode, squeue, types::Fd};
 use socket2::SockAddr;
 
 use super::descriptor::Descriptor;
-use crate::Chunk;
+use crate::{Chunk, bill::Work};
 
 /// One request to the kernel, with everything it refers to.
 ///
@@ -55,8 +55,34 @@ pub(crate) enum Brought {
 }
 
 impl Operation {
-    /// The request as the kernel reads it. It holds addresses into `self`'s heap memory.
-    pub(crate) fn entry(&mut self) -> squeue::Entry {
+    /// What it costs to hand it to the kernel for so many bytes.
+    pub(crate) fn submitted(&self, bytes: usize) -> Work {
+        match self {
+            Self::Send { .. } => Work::Send(bytes),
+            Self::Connect { .. } => Work::Connect,
+            Self::Accept { .. } | Self::Poll { .. } => Work::Armed,
+        }
+    }
+
+    /// What the kernel's `result` has cost.
+    pub(crate) fn completed(&self, result: i32) -> Work {
+        match (self, usize::try_from(result)) {
+            (Self::Accept { .. }, Ok(_)) => Work::Accepted,
+            _ => Work::Completed,
+        }
+    }
+
+    /// Bytes that the kernel may move for it at most.
+    pub(crate) fn bytes_max(&mut self) -> usize {
+        match self {
+            Self::Send { chunk, .. } => chunk.chunk().len(),
+            Self::Accept { .. } | Self::Connect { .. } | Self::Poll { .. } => 0,
+        }
+    }
+
+    /// The request as the kernel reads it, for no more than `bytes_max` bytes. It holds addresses into `self`'s heap
+    /// memory. A receive or send that is cut moves less, which its future deals with as with any short transfer.
+    pub(crate) fn entry(&mut self, bytes_max: usize) -> squeue::Entry {
         match self {
             Self::Accept { socket } => opcode::Accept::new(Fd(socket.as_raw_fd()), ptr::null_mut(), ptr::null_mut())
                 .flags(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK)
@@ -65,7 +91,7 @@ impl Operation {
             // completion tells of the bytes and the error is lost; the next send hears of EPIPE, as after an orderly end.
             Self::Send { socket, chunk } => {
                 let bytes = chunk.chunk();
-                let len = bytes.len().min(i32::MAX as usize) as u32;
+                let len = bytes.len().min(bytes_max).min(i32::MAX as usize) as u32;
                 opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build()
             }
             Self::Connect { socket, target } => {

@@ -103,12 +103,12 @@ impl<H, C> Table<H, C> {
         Some(OpKey { index, generation: slot.generation })
     }
 
-    /// What an operation under way holds, for an engine that works on it itself.
+    /// What is held for an operation that is not complete; `None` if that is over.
     pub(crate) fn held_mut(&mut self, key: OpKey) -> Option<&mut H> {
         let slot = self.slots.get_mut(key.index as usize).filter(|slot| slot.generation == key.generation)?;
         match &mut slot.state {
             State::UnderWay { held, .. } | State::Abandoned { held } => Some(held),
-            State::Vacant { .. } | State::Complete { .. } => None,
+            State::Complete { .. } | State::Vacant { .. } => None,
         }
     }
 
@@ -272,8 +272,8 @@ mod tests {
 
     #[test]
     fn a_slot_is_as_small_as_the_limit_of_operations_says() {
-        use crate::engine::operation::{Completion, Operation};
-        assert!(size_of::<Slot<Operation, Completion>>() <= 96);
+        use crate::engine::{Held, operation::Completion};
+        assert!(size_of::<Slot<Held, Completion>>() <= 96);
     }
 
     #[test]

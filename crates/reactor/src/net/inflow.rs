@@ -69,6 +69,7 @@ impl Inflow {
             let mut into = ready!(parts.leases.poll_lease(parts.inside.payer(), room, &mut self.share, context));
             let fetched = fetch(socket, &mut into, room);
             let Some(count) = self.seen(socket, fetched, room)? else { continue };
+            parts.moved(count, 0);
             if room == self.unit {
                 self.unit = if count == room { (self.unit * 4).min(UNIT_MAX) } else { UNIT_MIN };
             }

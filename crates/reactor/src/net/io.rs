@@ -58,7 +58,8 @@ impl TcpIo {
             ready!(self.inflow.poll_readable(&self.socket, &self.parts, context))?;
             let mut bytes = self.parts.leases.lease_of(self.parts.inside.payer(), room);
             let fetched = inflow::fetch(&self.socket, &mut bytes, room);
-            if self.inflow.seen(&self.socket, fetched, room)?.is_some() {
+            if let Some(count) = self.inflow.seen(&self.socket, fetched, room)? {
+                self.parts.moved(count, 0);
                 return Poll::Ready(Ok(bytes));
             }
         }
@@ -83,11 +84,13 @@ impl TcpIo {
                     self.writable = Some(self.parts.start(operation)?);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                sent => {
-                    if let Err(error) = &sent {
-                        self.socket.failed(error);
-                    }
-                    return Poll::Ready(sent);
+                Ok(sent) => {
+                    self.parts.moved(0, sent);
+                    return Poll::Ready(Ok(sent));
+                }
+                Err(error) => {
+                    self.socket.failed(&error);
+                    return Poll::Ready(Err(error));
                 }
             }
         }

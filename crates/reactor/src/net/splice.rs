@@ -150,7 +150,10 @@ pub(crate) async fn splice_to(source: &TcpStream, sink: &TcpStream) -> Spliced {
     };
     let taken = loan.held;
     match drain(&mut loan, sink).await {
-        Ok(()) => Spliced::Moved(taken),
+        Ok(()) => {
+            source.parts.moved(taken, taken);
+            Spliced::Moved(taken)
+        }
         Err(error) => Spliced::SinkBroke(error),
     }
 }

@@ -46,7 +46,12 @@ impl StreamParts {
     /// # Errors
     /// As [`Engine::start`].
     pub(crate) fn start(&self, operation: Operation) -> io::Result<Op> {
-        self.engine.start(operation)
+        self.engine.start(operation, self.inside.payer())
+    }
+
+    /// Notes bytes that were moved by a system call of the tenant's own, in its turn. Its time is charged by the turn.
+    pub(crate) fn moved(&self, received_bytes: usize, sent_bytes: usize) {
+        self.inside.moved(received_bytes as u64, sent_bytes as u64);
     }
 }
 

@@ -104,6 +104,18 @@ pub(crate) fn spin(how_long: Duration) {
     }
 }
 
+/// Works for so long, whatever time the machine takes away meanwhile.
+pub(crate) fn work(how_long: Duration) {
+    let began = thread_cpu();
+    while thread_cpu() - began < how_long {}
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread_cpu() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.try_into().expect("not negative"), now.tv_nsec.try_into().expect("below 10^9"))
+}
+
 /// Bytes that are the same for every caller and have no short period.
 pub(crate) fn pattern(len: usize) -> Vec<u8> {
     let mut random = fastrand::Rng::with_seed(7);

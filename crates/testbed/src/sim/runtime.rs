@@ -1,4 +1,5 @@
-//! The tasks of a simulated core: run one at a time, in an order that the seed decides.
+//! The tasks of a simulated core: run one at a time. Tenants take turns as on a real core, by the same run queue; how
+//! long a poll takes, and which of a tenant's tasks is next, the seed decides.
 
 use std::{
     cell::{Cell, RefCell},
@@ -11,8 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_task::Runnable;
-use reactor::{Lease, LeaseLimits, LeasePool, Runtime, Task, TenantKey, task};
+use reactor::{
+    Lease, LeaseLimits, LeasePool, Runtime, Task, TenantKey, Weight,
+    task::{self, Runnable},
+    tenant::Row,
+    turns::{RunQueue, Turn},
+};
 
 use super::{
     clock::{Alarm, Clock},
@@ -25,8 +30,8 @@ pub struct World {
     pub(super) random: RefCell<fastrand::Rng>,
     pub(super) leases: LeasePool,
     pub(super) net: Net,
-    ready: RefCell<Vec<Runnable>>,
-    woken: (crossbeam_channel::Sender<Runnable>, crossbeam_channel::Receiver<Runnable>),
+    ready: RefCell<RunQueue<Runnable>>,
+    woken: (crossbeam_channel::Sender<Woken>, crossbeam_channel::Receiver<Woken>),
     polls: Cell<u64>,
     panics: Cell<u64>,
     pub(super) splices: Cell<u64>,
@@ -34,6 +39,16 @@ pub struct World {
     trace: Cell<u64>,
     seed: u64,
 }
+
+/// A task that was woken, and whose it is.
+type Woken = (Row, Runnable);
+
+/// Tenants that a simulated core tells apart.
+const TENANTS_MAX: usize = 1_000;
+/// As on a real core by default.
+const SLICE: Duration = Duration::from_micros(50);
+/// What the seed lets a poll take at most, in the time that turns go by. The world's clock stands still meanwhile.
+const POLL_MAX: Duration = Duration::from_micros(60);
 
 /// Nothing can run, nothing is due, and the awaited future is not done: somebody waits for a wake that never comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +80,7 @@ impl SimRuntime {
             random: RefCell::new(fastrand::Rng::with_seed(seed)),
             leases: LeasePool::new(LeaseLimits::default()),
             net: Net::new(weather),
-            ready: RefCell::default(),
+            ready: RefCell::new(RunQueue::new(TENANTS_MAX, nanos(SLICE))),
             woken: crossbeam_channel::unbounded(),
             polls: Cell::default(),
             panics: Cell::default(),
@@ -127,23 +142,29 @@ impl SimRuntime {
         self.0.net.blackhole(address);
     }
 
-    /// Polls one ready task, which the seed chooses.
+    /// Takes a turn of one poll.
     fn turn(&self) -> bool {
         let world = &self.0;
-        world.ready.borrow_mut().extend(world.woken.1.try_iter());
-        let chosen = {
-            let mut ready = world.ready.borrow_mut();
-            if ready.is_empty() {
-                return false;
-            }
-            let chosen = world.random.borrow_mut().usize(..ready.len());
-            world.note(chosen as u64);
-            ready.swap_remove(chosen)
+        let now_ns = nanos(world.clock.passed());
+        world.woken.1.try_iter().for_each(|(row, runnable)| world.ready.borrow_mut().push(row, runnable, now_ns));
+        let Some(Turn { row, .. }) = world.ready.borrow_mut().begin_turn(now_ns) else {
+            return false;
         };
+        let chosen = world.ready.borrow_mut().pop_any(row, |ready| {
+            let chosen = world.random.borrow_mut().usize(..ready);
+            world.note((row.index() as u64) << 32 | chosen as u64);
+            chosen
+        });
+        chosen.expect("a tenant waits for a turn when it has something to run").run();
         world.polls.set(world.polls.get() + 1);
-        chosen.run();
+        let took_ns = nanos(world.delay(POLL_MAX));
+        world.ready.borrow_mut().end_turn(row, took_ns, false, now_ns);
         true
     }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).expect("simulations are short")
 }
 
 impl World {
@@ -181,12 +202,14 @@ impl Runtime for SimRuntime {
         Sleep { runtime: self.clone(), deadline, alarm: None }
     }
 
-    fn spawn<T: 'static>(&self, _tenant: TenantKey, future: impl Future<Output = T> + 'static) -> Task<T> {
+    #[track_caller]
+    fn spawn<T: 'static>(&self, tenant: TenantKey, future: impl Future<Output = T> + 'static) -> Task<T> {
         let woken = self.0.woken.0.clone();
+        let row = self.0.ready.borrow_mut().row(tenant);
         let world = Rc::downgrade(&self.0);
         let schedule = move |runnable| {
             // A task that is woken after its world has ended has nobody to run it.
-            let _sent = woken.send(runnable);
+            let _sent = woken.send((row, runnable));
         };
         let (runnable, task) = task::prepare(future, schedule, move |done| {
             if let (task::Done::Panicked, Some(world)) = (done, world.upgrade()) {
@@ -195,6 +218,12 @@ impl Runtime for SimRuntime {
         });
         runnable.schedule();
         task
+    }
+
+    fn introduce(&self, tenant: TenantKey, _name: &str, weight: Weight) {
+        let mut ready = self.0.ready.borrow_mut();
+        let row = ready.row(tenant);
+        ready.weigh(row, weight);
     }
 
     fn listen(&self, socket: SimSocket) -> io::Result<SimListener> {
