@@ -273,7 +273,8 @@ fn a_single_poll_that_asks_for_more_than_an_entry_carries_is_served_beside_anoth
             let mut far = Vec::new();
             for _ in 0..100 {
                 let (one, other) = pair(&reactor).await;
-                (near.push(one), far.push(other));
+                near.push(one);
+                far.push(other);
             }
             if beside_another {
                 saturate(&reactor, THERE, 1, Traffic::None).await;
