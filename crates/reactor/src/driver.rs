@@ -18,8 +18,16 @@ use std::{
 };
 
 use crate::{
-    CoreConfig, Decision, Reactor, Task, TaskEnded, TurnEnd, books::Books, engine::Aftermath, gate::Inside,
-    heartbeat::Heartbeat, reactor::Core, submit::Limit, task::Runnable, tenant::Row, turns::Turn,
+    CoreConfig, Decision, Reactor, Task, TaskEnded, TurnEnd,
+    books::Books,
+    engine::Aftermath,
+    gate::Inside,
+    heartbeat::Heartbeat,
+    reactor::Core,
+    submit::{Limit, Load},
+    task::Runnable,
+    tenant::Row,
+    turns::Turn,
 };
 
 /// Runs a core until its root task ends.
@@ -151,13 +159,16 @@ fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut A
     engine.left_behind(|row| inside.queue.borrow_mut().rouse(row, now_ns));
 }
 
-/// Turns of one tenant after the other, until a slice has passed, or as much waits for the kernel as it is to do at once.
+/// Turns of one tenant after the other, until a slice has passed, or those who had one have asked for as much as the kernel
+/// is to do at once. What an entry has left behind does not count: it goes by a turn of its own.
 fn take_turns(core: &Core, pace: &Pace, books: &mut Books) {
     let began_ns = core.inside.now_ns();
-    while core.inside.now_ns() - began_ns < pace.slice_ns && !Limit::CONTENDED.reached(core.engine.total_load()) {
+    let mut asked = Load::default();
+    while core.inside.now_ns() - began_ns < pace.slice_ns && !Limit::CONTENDED.reached(asked) {
         let turn = core.inside.queue.borrow_mut().begin_turn(core.inside.now_ns());
         let Some(turn) = turn else { return };
         take_turn(core, pace, books, turn);
+        asked = asked.and(core.engine.load(turn.row));
     }
 }
 

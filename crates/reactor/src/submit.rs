@@ -46,6 +46,13 @@ pub(crate) struct Load {
     pub(crate) bytes: usize,
 }
 
+impl Load {
+    /// Both.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self { requests: self.requests + other.requests, bytes: self.bytes.saturating_add(other.bytes) }
+    }
+}
+
 /// See the module.
 pub(crate) struct Submissions<T> {
     /// By row; rows are few and are never removed.

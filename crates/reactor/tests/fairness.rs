@@ -7,7 +7,9 @@ mod on_core;
 
 use std::{
     cell::Cell,
+    future::poll_fn,
     rc::Rc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -256,6 +258,50 @@ fn while_another_tenant_waits_a_turn_asks_the_kernel_for_no_more_than_eight_requ
         let alone = turns_of_64_sends(16 << 10, false);
         assert!(alone.iter().any(|(polls, _)| *polls > 8) && alone.iter().all(|(polls, _)| *polls <= 16), "{alone:?}");
     });
+}
+
+/// All futures, each polled whenever the task is.
+async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut futures: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|context| {
+        for (future, output) in futures.iter_mut().filter(|(_, output)| output.is_none()) {
+            if let Poll::Ready(ready) = future.as_mut().poll(context) {
+                *output = Some(ready);
+            }
+        }
+        if futures.iter().all(|(_, output)| output.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    futures.into_iter().filter_map(|(_, output)| output).collect()
+}
+
+#[test]
+fn a_single_poll_that_asks_for_more_than_an_entry_carries_is_served_beside_another_tenant_and_alone() {
+    for beside_another in [true, false] {
+        let received = on_core(CoreConfig::default(), move |reactor| async move {
+            let mut near = Vec::new();
+            let mut far = Vec::new();
+            for _ in 0..100 {
+                let (one, other) = pair(&reactor).await;
+                near.push(one);
+                far.push(other);
+            }
+            if beside_another {
+                saturate(&reactor, THERE, 1, Traffic::None).await;
+            }
+            let receives = reactor.spawn(HERE, async move {
+                let all = near.iter().map(|stream| stream.receive(64 << 10));
+                join_all(all).await.into_iter().map(|received| received.unwrap().len()).sum::<usize>()
+            });
+            let sends = reactor.spawn(HERE, async move {
+                let all = far.iter().map(|stream| stream.send(Chunk::from(Bytes::from(vec![1; 10]))));
+                join_all(all).await.into_iter().for_each(|sent| sent.unwrap());
+            });
+            sends.await.unwrap();
+            receives.await.unwrap()
+        });
+        assert_eq!(received, 1_000, "beside another: {beside_another}");
+    }
 }
 
 #[test]
