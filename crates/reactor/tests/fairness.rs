@@ -277,31 +277,33 @@ async fn join_all<T>(futures: impl Iterator<Item = impl Future<Output = T>>) -> 
 
 #[test]
 fn a_single_poll_that_asks_for_more_than_an_entry_carries_is_served_beside_another_tenant_and_alone() {
-    for beside_another in [true, false] {
-        let received = on_core(CoreConfig::default(), move |reactor| async move {
-            let mut near = Vec::new();
-            let mut far = Vec::new();
-            for _ in 0..100 {
-                let (one, other) = pair(&reactor).await;
-                near.push(one);
-                far.push(other);
-            }
-            if beside_another {
-                saturate(&reactor, THERE, 1, Traffic::None).await;
-            }
-            let receives = reactor.spawn(HERE, async move {
-                let all = near.iter().map(|stream| stream.receive(64 << 10));
-                join_all(all).await.into_iter().map(|received| received.unwrap().len()).sum::<usize>()
+    on_each_engine(|| {
+        for beside_another in [true, false] {
+            let received = on_core(config(), move |reactor| async move {
+                let mut near = Vec::new();
+                let mut far = Vec::new();
+                for _ in 0..100 {
+                    let (one, other) = pair(&reactor).await;
+                    near.push(one);
+                    far.push(other);
+                }
+                if beside_another {
+                    saturate(&reactor, THERE, 1, Traffic::None).await;
+                }
+                let receives = reactor.spawn(HERE, async move {
+                    let all = near.iter().map(|stream| stream.receive(64 << 10));
+                    join_all(all).await.into_iter().map(|received| received.unwrap().len()).sum::<usize>()
+                });
+                let sends = reactor.spawn(HERE, async move {
+                    let all = far.iter().map(|stream| stream.send(Chunk::from(Bytes::from(vec![1; 10]))));
+                    join_all(all).await.into_iter().for_each(|sent| sent.unwrap());
+                });
+                sends.await.unwrap();
+                receives.await.unwrap()
             });
-            let sends = reactor.spawn(HERE, async move {
-                let all = far.iter().map(|stream| stream.send(Chunk::from(Bytes::from(vec![1; 10]))));
-                join_all(all).await.into_iter().for_each(|sent| sent.unwrap());
-            });
-            sends.await.unwrap();
-            receives.await.unwrap()
-        });
-        assert_eq!(received, 1_000, "beside another: {beside_another}");
-    }
+            assert_eq!(received, 1_000, "beside another: {beside_another}");
+        }
+    });
 }
 
 #[test]
