@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::FutureExt;
 use glommio::{LocalExecutorBuilder, Placement};
-use on_core::{PATIENCE, config, listen, listening, on_core, on_each_engine, pair, pattern, unconnected, until};
+use on_core::{PATIENCE, config, listen, listening, on_core, on_each_engine, pair, pattern, stuff, unconnected, until};
 use quarantine::{MARK, Quarantine};
 use reactor::{Chunk, CoreConfig, EngineChoice, LeaseLimits, Listener, Reactor, Runtime, Stream, TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -69,14 +69,6 @@ async fn bring_to(reactor: &Reactor, when: When, complete: impl FnOnce()) {
             complete();
             until(reactor, "it completes", || reactor.counts().ops_completed > before.ops_completed).await;
         }
-    }
-}
-
-/// Fills a socket whose reader does not read. Twice, because the kernel moves some on in between.
-async fn stuff(reactor: &Reactor, sink: &TcpStream) {
-    for _ in 0..2 {
-        while rustix::net::send(sink, &[0; 4096], rustix::net::SendFlags::DONTWAIT).is_ok() {}
-        reactor.sleep(Duration::from_millis(1)).await;
     }
 }
 

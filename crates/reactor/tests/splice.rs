@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use on_core::{PATIENCE, config, listen, on_core, on_each_engine, pair, pattern, unconnected, until};
+use on_core::{PATIENCE, config, listen, on_core, on_each_engine, pair, pattern, stuff, unconnected, until};
 use reactor::{Chunk, CoreConfig, Listener, Reactor, Runtime, Spliced, Stream, TcpStream};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
@@ -154,20 +154,6 @@ async fn a_break_of_either_end_is_told_as_whose_it_is(reactor: Reactor) {
     };
     assert!(matches!(&broke, Spliced::SinkBroke(_)), "{broke:?}");
     assert_eq!(sink.send(Chunk::from(Bytes::from_static(b"x"))).await.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
-}
-
-/// Fills a socket whose reader does not read, until the kernel has no more to move on.
-async fn stuff(reactor: &Reactor, sink: &TcpStream) {
-    loop {
-        let mut sent = 0;
-        while rustix::net::send(sink, &[b'x'; 4096], rustix::net::SendFlags::DONTWAIT).is_ok() {
-            sent += 1;
-        }
-        if sent == 0 {
-            return;
-        }
-        reactor.sleep(Duration::from_millis(10)).await;
-    }
 }
 
 /// What was in the pipe is lost, so the reader must not take what it has for all.

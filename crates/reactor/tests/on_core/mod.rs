@@ -96,6 +96,20 @@ pub(crate) async fn until(reactor: &Reactor, what: &str, done: impl Fn() -> bool
     }
 }
 
+/// Fills a socket whose reader does not read, until the kernel has no more to move on.
+pub(crate) async fn stuff(reactor: &Reactor, sink: &TcpStream) {
+    loop {
+        let mut sent = 0;
+        while rustix::net::send(sink, &[0; 4096], rustix::net::SendFlags::DONTWAIT).is_ok() {
+            sent += 1;
+        }
+        if sent == 0 {
+            return;
+        }
+        reactor.sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Keeps the CPU busy.
 pub(crate) fn spin(how_long: Duration) {
     let began = Instant::now();
