@@ -1,12 +1,22 @@
-//! What must hold of a mesh file and of a root, whatever is in them. For the fuzz targets and the replay of their corpora.
+//! What must hold of a mesh file, a root and the control plane's messages, whatever is in them. For the fuzz targets and the replay of their corpora.
 
-use std::time::Duration;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
 use control::{
     ca::embedded::EmbeddedCa,
     file_source::{Defaults, FileSource, Origin},
+    proto::{
+        discovery::{DeltaDiscoveryRequest, Resource},
+        well_known::Any,
+    },
+    xds::{Kind, convert, on_demand::OnDemand, response::Response, session::Session},
 };
-use mesh_state::identity::Identity;
+use mesh_state::{builder::SnapshotBuilder, identity::Identity};
+use prost::Message as _;
 use time::OffsetDateTime;
 
 /// A mesh that is in force before the text comes.
@@ -47,4 +57,49 @@ pub(crate) fn of_a_root(bytes: &[u8]) -> bool {
             false
         }
     }
+}
+
+/// True if all of a response is taken. Whatever is not, the answer says so, and the same response again changes nothing
+/// that has a version; what it changes can be built, and taken back.
+pub(crate) fn of_a_response(bytes: &[u8]) -> bool {
+    let Ok(response) = Response::read(Bytes::copy_from_slice(bytes)) else { return false };
+    let mut session = Session::new(Default::default(), convert::Defaults::default(), Some(OnDemand::default()));
+    let mut builder = SnapshotBuilder::new();
+    let mut all_taken = true;
+    for _ in 0..2 {
+        let (mut receiving, mut changes) = (session.on_response(&response), Vec::new());
+        for part in response.clone() {
+            session.on_part(&mut receiving, part, Instant::now(), &mut changes);
+        }
+        changes.into_iter().for_each(|change| builder.apply(change));
+        builder.freeze();
+        let answer = DeltaDiscoveryRequest::decode(session.on_end(receiving, Instant::now())).expect("an answer");
+        assert_eq!(answer.response_nonce, response.nonce());
+        all_taken &= answer.error_detail.is_none();
+        session.on_connected(Instant::now());
+    }
+    all_taken && response.clone().next().is_some()
+}
+
+/// True if the bytes, after one that says which, are an address or a policy that is taken.
+pub(crate) fn of_a_resource(bytes: &[u8]) -> bool {
+    let Some((which, content)) = bytes.split_first() else { return false };
+    let kind = Kind::ALL[usize::from(which % 2)];
+    let any = Any { type_url: kind.type_url().to_owned(), value: Bytes::copy_from_slice(content) };
+    let names: [Arc<str>; 2] = ["a//Pod/b/c".into(), "b/c".into()];
+    names.iter().any(|name| {
+        let resource = Resource { resource: Some(any.clone()), name: name.to_string(), ..Default::default() };
+        match convert::change(kind, name, &resource, &convert::Defaults::default()) {
+            Ok(change) => {
+                let mut builder = SnapshotBuilder::new();
+                builder.apply(change);
+                builder.freeze();
+                true
+            }
+            Err(refusal) => {
+                assert!(!refusal.to_string().is_empty());
+                false
+            }
+        }
+    })
 }

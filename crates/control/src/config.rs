@@ -2,6 +2,8 @@
 
 use std::{path::PathBuf, time::Duration};
 
+use crate::{grpc::Server, xds::proxy::Proxy};
+
 /// Settings of the control thread.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -13,14 +15,36 @@ pub struct Config {
     pub cluster: String,
     /// The trust domain of pods whose workload is not known yet.
     pub trust_domain: String,
-    /// The local mesh file, watched.
-    pub local_file: Option<PathBuf>,
-    /// A mesh given inline, read once. Ignored when there is a file.
-    pub local_inline: Option<String>,
+    /// Where the mesh comes from.
+    pub mesh: MeshSource,
     /// Who issues certificates.
     pub ca: CaSource,
     /// The CNI agent's socket; `None` serves no pods.
     pub zds_socket: Option<PathBuf>,
+}
+
+/// Where the mesh comes from.
+#[derive(Debug, Clone)]
+pub enum MeshSource {
+    /// Nowhere.
+    Nowhere,
+    /// A file, watched.
+    File(PathBuf),
+    /// A text, read once.
+    Inline(String),
+    /// A control plane, by delta xDS.
+    ControlPlane(Box<ControlPlane>),
+}
+
+/// A control plane.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlPlane {
+    /// Where it is.
+    pub server: Server,
+    /// Who asks.
+    pub proxy: Proxy,
+    /// Workloads and services are asked for when a connection needs them, instead of all at once.
+    pub on_demand: bool,
 }
 
 /// Who issues certificates.
@@ -33,6 +57,13 @@ pub enum CaSource {
         /// How long a leaf is valid.
         leaf_ttl: Duration,
     },
+    /// A CA over gRPC.
+    Server {
+        /// Where it is.
+        server: Box<Server>,
+        /// How long a leaf is to be valid; it may grant less.
+        leaf_ttl: Duration,
+    },
 }
 
 impl Default for Config {
@@ -42,8 +73,7 @@ impl Default for Config {
             network: String::new(),
             cluster: "Kubernetes".to_owned(),
             trust_domain: "cluster.local".to_owned(),
-            local_file: None,
-            local_inline: None,
+            mesh: MeshSource::Nowhere,
             ca: CaSource::Embedded {
                 root_file: "./var/run/secrets/coretunnel/root.pem".into(),
                 leaf_ttl: Duration::from_secs(86_400),

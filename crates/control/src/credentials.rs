@@ -1,42 +1,71 @@
-//! Certificates of the pods that are up: issued when a pod comes or a core asks, renewed, and taken back with the last
-//! pod of an identity. No other identity ever gets one.
+//! Certificates of the pods that are up: asked for when a pod comes or a core lacks one, renewed, and taken back with the
+//! last pod of an identity. No other identity ever gets one.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use hbone::credential::Credential;
 use inpod::pod::PodInfo;
 use mesh_state::{identity::Identity, snapshot::Snapshot};
 use time::OffsetDateTime;
+use tokio::sync::mpsc;
 
 use crate::{
-    Publish,
+    Publish, Status,
     ca::{
+        client::{CaClient, ClientError, Issued},
         embedded::EmbeddedCa,
-        rotation::{AfterFailure, Rotation},
+        rotation::{AfterFailure, IN_FLIGHT_MAX, Priority, Rotation, Ticket},
+        trust,
     },
 };
 
-/// The CA, and for whom it works.
+/// Who issues certificates.
+pub(crate) enum Issuer {
+    /// A CA in this process.
+    Embedded(Box<EmbeddedCa>),
+    /// One over gRPC.
+    Server(CaClient),
+}
+
+/// The issuer, and for whom it works.
 pub(crate) struct Credentials {
-    ca: EmbeddedCa,
+    issuer: Issuer,
     node: Option<String>,
     trust_domain: String,
     rotation: Rotation,
+    /// What a CA over gRPC has issued, as long as it is in use.
+    issued: HashMap<Identity, Issued>,
+    /// Whom everybody here believes.
+    roots: String,
+    answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
+    status: Status,
+}
+
+/// What a CA answered.
+pub(crate) struct Answer {
+    identity: Identity,
+    ticket: Ticket,
+    result: Result<Issued, ClientError>,
 }
 
 impl Credentials {
     /// `node` is this node's name, `trust_domain` that of pods whose workload is not known.
-    pub(crate) fn new(ca: EmbeddedCa, node: Option<String>, trust_domain: String) -> Self {
-        Self { ca, node, trust_domain, rotation: Rotation::default() }
+    pub(crate) fn new(issuer: Issuer, node: Option<String>, trust_domain: String, status: Status) -> Self {
+        let (rotation, issued, roots) = (Rotation::default(), HashMap::new(), String::new());
+        Self { issuer, node, trust_domain, rotation, issued, roots, answers: mpsc::channel(IN_FLIGHT_MAX), status }
     }
 
     /// A pod is captured: it has a certificate before its first connection asks.
     pub(crate) fn on_captured(&mut self, pod: &PodInfo, snapshot: &Snapshot, publish: &mut impl Publish) {
         match self.identity_of(snapshot, pod) {
-            Some(identity) => self.want(&identity, publish),
+            Some(identity) => {
+                self.rotation.want(&identity, Priority::Warmup, now());
+                self.ask(publish);
+            }
             None => tracing::warn!(
                 %pod, service_account = pod.service_account, trust_domain = self.trust_domain,
                 "no certificate: these make no SPIFFE identity"
@@ -53,7 +82,8 @@ impl Credentials {
         publish: &mut impl Publish,
     ) {
         if self.identities_of(snapshot, pods).contains(identity) {
-            self.want(identity, publish);
+            self.rotation.want(identity, Priority::Connection, now());
+            self.ask(publish);
         } else {
             tracing::warn!(%identity, "a certificate was asked for an identity that no pod here has; none is issued");
         }
@@ -69,23 +99,123 @@ impl Credentials {
         let here = self.identities_of(snapshot, pods);
         for gone in self.rotation.identities().into_iter().filter(|identity| !here.contains(identity)) {
             self.rotation.forget(&gone);
+            self.issued.remove(&gone);
             tracing::info!(identity = %gone, "certificate forgotten: no pod here has this identity any more");
             publish.credential_gone(&gone);
         }
         for identity in &here {
-            self.want(identity, publish);
+            self.rotation.want(identity, Priority::Warmup, now());
         }
+        self.ask(publish);
     }
 
-    /// When the next certificate is due.
+    /// When [`Credentials::ask`] has something to do.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.rotation.next_due()
     }
 
-    /// Renews what is due.
-    pub(crate) fn renew(&mut self, publish: &mut impl Publish) {
-        for identity in self.rotation.due(now()) {
-            self.issue(&identity, publish);
+    /// The next answer of a CA over gRPC. Dropping the future before it is done loses nothing.
+    pub(crate) async fn next(&mut self) -> Answer {
+        self.answers.1.recv().await.expect("the sender is kept beside it")
+    }
+
+    /// Asks for what is due, as far as it may be asked for at once.
+    pub(crate) fn ask(&mut self, publish: &mut impl Publish) {
+        while let Some((identity, ticket)) = self.rotation.start(now()) {
+            match &self.issuer {
+                Issuer::Embedded(ca) => match ca.issue(&identity, OffsetDateTime::now_utc()) {
+                    Ok(credential) => {
+                        self.on_issued(&identity, ticket, credential, publish);
+                    }
+                    Err(error) => self.on_failed(&identity, ticket, &error, publish),
+                },
+                Issuer::Server(client) => {
+                    let (client, answered) = (client.clone(), self.answers.0.clone());
+                    tokio::task::spawn_local(async move {
+                        let result = client.issue(&identity).await;
+                        // Nobody listens any more when the control thread has ended.
+                        let _told = answered.send(Answer { identity, ticket, result }).await;
+                    });
+                }
+            }
+        }
+    }
+
+    /// A CA over gRPC has answered.
+    pub(crate) fn on_answer(&mut self, answer: Answer, publish: &mut impl Publish) {
+        let Answer { identity, ticket, result } = answer;
+        match result {
+            Err(error) => self.on_failed(&identity, ticket, &error, publish),
+            Ok(issued) => {
+                let all = self.issued.iter().filter(|(other, _)| **other != identity).map(|(_, issued)| issued);
+                let roots = trust::union(all.chain([&issued]).map(|issued| issued.roots.as_str()));
+                match issued.credential(&identity, &roots) {
+                    Err(error) => self.on_failed(&identity, ticket, &error, publish),
+                    Ok(credential) => {
+                        if self.on_issued(&identity, ticket, credential, publish) {
+                            self.issued.insert(identity.clone(), issued);
+                            self.believe(roots, &identity, publish);
+                        }
+                    }
+                }
+            }
+        }
+        self.ask(publish);
+    }
+
+    /// Gives everybody but `done` the roots that everybody believes, where these are others than before.
+    fn believe(&mut self, roots: String, done: &Identity, publish: &mut impl Publish) {
+        if roots == self.roots {
+            return;
+        }
+        if !self.roots.is_empty() {
+            tracing::info!(identities = self.issued.len(), "the CA's roots are others than before");
+        }
+        self.roots = roots;
+        for (identity, issued) in self.issued.iter().filter(|(identity, _)| *identity != done) {
+            match issued.credential(identity, &self.roots) {
+                Ok(credential) => publish.credential(identity, Ok(Arc::new(credential))),
+                // It has ended, and its renewal is late: what the cores know of it stands.
+                Err(error) => tracing::debug!(%identity, %error, "not given the new roots"),
+            }
+        }
+    }
+
+    /// Publishes a certificate, if it is still wanted, and says so.
+    fn on_issued(
+        &mut self,
+        identity: &Identity,
+        ticket: Ticket,
+        credential: Credential,
+        publish: &mut impl Publish,
+    ) -> bool {
+        // Shorter than asked where the CA grants less.
+        let end = UNIX_EPOCH + Duration::from_secs(credential.not_after_unix_s());
+        let lifetime = end.duration_since(SystemTime::now()).unwrap_or_default();
+        let wanted = self.rotation.issued(identity, ticket, now(), lifetime, fastrand::u64(..));
+        if wanted {
+            tracing::info!(%identity, ?lifetime, "certificate issued");
+            self.status.count_certificate(true);
+            publish.credential(identity, Ok(Arc::new(credential)));
+        }
+        wanted
+    }
+
+    fn on_failed(
+        &mut self,
+        identity: &Identity,
+        ticket: Ticket,
+        error: &dyn std::error::Error,
+        publish: &mut impl Publish,
+    ) {
+        tracing::error!(%identity, %error, "no certificate; trying again");
+        self.status.count_certificate(false);
+        match self.rotation.failed(identity, ticket, now(), fastrand::u64(..)) {
+            AfterFailure::Keep => {}
+            AfterFailure::Unavailable => {
+                self.issued.remove(identity);
+                publish.credential(identity, Err(error.to_string().into()));
+            }
         }
     }
 
@@ -100,33 +230,6 @@ impl Credentials {
 
     fn identities_of<'a>(&self, snapshot: &Snapshot, pods: impl Iterator<Item = &'a PodInfo>) -> BTreeSet<Identity> {
         pods.filter_map(|pod| self.identity_of(snapshot, pod)).collect()
-    }
-
-    /// Issues a certificate unless there is one, or one was tried a moment ago.
-    fn want(&mut self, identity: &Identity, publish: &mut impl Publish) {
-        if self.rotation.want(identity, now()) {
-            self.issue(identity, publish);
-        }
-    }
-
-    fn issue(&mut self, identity: &Identity, publish: &mut impl Publish) {
-        match self.ca.issue(identity, OffsetDateTime::now_utc()) {
-            Ok(credential) => {
-                // Shorter than asked where the root ends first.
-                let end = UNIX_EPOCH + Duration::from_secs(credential.not_after_unix_s());
-                let lifetime = end.duration_since(SystemTime::now()).unwrap_or_default();
-                self.rotation.issued(identity, now(), lifetime, fastrand::u64(..));
-                tracing::info!(%identity, ?lifetime, "certificate issued");
-                publish.credential(identity, Ok(Arc::new(credential)));
-            }
-            Err(error) => {
-                tracing::error!(%identity, %error, "no certificate; trying again");
-                match self.rotation.failed(identity, now(), fastrand::u64(..)) {
-                    AfterFailure::Keep => {}
-                    AfterFailure::Unavailable => publish.credential(identity, Err(error.to_string().into())),
-                }
-            }
-        }
     }
 }
 

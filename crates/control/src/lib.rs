@@ -3,17 +3,25 @@
 //! It owns the snapshot's builder, the CA's key, the conversation with the CNI agent and all waiting; it publishes
 //! immutable things and never waits for a core.
 
+mod backoff;
 pub mod ca;
 mod config;
 mod credentials;
 pub mod file_source;
+pub mod grpc;
+mod mesh;
+mod pacer;
 mod pods;
+pub mod proto;
 mod publish;
+mod source;
 mod status;
 mod thread;
+pub mod token;
+pub mod xds;
 
-pub use config::{CaSource, Config};
+pub use config::{CaSource, Config, ControlPlane, MeshSource};
 pub use pods::PodsError;
 pub use publish::{PodUp, Publish, Receipt};
-pub use status::Status;
+pub use status::{Status, Termination, XdsStatus};
 pub use thread::{ControlError, run};

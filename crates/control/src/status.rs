@@ -6,6 +6,8 @@ use std::{
     rc::Rc,
 };
 
+use crate::xds::Kind;
+
 /// The state manager has not loaded the mesh yet.
 pub(crate) const STATE_MANAGER: &str = "state manager";
 /// The CNI agent has not named this node's pods yet.
@@ -23,6 +25,52 @@ struct Inner {
     pods_pending: Cell<usize>,
     started: Cell<u64>,
     stopped: Cell<u64>,
+    xds: Cell<XdsStatus>,
+    certificates_issued: Cell<u64>,
+    certificates_failed: Cell<u64>,
+}
+
+/// How the conversation with the control plane stands. Arrays are in the order of their kinds' `ALL`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct XdsStatus {
+    /// There is a stream.
+    pub connected: bool,
+    /// Responses, by [`Kind`].
+    pub messages: [u64; 2],
+    /// Their bytes, by [`Kind`].
+    pub message_bytes: [u64; 2],
+    /// Resources held, by [`Kind`].
+    pub held: [usize; 2],
+    /// Ends of streams, by [`Termination`].
+    pub terminations: [u64; 4],
+}
+
+/// How a stream, or an attempt at one, ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Termination {
+    /// There was none.
+    ConnectionError,
+    /// It was not meant to end.
+    Error,
+    /// As servers end them that want to be connected to again.
+    Reconnect,
+    /// In order.
+    Complete,
+}
+
+impl Termination {
+    /// All.
+    pub const ALL: [Self; 4] = [Self::ConnectionError, Self::Error, Self::Reconnect, Self::Complete];
+
+    /// The label's value in metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::ConnectionError => "ConnectionError",
+            Self::Error => "Error",
+            Self::Reconnect => "Reconnect",
+            Self::Complete => "Complete",
+        }
+    }
 }
 
 impl Default for Status {
@@ -35,6 +83,9 @@ impl Default for Status {
             pods_pending: Cell::new(0),
             started: Cell::new(0),
             stopped: Cell::new(0),
+            xds: Cell::default(),
+            certificates_issued: Cell::new(0),
+            certificates_failed: Cell::new(0),
         }))
     }
 }
@@ -68,6 +119,51 @@ impl Status {
     /// Pods ever stopped.
     pub fn proxies_stopped(&self) -> u64 {
         self.0.stopped.get()
+    }
+
+    /// The conversation with the control plane.
+    pub fn xds(&self) -> XdsStatus {
+        self.0.xds.get()
+    }
+
+    /// Certificates issued.
+    pub fn certificates_issued(&self) -> u64 {
+        self.0.certificates_issued.get()
+    }
+
+    /// Certificates that were asked for and not issued.
+    pub fn certificates_failed(&self) -> u64 {
+        self.0.certificates_failed.get()
+    }
+
+    pub(crate) fn count_certificate(&self, issued: bool) {
+        let count = if issued { &self.0.certificates_issued } else { &self.0.certificates_failed };
+        count.set(count.get() + 1);
+    }
+
+    pub(crate) fn set_xds_connected(&self, connected: bool) {
+        self.edit_xds(|xds| xds.connected = connected);
+    }
+
+    pub(crate) fn count_message(&self, kind: Kind, bytes: u64) {
+        self.edit_xds(|xds| {
+            xds.messages[kind as usize] += 1;
+            xds.message_bytes[kind as usize] += bytes;
+        });
+    }
+
+    pub(crate) fn count_termination(&self, how: Termination) {
+        self.edit_xds(|xds| xds.terminations[how as usize] += 1);
+    }
+
+    pub(crate) fn set_held(&self, held: [usize; 2]) {
+        self.edit_xds(|xds| xds.held = held);
+    }
+
+    fn edit_xds(&self, edit: impl FnOnce(&mut XdsStatus)) {
+        let mut xds = self.0.xds.get();
+        edit(&mut xds);
+        self.0.xds.set(xds);
     }
 
     pub(crate) fn set_pending(&self, task: &'static str, pending: bool) {

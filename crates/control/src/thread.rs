@@ -1,24 +1,27 @@
 //! The control thread's one loop: whatever happens, it is told to the part it concerns, and what comes of it is
 //! published. It waits for nothing but the next thing that happens.
 
-use std::{
-    future::Future,
-    pin::pin,
-    sync::Arc,
-    time::{Instant, SystemTime},
-};
+use std::{future::Future, pin::pin, time::Instant};
 
-use mesh_state::{builder::SnapshotBuilder, snapshot::Snapshot, wanted::Wanted};
+use mesh_state::wanted::Wanted;
 use time::OffsetDateTime;
 
 use crate::{
     CaSource, Config, Publish, Status,
-    ca::embedded::{CaError, EmbeddedCa},
-    credentials::Credentials,
-    file_source::{Defaults, FileError, FileSource, Origin, Watch},
+    ca::{
+        client::CaClient,
+        embedded::{CaError, EmbeddedCa},
+    },
+    credentials::{Credentials, Issuer},
+    file_source::FileError,
+    mesh::Mesh,
     pods::{PodEvent, Pods, PodsError},
+    source::Source,
     status::STATE_MANAGER,
 };
+
+/// Wishes that are taken in one turn, and asked for in one request.
+const WISHES_PER_TURN: usize = 64;
 
 /// Why the control thread ended, or did not begin.
 #[derive(Debug, thiserror::Error)]
@@ -53,48 +56,70 @@ pub async fn run(
     status: Status,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ControlError> {
-    let CaSource::Embedded { root_file, leaf_ttl } = &config.ca;
-    let ca = EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?;
-    let mut credentials = Credentials::new(ca, config.node.clone(), config.trust_domain.clone());
+    let issuer = match &config.ca {
+        CaSource::Embedded { root_file, leaf_ttl } => {
+            Issuer::Embedded(Box::new(EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?))
+        }
+        CaSource::Server { server, leaf_ttl } => Issuer::Server(CaClient::new((**server).clone(), *leaf_ttl)),
+    };
+    let mut credentials = Credentials::new(issuer, config.node.clone(), config.trust_domain.clone(), status.clone());
     let mut mesh = Mesh::new(publish, status.clone());
-    let mut source = Source::open(&config)?;
-    if let Some(source) = &mut source {
-        mesh.load(source)?;
-    }
-    status.set_pending(STATE_MANAGER, false);
-    let mut pods = Pods::new(config.zds_socket.as_deref(), status);
+    let mut source = Source::open(&config, &status)?;
+    source.load(&mut mesh, now())?;
+    let mut pods = Pods::new(config.zds_socket.as_deref(), status.clone());
 
     let mut shutdown = pin!(shutdown);
     loop {
-        let due = [credentials.next_due(), pods.next_due()].into_iter().flatten().min();
+        if source.is_whole() && mesh.publish_due(now()) {
+            // It is the mesh that says whose workload a pod is.
+            credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish);
+        }
+        // Until it is warm, policy that refuses may be missing: no pod is captured before.
+        let warm = source.is_warm();
+        if warm {
+            status.set_pending(STATE_MANAGER, false);
+        }
+        let publish_due = if source.is_whole() { mesh.next_due() } else { None };
+        let pods_due = if warm { pods.next_due() } else { None };
+        let due = [credentials.next_due(), publish_due, pods_due].into_iter().flatten().min();
         tokio::select! {
             () = &mut shutdown => return Ok(()),
-            () = changed(&mut source) => {
-                if let Some(source) = &mut source {
-                    mesh.reload(source);
-                }
-                // It is the mesh that says whose workload a pod is.
-                credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish);
-            }
+            happened = source.next() => source.on(happened, &mut mesh, now()),
             // Closed once the cores have ended, which is before this loop does.
-            Ok(wish) = wanted.recv(), if !wanted.is_closed() => match wish {
-                Wanted::Identity(identity) => {
-                    credentials.on_wish(&identity, pods.captured(), &mesh.snapshot, &mut mesh.publish);
+            Ok(wish) = wanted.recv(), if !wanted.is_closed() => {
+                let wishes = taken(wish, &wanted);
+                source.on_wanted(&wishes, &mut mesh, now());
+                for wish in wishes {
+                    if let Wanted::Identity(identity) = wish {
+                        credentials.on_wish(&identity, pods.captured(), &mesh.snapshot, &mut mesh.publish);
+                    }
                 }
-                // A file says all it knows; nothing can be fetched on demand.
-                Wanted::Address { .. } | Wanted::Hostname(_) => {}
-            },
+            }
             happened = pods.next() => match pods.on(happened, &mut mesh.publish).await? {
                 PodEvent::Captured(pod) => credentials.on_captured(&pod, &mesh.snapshot, &mut mesh.publish),
                 PodEvent::Released => credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish),
                 PodEvent::Nothing => {}
             },
+            answer = credentials.next() => credentials.on_answer(answer, &mut mesh.publish),
             () = until(due) => {
-                credentials.renew(&mut mesh.publish);
-                pods.on_time(&mut mesh.publish).await?;
+                credentials.ask(&mut mesh.publish);
+                if warm {
+                    pods.on_time(&mut mesh.publish).await?;
+                }
             }
         }
     }
+}
+
+/// A wish and those that wait behind it.
+fn taken(wish: Wanted, wanted: &async_channel::Receiver<Wanted>) -> Vec<Wanted> {
+    let mut wishes = vec![wish];
+    while wishes.len() < WISHES_PER_TURN
+        && let Ok(wish) = wanted.try_recv()
+    {
+        wishes.push(wish);
+    }
+    wishes
 }
 
 /// Resolves at `due`, or never.
@@ -105,112 +130,7 @@ async fn until(due: Option<Instant>) {
     }
 }
 
-async fn changed(source: &mut Option<Source>) {
-    match source.as_mut().and_then(|source| source.watch.as_mut()) {
-        Some(watch) => watch.changed().await,
-        None => std::future::pending().await,
-    }
-}
-
-/// Where the mesh comes from.
-struct Source {
-    file: FileSource,
-    /// An inline mesh does not change.
-    watch: Option<Watch>,
-    /// Why the file is not in force, and of when it is.
-    refused: Option<(String, Option<SystemTime>)>,
-}
-
-impl Source {
-    fn open(config: &Config) -> Result<Option<Self>, ControlError> {
-        let defaults = Defaults { trust_domain: config.trust_domain.clone(), cluster: config.cluster.clone() };
-        let watch = match &config.local_file {
-            Some(file) => Some(
-                Watch::new(file).map_err(|source| ControlError::Watch { file: file.display().to_string(), source })?,
-            ),
-            None => None,
-        };
-        let file = config.local_file.clone().map(Origin::File);
-        let origin = file.or_else(|| config.local_inline.clone().map(Origin::Inline));
-        Ok(origin.map(|origin| Self { file: FileSource::new(origin, defaults), watch, refused: None }))
-    }
-
-    /// Whether it has not been said yet of this version of the file. Where the log is written beside the file, saying
-    /// it is a change of the directory, and would be read and said again for ever.
-    fn is_news(&mut self, error: &FileError) -> bool {
-        let refused = Some((error.to_string(), self.file.modified()));
-        let is_news = self.refused != refused;
-        self.refused = refused;
-        is_news
-    }
-}
-
-/// The mesh as the cores know it.
-struct Mesh<P> {
-    builder: SnapshotBuilder,
-    snapshot: Arc<Snapshot>,
-    publish: P,
-    status: Status,
-}
-
-impl<P: Publish> Mesh<P> {
-    fn new(publish: P, status: Status) -> Self {
-        let mut builder = SnapshotBuilder::new();
-        let snapshot = Arc::new(builder.freeze());
-        Self { builder, snapshot, publish, status }
-    }
-
-    fn load(&mut self, source: &mut Source) -> Result<(), FileError> {
-        let changes = source.file.load()?;
-        let count = changes.len();
-        if count > 0 {
-            for change in changes {
-                self.builder.apply(change);
-            }
-            self.snapshot = Arc::new(self.builder.freeze());
-            self.status.set_generation(self.snapshot.generation());
-            self.publish.snapshot(self.snapshot.clone());
-            tracing::info!(
-                file = %source.file.origin(), changes = count, generation = self.snapshot.generation(),
-                "mesh file loaded"
-            );
-        }
-        source.refused = None;
-        Ok(())
-    }
-
-    fn reload(&mut self, source: &mut Source) {
-        let Err(error) = self.load(source) else { return };
-        if source.is_news(&error) {
-            tracing::error!(%error, "mesh file refused; the last good one stays in force");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{fs::File, time::Duration};
-
-    use super::*;
-
-    #[test]
-    fn a_file_that_stays_broken_is_told_once_and_again_when_it_is_written_anew() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let file = directory.path().join("mesh.yaml");
-        let config = Config { local_file: Some(file.clone()), ..Config::default() };
-        let mut source = Source::open(&config).expect("the directory is there").expect("there is a file");
-        let mut is_news = || {
-            let error = source.file.load().expect_err("broken");
-            source.is_news(&error)
-        };
-        assert!(is_news(), "missing");
-        assert!(!is_news());
-        std::fs::write(&file, "workloads: 7").expect("written");
-        assert!(is_news(), "broken");
-        assert!(!is_news());
-        let later = SystemTime::now() + Duration::from_secs(60);
-        File::options().write(true).open(&file).and_then(|file| file.set_modified(later)).expect("touched");
-        assert!(is_news(), "still broken");
-        assert!(!is_news());
-    }
+/// The runtime's clock, which tests may stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }

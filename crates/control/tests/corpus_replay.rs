@@ -17,6 +17,20 @@ fn roots_of_the_corpus_issue_certificates_or_are_refused() {
     assert!(taken.contains(&"good".to_owned()), "the corpus should hold a root, not only mistakes: {taken:?}");
 }
 
+#[test]
+fn responses_of_the_corpus_are_answered_and_what_they_change_can_be_built() {
+    let taken = replay("xds_response", promises::of_a_response);
+    assert!(taken.contains(&"good".to_owned()), "the corpus should hold a response, not only mistakes: {taken:?}");
+}
+
+#[test]
+fn resources_of_the_corpus_are_taken_or_refused() {
+    let taken = replay("xds_resource", promises::of_a_resource);
+    for good in ["workload", "service", "policy"] {
+        assert!(taken.contains(&good.to_owned()), "the corpus should hold a good {good}: {taken:?}");
+    }
+}
+
 /// Files of which the promise says that they are good.
 fn replay(name: &str, promise: fn(&[u8]) -> bool) -> Vec<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);

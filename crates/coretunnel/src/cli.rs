@@ -8,6 +8,8 @@ const EXAMPLES: &str = "\
 Examples:
   coretunnel preflight
       what stands in the way on this host, one line each, with the cure
+  coretunnel --node node-a --xds-address https://istiod.istio-system.svc:15012
+      a mesh and certificates from istiod, as ztunnel has them; in Kubernetes without any flag
   coretunnel --node node-a --local-xds-path mesh.yaml --ca-root-file /etc/coretunnel/root.pem
       a mesh described by a file; daemons that share the root file trust each other
   coretunnel --cores 0,2-3 --tenant-by namespace
@@ -22,6 +24,17 @@ Bad ones are reported all at once, with exit code 2.";
 const VARIABLES: &str = "\
 Settings that have an environment variable only:
   LOCAL_XDS                     the text of a mesh file, instead of --local-xds-path
+  XDS_ROOT_CA, CA_ROOT_CA       whom the server's certificate must come from: a file, SYSTEM, or PEM
+                                [./var/run/secrets/istio/root-cert.pem]
+  ALT_XDS_HOSTNAME, ALT_CA_HOSTNAME
+                                another name that the server's certificate may be for
+  AUTH_TOKEN                    a token or its file, which is read for each use [./var/run/secrets/tokens/istio-token]
+  XDS_HEADER_*, CA_HEADER_*     a header of each stream or call, by the rest of the variable's name
+  XDS_ON_DEMAND                 ask for workloads and services when they are needed, not for all [false]
+  POD_NAME, POD_NAMESPACE, INSTANCE_IP
+                                this proxy, as the control plane is told
+  ISTIO_META_*, ISTIO_METAJSON_*
+                                more that it is told: texts, and JSON
   IPV6_ENABLED                  false: servers listen on IPv4 only [true]
   ZTUNNEL_CPU_LIMIT             CPUs of which --cores takes percentages, and its default a quarter
   ZTUNNEL_RESOURCE_CPU_LIMIT    the container's CPU limit: the default number of cores
@@ -39,7 +52,8 @@ Settings that have an environment variable only:
   USER_TIMEOUT_ENABLED          give up unacknowledged data after the same time [false]
 
 Durations are written as 5s, 10m or 1h30m; sizes are bytes. An empty variable counts as not set. \
-Variables of ztunnel that this daemon cannot follow (a control plane's, the DNS proxy's) are named in the log at the \
+An empty XDS_ADDRESS or CA_ADDRESS says that there is none. \
+Variables of ztunnel that this daemon cannot follow (the DNS proxy's) are named in the log at the \
 start, or refused.
 
 SIGTERM or SIGINT ends the daemon: listeners close at once, connections may finish until the termination deadline. A \
@@ -129,6 +143,10 @@ pub(crate) struct Flags {
     /// The trust domain of workloads that name none. [env: TRUST_DOMAIN] [default: cluster.local]
     #[arg(long, value_name = "DOMAIN", help_heading = "Mesh")]
     pub(crate) trust_domain: Option<String>,
+    /// The control plane, `https://HOST:PORT`: workloads, services and policies by delta xDS. [env: XDS_ADDRESS]
+    /// [default: istiod in Kubernetes, none elsewhere or with a file]
+    #[arg(long, value_name = "URL", help_heading = "Mesh")]
+    pub(crate) xds_address: Option<String>,
     /// A YAML file of workloads, services and policies; watched, and read again when it changes. [env: LOCAL_XDS_PATH]
     #[arg(long, value_name = "FILE", help_heading = "Mesh")]
     pub(crate) local_xds_path: Option<String>,
@@ -136,8 +154,9 @@ pub(crate) struct Flags {
     #[arg(long, value_name = "PATH", help_heading = "Mesh")]
     pub(crate) zds_socket: Option<String>,
 
-    /// Who issues certificates; `embedded` is a CA inside the daemon. [default: embedded]
-    #[arg(long, value_name = "WHO", help_heading = "Certificates")]
+    /// Who issues certificates: a CA's `https://HOST:PORT`, or `embedded`, a CA inside the daemon. [env: CA_ADDRESS]
+    /// [default: the control plane's; embedded where there is none]
+    #[arg(long, value_name = "URL|embedded", help_heading = "Certificates")]
     pub(crate) ca: Option<String>,
     /// The embedded CA's root, certificate and key in one PEM file. Made when it is missing; daemons that share it trust
     /// each other. [default: ./var/run/secrets/coretunnel/root.pem]

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use control::{Termination, XdsStatus, xds};
 use hyper::StatusCode;
 use rustix::process::{Resource, getrlimit};
 use telemetry::exposition::{self, Exposition, Kind, Sample};
@@ -19,6 +20,10 @@ pub(crate) struct Standing {
     /// Of the newest snapshot.
     pub(crate) generation: u64,
     pub(crate) log_lines_dropped: u64,
+    /// The conversation with the control plane.
+    pub(crate) xds: XdsStatus,
+    pub(crate) certificates_issued: u64,
+    pub(crate) certificates_failed: u64,
 }
 
 /// Answers a request on the metrics port.
@@ -51,6 +56,29 @@ fn samples(standing: &Standing) -> Vec<Sample> {
         sample("coretunnel_log_lines_dropped", "Log lines not written in time", Counter, standing.log_lines_dropped),
     ];
     samples[0].labels = build;
+    let XdsStatus { connected, messages, message_bytes, held, terminations } = standing.xds;
+    samples.push(sample(
+        "coretunnel_xds_connected",
+        "Whether there is a stream from the control plane",
+        Gauge,
+        connected.into(),
+    ));
+    // By family, as the page wants them: all samples of one stand together.
+    let mut labelled = |family, help, kind, label, values: Vec<(&str, u64)>| {
+        for (name, value) in values {
+            samples.push(Sample { family, help, kind, labels: vec![(label, name.to_owned())], value });
+        }
+    };
+    let by_type = |values: [u64; 2]| xds::Kind::ALL.iter().map(|kind| kind.type_url()).zip(values).collect();
+    labelled("istio_xds_message", "Responses of the control plane", Counter, "url", by_type(messages));
+    labelled("istio_xds_message_bytes", "Their bytes", Counter, "url", by_type(message_bytes));
+    labelled("coretunnel_xds_resources", "Resources held", Gauge, "url", by_type(held.map(|count| count as u64)));
+    let by_reason = Termination::ALL.iter().map(|how| how.label()).zip(terminations).collect();
+    labelled("istio_xds_connection_terminations", "Ends of streams", Counter, "reason", by_reason);
+    samples.extend([
+        sample("coretunnel_certificates_issued", "Certificates issued", Counter, standing.certificates_issued),
+        sample("coretunnel_certificates_failed", "Certificates not issued", Counter, standing.certificates_failed),
+    ]);
     samples
 }
 
@@ -72,14 +100,20 @@ mod tests {
             [(Method::GET, "/metrics", 200), (Method::POST, "/stats/prometheus", 200), (Method::GET, "/", 404)]
         {
             let asked = Asked { method, path: path.to_owned(), accept: None };
-            let standing =
-                Standing { pods_active: 3, generation: 7, istio_version: "1.30".into(), ..Standing::default() };
+            let xds =
+                XdsStatus { connected: true, messages: [5, 6], terminations: [0, 1, 2, 3], ..XdsStatus::default() };
+            let istio_version = "1.30".into();
+            let standing = Standing { pods_active: 3, generation: 7, istio_version, xds, ..Standing::default() };
             let answer = answer(&asked, &mut page, &standing);
             assert_eq!(answer.status.as_u16(), status, "{path}");
             if status == 200 {
                 for line in [
                     "workload_manager_active_proxy_count 3\n",
                     "coretunnel_snapshot_generation 7\n",
+                    "coretunnel_xds_connected 1\n",
+                    "istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"} 5\n",
+                    "istio_xds_message_total{url=\"type.googleapis.com/istio.security.Authorization\"} 6\n",
+                    "istio_xds_connection_terminations_total{reason=\"Reconnect\"} 2\n",
                     "istio_build{component=\"ztunnel\"",
                     "# EOF\n",
                 ] {

@@ -14,7 +14,7 @@ use std::{
 use anyhow::Context;
 use tokio::{sync::watch, task::LocalSet};
 
-use control::Status;
+use control::{CaSource, MeshSource, Status};
 use dataplane::{Cores, CoresConfig};
 use mesh_state::name::NetworkId;
 use telemetry::{exposition::Exposition, log::LogGuard};
@@ -139,9 +139,10 @@ fn tell(settings: &Settings) {
     for ignored in &settings.ignored {
         tracing::warn!(variable = ignored.variable, "has no effect: {}", ignored.why);
     }
-    if settings.mesh.local == LocalMesh::None {
+    if settings.mesh.local == LocalMesh::None && settings.mesh.control_plane.is_none() {
         tracing::warn!(
-            "no mesh is described, so captured connections have nowhere to go: give a file with --local-xds-path"
+            "no mesh is described, so captured connections have nowhere to go: give a control plane with --xds-address, \
+             or a file with --local-xds-path"
         );
     }
 }
@@ -189,6 +190,9 @@ fn serve_metrics(
             pods_stopped: status.proxies_stopped(),
             generation: status.generation(),
             log_lines_dropped: log_lines_dropped.load(Ordering::Relaxed),
+            xds: status.xds(),
+            certificates_issued: status.certificates_issued(),
+            certificates_failed: status.certificates_failed(),
         };
         std::future::ready(metrics_page::answer(&asked, &mut page.borrow_mut(), &standing))
     };
@@ -259,19 +263,24 @@ fn socket_options(sockets: &Sockets) -> inpod::socket::SocketOptions {
 }
 
 fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Config {
-    let (local_file, local_inline) = match &mesh.local {
-        LocalMesh::None => (None, None),
-        LocalMesh::File(path) => (Some(path.clone()), None),
-        LocalMesh::Inline(text) => (None, Some(text.clone())),
+    let source = match (&mesh.local, &mesh.control_plane) {
+        (LocalMesh::None, Some(plane)) => MeshSource::ControlPlane(Box::new(plane.clone())),
+        (LocalMesh::None, None) => MeshSource::Nowhere,
+        (LocalMesh::File(path), _) => MeshSource::File(path.clone()),
+        (LocalMesh::Inline(text), _) => MeshSource::Inline(text.clone()),
+    };
+    let leaf_ttl = certificates.lifetime;
+    let ca = match &certificates.server {
+        Some(server) => CaSource::Server { server: Box::new(server.clone()), leaf_ttl },
+        None => CaSource::Embedded { root_file: certificates.root_file.clone(), leaf_ttl },
     };
     control::Config {
         node: mesh.node.clone(),
         network: mesh.network.clone(),
         cluster: mesh.cluster.clone(),
         trust_domain: mesh.trust_domain.clone(),
-        local_file,
-        local_inline,
-        ca: control::CaSource::Embedded { root_file: certificates.root_file.clone(), leaf_ttl: certificates.lifetime },
+        mesh: source,
+        ca,
         zds_socket: Some(mesh.zds_socket.clone()),
     }
 }

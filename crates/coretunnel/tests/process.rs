@@ -220,9 +220,9 @@ fn what_has_no_effect_and_what_is_missing_is_told_at_the_start() {
     let directory = directory("told");
     let arguments = ["--ca-root-file", "/proc/sys/none/root.pem", "--metrics-addr", "127.0.0.1:0"];
     let mut command = command(&arguments);
-    command.current_dir(&directory).env("SERVICE_ACCOUNT", "ztunnel").env("XDS_HEADER_KEY", "secret");
+    command.current_dir(&directory).env("SERVICE_ACCOUNT", "ztunnel").env("PROXY_CONFIG", "secret");
     let (_, stdout, _) = run(&mut command);
-    for says in ["variable=\"SERVICE_ACCOUNT\"", "variable=\"XDS_HEADER_KEY\"", "no mesh is described"] {
+    for says in ["variable=\"SERVICE_ACCOUNT\"", "variable=\"PROXY_CONFIG\"", "no mesh is described"] {
         assert!(stdout.lines().any(|line| line.contains("\twarn\t") && line.contains(says)), "{says}: {stdout}");
     }
     assert!(!stdout.contains("secret"), "{stdout}");

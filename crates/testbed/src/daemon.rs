@@ -33,18 +33,37 @@ pub const START_PATIENCE: Duration = Duration::from_secs(20);
 pub struct DaemonSpec {
     /// `NODE_NAME`.
     pub node: String,
-    /// The local workload file.
-    pub workload_file: PathBuf,
+    /// Who tells it of the mesh and issues its certificates.
+    pub source: Source,
     /// The ZDS socket.
     pub zds_socket: PathBuf,
-    /// The embedded CA's root; daemons that share it trust each other.
-    pub ca_root_file: PathBuf,
     /// Cores, as the flag takes them.
     pub cores: String,
     /// More environment, for instance a deadline.
     pub environment: BTreeMap<String, String>,
     /// More flags.
     pub arguments: Vec<String>,
+}
+
+/// Who tells a daemon of the mesh and issues its certificates.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file, and the CA inside it.
+    File {
+        /// The local workload file.
+        workload_file: PathBuf,
+        /// The embedded CA's root; daemons that share it trust each other.
+        ca_root_file: PathBuf,
+    },
+    /// A control plane.
+    ControlPlane {
+        /// Where it is, as seen from the daemon's namespace.
+        address: String,
+        /// How it is proved.
+        root_pem: String,
+        /// What proves the daemon.
+        token: String,
+    },
 }
 
 /// A running daemon. Dropping it kills it.
@@ -70,12 +89,25 @@ impl Daemon {
             .env("RUST_LOG", "info")
             .env("LOG_FORMAT", "json")
             .env("NODE_NAME", &spec.node)
-            .env("XDS_ADDRESS", "")
-            .env("LOCAL_XDS_PATH", &spec.workload_file)
             .env("INPOD_UDS", &spec.zds_socket)
+            .arg("run");
+        match &spec.source {
+            Source::File { workload_file, ca_root_file } => command
+                .env("XDS_ADDRESS", "")
+                .env("LOCAL_XDS_PATH", workload_file)
+                .args(["--ca", "embedded", "--ca-root-file"])
+                .arg(ca_root_file),
+            Source::ControlPlane { address, root_pem, token } => command
+                .env("XDS_ADDRESS", address)
+                .env("CA_ADDRESS", address)
+                .env("XDS_ROOT_CA", root_pem)
+                .env("CA_ROOT_CA", root_pem)
+                .env("AUTH_TOKEN", token)
+                .env("POD_NAME", format!("coretunnel-{}", spec.node))
+                .env("POD_NAMESPACE", "istio-system"),
+        };
+        command
             .envs(&spec.environment)
-            .args(["run", "--ca", "embedded", "--ca-root-file"])
-            .arg(&spec.ca_root_file)
             .arg("--cores")
             .arg(&spec.cores)
             .args(&spec.arguments)

@@ -6,13 +6,17 @@
 //! | write a fact about the daemon | [`fixture::run`], then [`mesh::Mesh`] for what can be done to the mesh |
 //! | have something to talk to | [`serve`], [`client`], [`transfer`], [`http`] |
 //! | be a peer by hand, right or wrong | [`peer`], [`impostor`], [`certificate`], [`zds_agent`] |
+//! | have a control plane, and make it misbehave | [`control_plane`], [`xds_server`], [`ca_server`] |
 //! | have an Envoy for a peer | [`envoy`] |
 //! | ask what happened | [`log`], [`metrics_page`], [`wire`], [`daemon::Daemon`] |
 //!
 //! The tests need root. What they make is held by descriptors of the test's process, so nothing outlives it.
 
+pub mod ca_server;
 pub mod certificate;
 pub mod client;
+mod codec;
+pub mod control_plane;
 pub mod daemon;
 pub mod envoy;
 pub mod fixture;
@@ -21,6 +25,7 @@ pub mod impostor;
 pub mod launcher;
 pub mod log;
 pub mod mesh;
+pub mod mesh_control_plane;
 pub mod metrics_page;
 pub mod namespace;
 pub mod peer;
@@ -33,4 +38,5 @@ pub mod transfer;
 pub mod wait;
 pub mod wire;
 pub mod workload_file;
+pub mod xds_server;
 pub mod zds_agent;

@@ -20,8 +20,9 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::client::{self, End};
-use crate::daemon::{self, Daemon, DaemonSpec, START_PATIENCE};
+use crate::daemon::{self, Daemon, DaemonSpec, START_PATIENCE, Source};
 use crate::launcher::Launcher;
+use crate::mesh_control_plane::ControlPlaneOfMesh;
 use crate::namespace::{self, Namespace};
 use crate::redirect;
 use crate::router::{Interface, Router};
@@ -65,6 +66,8 @@ pub struct MeshSpec {
     pub arguments: Vec<String>,
     /// Whether daemons are started: a test of the testbed itself needs none.
     pub daemons: bool,
+    /// Whether a control plane tells them of the mesh and issues certificates, instead of files.
+    pub control_plane: bool,
 }
 
 /// A pod, or a host outside. Clones are the same one.
@@ -107,6 +110,8 @@ pub struct Mesh {
     nodes: BTreeMap<NodeId, Node>,
     wire: Router,
     next_outside: u8,
+    /// Where the spec asks for one.
+    control_plane: Option<ControlPlaneOfMesh>,
     // After the nodes, whose daemons would otherwise be killed under their hands.
     launcher: Launcher,
     // Last, so that daemons and agents are gone before their files are.
@@ -159,7 +164,13 @@ impl PodSpec {
 
 impl Default for MeshSpec {
     fn default() -> Self {
-        Self { cores: "2".into(), environment: BTreeMap::new(), arguments: Vec::new(), daemons: true }
+        Self {
+            cores: "2".into(),
+            environment: BTreeMap::new(),
+            arguments: Vec::new(),
+            daemons: true,
+            control_plane: false,
+        }
     }
 }
 
@@ -168,6 +179,12 @@ impl MeshSpec {
     #[must_use]
     pub fn bare() -> Self {
         Self { daemons: false, ..Self::default() }
+    }
+
+    /// With a control plane in the place of files.
+    #[must_use]
+    pub fn with_control_plane() -> Self {
+        Self { control_plane: true, ..Self::default() }
     }
 
     /// With one more environment variable for each daemon.
@@ -269,8 +286,10 @@ impl Mesh {
         for id in NodeId::ALL {
             nodes.insert(id, Node::create(id, &mut wire, directory.path())?);
         }
+        let control_plane = spec.control_plane.then(ControlPlaneOfMesh::start).transpose()?;
         let mut mesh = Self {
             spec,
+            control_plane,
             model: MeshModel::default(),
             pods: BTreeMap::new(),
             nodes,
@@ -436,6 +455,23 @@ impl Mesh {
         &self.model
     }
 
+    /// The control plane.
+    ///
+    /// # Panics
+    /// When the mesh has none: a slip in the test.
+    #[must_use]
+    pub fn control_plane(&self) -> &ControlPlaneOfMesh {
+        self.control_plane.as_ref().expect("the mesh was started with one")
+    }
+
+    /// The control plane, to end it or start it again.
+    ///
+    /// # Panics
+    /// When the mesh has none: a slip in the test.
+    pub fn control_plane_mut(&mut self) -> &mut ControlPlaneOfMesh {
+        self.control_plane.as_mut().expect("the mesh was started with one")
+    }
+
     /// The workload file of one node's daemon.
     #[must_use]
     pub fn workload_file(&self, node: NodeId) -> &Path {
@@ -515,18 +551,25 @@ impl Mesh {
         Capture::start(self.wire.namespace())
     }
 
-    fn launch_daemon(&mut self, id: NodeId) -> Result<()> {
+    /// Starts a daemon on a node that has none (or whose daemon was taken), and does not wait for it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn launch_daemon(&mut self, id: NodeId) -> Result<()> {
         let (ca_root_file, spec) = (self.ca_root_file(), self.spec.clone());
         let node = self.nodes.get_mut(&id).expect("both nodes are made with the mesh");
         node.daemons_started += 1;
         let namespace = Namespace::create(&format!("daemon-{}-of-{id}", node.daemons_started))?;
         let mut environment = BTreeMap::from([("POOL_UNUSED_RELEASE_TIMEOUT".to_owned(), POOL_IDLE.to_owned())]);
         environment.extend(spec.environment);
+        let source = match &mut self.control_plane {
+            Some(plane) => plane.reached_from(&namespace)?,
+            None => Source::File { workload_file: node.workload_file.clone(), ca_root_file },
+        };
         let spec = DaemonSpec {
             node: id.to_string(),
-            workload_file: node.workload_file.clone(),
+            source,
             zds_socket: node.zds_socket.clone(),
-            ca_root_file,
             cores: spec.cores,
             environment,
             arguments: spec.arguments,
@@ -569,6 +612,9 @@ impl Mesh {
     }
 
     fn write_model(&self) -> Result<()> {
+        if let Some(plane) = &self.control_plane {
+            plane.xds.set_addresses(self.model.to_resources()?);
+        }
         self.nodes.values().try_for_each(|node| self.model.write_to(&node.workload_file))
     }
 }

@@ -7,7 +7,11 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use control::proto::discovery::Resource;
+use control::proto::workload::{NetworkAddress, Port, PortList, Service, Workload};
+
+use crate::xds_server;
 
 /// The trust domain of every test mesh.
 pub const TRUST_DOMAIN: &str = "cluster.local";
@@ -115,6 +119,60 @@ impl MeshModel {
     /// When the directory can't be written.
     pub fn write_to(&self, path: &Path) -> Result<()> {
         replace(path, &self.to_yaml())
+    }
+
+    /// The same as a control plane's workloads and services.
+    ///
+    /// # Errors
+    /// When there is a policy: its rules are YAML here; give it to the control plane itself.
+    pub fn to_resources(&self) -> Result<Vec<Resource>> {
+        ensure!(self.policies.is_empty(), "policies of a mesh with a control plane are given to its discovery");
+        let octets = |address: IpAddr| match address {
+            IpAddr::V4(four) => four.octets().to_vec().into(),
+            IpAddr::V6(sixteen) => sixteen.octets().to_vec().into(),
+        };
+        let ports = |map: &BTreeMap<u16, u16>| -> Vec<Port> {
+            map.iter()
+                .map(|(port, target)| Port { service_port: (*port).into(), target_port: (*target).into() })
+                .collect()
+        };
+        let services = self.services.values().map(|service| {
+            let address = NetworkAddress { address: octets(service.vip), ..NetworkAddress::default() };
+            xds_server::hashed(xds_server::service(
+                "",
+                Service {
+                    name: service.name.clone(),
+                    namespace: service.namespace.clone(),
+                    hostname: service.hostname(),
+                    addresses: vec![address],
+                    ports: ports(&service.ports),
+                    ..Service::default()
+                },
+            ))
+        });
+        let workloads = self.workloads.iter().map(|(name, workload)| {
+            let served = workload.services.iter().map(|(key, map)| (key.clone(), PortList { ports: ports(map) }));
+            xds_server::hashed(xds_server::workload(
+                "",
+                Workload {
+                    uid: format!("cluster1//v1/Pod/{}/{name}", workload.namespace),
+                    name: name.clone(),
+                    namespace: workload.namespace.clone(),
+                    trust_domain: TRUST_DOMAIN.to_owned(),
+                    service_account: workload.service_account.clone(),
+                    addresses: vec![octets(workload.address)],
+                    tunnel_protocol: i32::from(workload.captured),
+                    node: workload.node.clone().unwrap_or_default(),
+                    workload_name: name.clone(),
+                    canonical_name: workload.service_account.clone(),
+                    canonical_revision: "v1".to_owned(),
+                    authorization_policies: workload.policies.clone(),
+                    services: served.collect(),
+                    ..Workload::default()
+                },
+            ))
+        });
+        Ok(services.chain(workloads).collect())
     }
 
     fn write(&self, out: &mut String) -> std::fmt::Result {

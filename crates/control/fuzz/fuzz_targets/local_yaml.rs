@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 
 #[path = "../promises.rs"]
-#[expect(dead_code, reason = "the other target's is here too")]
+#[expect(dead_code, reason = "the other targets' are here too")]
 mod promises;
 
 fuzz_target!(|text: &[u8]| {

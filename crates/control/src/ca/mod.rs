@@ -1,4 +1,7 @@
-//! Certificates for the workloads of this node: who issues them, and when they are renewed.
+//! Certificates for the workloads of this node: who issues them, when they are renewed, and whom their holders believe.
 
+pub mod client;
+mod csr;
 pub mod embedded;
 pub mod rotation;
+pub(crate) mod trust;

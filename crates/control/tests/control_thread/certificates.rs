@@ -73,7 +73,9 @@ fn a_certificate_is_renewed_halfway_as_long_as_its_pod_is_here() {
             let before = Instant::now();
             assert_eq!(world.event().await, Event::Certificate(identity("web")));
             let of_its_life = before.elapsed().as_secs_f64() / TTL.as_secs_f64();
-            assert!(renewals == 0 || (0.44..0.56).contains(&of_its_life), "{of_its_life}");
+            // The first is renewed at any time before, so that those of many pods are not all renewed at one time.
+            let expected = [0.0..0.01, 0.01..0.51, 0.44..0.51][renewals].clone();
+            assert!(expected.contains(&of_its_life), "{renewals}: {of_its_life}");
         }
     });
 }

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, collections::VecDeque, fs, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
 
-use control::{CaSource, Config, ControlError, PodUp, Publish, Receipt, Status};
+use control::{CaSource, Config, ControlError, MeshSource, PodUp, Publish, Receipt, Status};
 use hbone::credential::Credential;
 use inpod::pod::PodUid;
 use mesh_state::{identity::Identity, snapshot::Snapshot, wanted::Wanted};
@@ -127,10 +127,10 @@ impl World {
         let zds_socket = directory.path().join("zds.sock");
         let agent = Agent::listen(&zds_socket);
         let config = Config {
-            local_file: mesh.map(|text| {
+            mesh: mesh.map_or(MeshSource::Nowhere, |text| {
                 let file = directory.path().join("mesh.yaml");
                 fs::write(&file, text).expect("written");
-                file
+                MeshSource::File(file)
             }),
             ca: CaSource::Embedded { root_file: directory.path().join("ca/root.pem"), leaf_ttl: TTL },
             zds_socket: Some(zds_socket),

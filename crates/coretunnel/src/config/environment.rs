@@ -21,6 +21,11 @@ impl Environment {
         })
     }
 
+    /// Whether a variable is set, to nothing.
+    pub(crate) fn is_empty(&self, name: &str) -> bool {
+        self.0.get(&OsString::from(name)).is_some_and(|value| value.is_empty())
+    }
+
     /// The names that begin with `prefix`, of variables that are not empty.
     pub(crate) fn beginning_with<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
         let given = self.0.iter().filter(|(_, value)| !value.is_empty());
@@ -64,6 +69,7 @@ mod tests {
         let environment = Environment::from([("A", "1"), ("B", "")]).with("C", OsString::from_vec(vec![b'x', 0xff]));
         assert_eq!(environment.value("A"), Some(Given::Text("1".to_owned())));
         assert_eq!((environment.value("B"), environment.value("D")), (None, None));
+        assert_eq!(["A", "B", "D"].map(|name| environment.is_empty(name)), [false, true, false]);
         assert_eq!(environment.value("C"), Some(Given::NotText("x\u{fffd}".to_owned())));
     }
 

@@ -3,6 +3,7 @@
 //! `Flags` and `Environment` are texts; `sources` says where a text came from, `values` how a single value is written,
 //! `cores` which CPUs are meant, `unsupported` which of ztunnel's variables this daemon cannot follow.
 
+mod control_plane;
 mod cores;
 mod environment;
 mod sources;
@@ -11,6 +12,7 @@ mod values;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
+use control::{ControlPlane, grpc::Server};
 use dataplane::TenantBy;
 use hbone::{H2Config, pool::PoolConfig};
 use mesh_state::identity::Identity;
@@ -51,6 +53,8 @@ pub(crate) struct Mesh {
     pub(crate) cluster: String,
     pub(crate) trust_domain: String,
     pub(crate) local: LocalMesh,
+    /// The control plane, where the mesh is not described here.
+    pub(crate) control_plane: Option<ControlPlane>,
     /// A path, or `@name` of an abstract socket.
     pub(crate) zds_socket: PathBuf,
 }
@@ -66,9 +70,12 @@ pub(crate) enum LocalMesh {
     Inline(String),
 }
 
-/// Who issues certificates: the CA in this daemon.
+/// Who issues certificates.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Certificates {
+    /// A CA over gRPC; without one, the CA in this daemon.
+    pub(crate) server: Option<Server>,
+    /// The root of the CA in this daemon.
     pub(crate) root_file: PathBuf,
     pub(crate) lifetime: Duration,
 }
@@ -130,17 +137,18 @@ pub(crate) fn load(flags: &Flags, environment: &Environment, host: &Host) -> Res
         let origin = Origin::Variable { name: refused.variable.to_owned(), value: refused.value };
         read.complain(origin, refused.why, refused.accepted);
     }
+    let mesh = mesh(&mut read, flags);
     let settings = Settings {
         cores: cores(&mut read, flags, &host.cpus),
         tenant_by: tenant_by(&mut read, flags),
-        mesh: mesh(&mut read, flags),
-        certificates: certificates(&mut read, flags),
+        certificates: certificates(&mut read, flags, &mesh),
+        mesh,
         servers: servers(&mut read, flags, host.has_ipv6),
         connections: connections(&mut read, flags),
         sockets: sockets(&mut read),
         log: log(&mut read, flags),
         istio_version: read.text(None, &[ISTIO_VERSION]).unwrap_or_else(|| "unknown".to_owned()),
-        ignored,
+        ignored: read.ignored().into_iter().chain(ignored).collect(),
     };
     let errors = read.errors();
     if errors.is_empty() { Ok(settings) } else { Err(errors) }
@@ -190,12 +198,21 @@ fn mesh(read: &mut Reader<'_>, flags: &Flags) -> Mesh {
         Ok(_) => Err(format!("{} bytes long", text.len())),
         Err(error) => Err(error),
     };
+    let node = read.text(Some(("--node", &flags.node)), &["NODE_NAME"]);
+    let cluster = read
+        .text(Some(("--cluster", &flags.cluster)), &["ISTIO_META_CLUSTER_ID", "CLUSTER_ID"])
+        .unwrap_or_else(|| "Kubernetes".to_owned());
+    let local = local_mesh(read, flags);
+    let described = match &local {
+        LocalMesh::None => None,
+        LocalMesh::File(_) => Some("--local-xds-path (LOCAL_XDS_PATH)"),
+        LocalMesh::Inline(_) => Some("LOCAL_XDS"),
+    };
     Mesh {
-        node: read.text(Some(("--node", &flags.node)), &["NODE_NAME"]),
+        control_plane: control_plane::control_plane(read, flags, node.as_deref(), &cluster, described),
+        node,
         network: read.text(Some(("--network", &flags.network)), &["NETWORK"]).unwrap_or_default(),
-        cluster: read
-            .text(Some(("--cluster", &flags.cluster)), &["ISTIO_META_CLUSTER_ID", "CLUSTER_ID"])
-            .unwrap_or_else(|| "Kubernetes".to_owned()),
+        cluster,
         trust_domain: read
             .setting(
                 Some(("--trust-domain", &flags.trust_domain)),
@@ -204,7 +221,7 @@ fn mesh(read: &mut Reader<'_>, flags: &Flags) -> Mesh {
                 trust_domain,
             )
             .unwrap_or_else(|| "cluster.local".to_owned()),
-        local: local_mesh(read, flags),
+        local,
         zds_socket: read
             .setting(
                 Some(("--zds-socket", &flags.zds_socket)),
@@ -242,13 +259,9 @@ impl fmt::Debug for LocalMesh {
     }
 }
 
-fn certificates(read: &mut Reader<'_>, flags: &Flags) -> Certificates {
-    // The one there is, so that nobody has to learn a default that will change with the control plane.
-    read.setting(Some(("--ca", &flags.ca)), &[], "embedded, the only one so far", |text| match text {
-        "embedded" => Ok(()),
-        _ => Err("unknown issuer".to_owned()),
-    });
+fn certificates(read: &mut Reader<'_>, flags: &Flags, mesh: &Mesh) -> Certificates {
     Certificates {
+        server: control_plane::ca(read, flags, &mesh.cluster, mesh.control_plane.as_ref()),
         // Relative to the working directory, as all of ztunnel's own paths are.
         root_file: read
             .setting(

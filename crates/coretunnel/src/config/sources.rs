@@ -3,7 +3,10 @@
 
 use std::fmt;
 
-use super::environment::{Environment, Given};
+use super::{
+    Ignored,
+    environment::{Environment, Given},
+};
 
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,11 +40,12 @@ pub(crate) type Flag<'a> = (&'static str, &'a Option<String>);
 pub(crate) struct Reader<'a> {
     environment: &'a Environment,
     errors: Vec<SettingError>,
+    ignored: Vec<Ignored>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(environment: &'a Environment) -> Self {
-        Self { environment, errors: Vec::new() }
+        Self { environment, errors: Vec::new(), ignored: Vec::new() }
     }
 
     /// The value given by the flag, else by the first variable that is set and not empty; none if it was not given or
@@ -76,6 +80,42 @@ impl<'a> Reader<'a> {
     /// A setting that is taken as it is.
     pub(crate) fn text(&mut self, flag: Option<Flag<'_>>, variables: &[&'static str]) -> Option<String> {
         self.find(flag, variables).map(|(_, value)| value)
+    }
+
+    /// Whether a variable is there without a value, which some take for a word.
+    pub(crate) fn is_empty(&self, name: &str) -> bool {
+        self.environment.is_empty(name)
+    }
+
+    /// Whether this is a container of Kubernetes, as it tells all of them.
+    pub(crate) fn in_kubernetes(&self) -> bool {
+        self.environment.value("KUBERNETES_SERVICE_HOST").is_some()
+    }
+
+    /// The variables whose names begin with `prefix`, with their values; one that is no UTF-8 is complained of.
+    pub(crate) fn beginning_with(&mut self, prefix: &str) -> Vec<(String, String)> {
+        let names: Vec<String> = self.environment.beginning_with(prefix).map(str::to_owned).collect();
+        let mut found = Vec::new();
+        for name in names {
+            match self.environment.value(&name) {
+                Some(Given::Text(value)) => found.push((name, value)),
+                Some(Given::NotText(value)) => {
+                    self.complain(Origin::Variable { name, value }, "it is no UTF-8", "text");
+                }
+                None => {}
+            }
+        }
+        found
+    }
+
+    /// A variable that is there and has no effect.
+    pub(crate) fn ignore(&mut self, ignored: Ignored) {
+        self.ignored.push(ignored);
+    }
+
+    /// What has no effect.
+    pub(crate) fn ignored(&mut self) -> Vec<Ignored> {
+        std::mem::take(&mut self.ignored)
     }
 
     /// A setting that cannot be used.

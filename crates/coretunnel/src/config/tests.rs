@@ -97,8 +97,9 @@ fn every_bad_variable_is_reported_with_its_name_its_value_the_cause_and_what_wou
         ("LOG_FORMAT", "xml", "\"xml\" is neither", "plain or json"),
         ("PROXY_MODE", "dedicated", "never one alone", "shared"),
         ("ENABLE_PROXY", "false", "nothing else", "true"),
-        ("XDS_ADDRESS", "https://istiod:15012", "not supported yet", "--local-xds-path"),
-        ("CA_ADDRESS", "https://istiod:15012", "not supported yet", "--ca embedded"),
+        ("XDS_ADDRESS", "http://istiod:15010", "its scheme is http", "https"),
+        ("CA_ADDRESS", "http://istiod:15010", "its scheme is http", "embedded"),
+        ("XDS_ON_DEMAND", "x", "neither", "true or false"),
         ("FAKE_CA", "true", "fake CA", "--ca embedded"),
         ("CRL_PATH", "/crl.pem", "revoked peers", "empty"),
         ("COMPLIANCE_POLICY", "pqc", "no compliance policy", "empty"),
@@ -121,7 +122,8 @@ fn every_bad_flag_is_reported_as_a_flag() {
         ("--trust-domain", "a/b"),
         ("--local-xds-path", ""),
         ("--zds-socket", &"x".repeat(108)),
-        ("--ca", "istiod"),
+        ("--ca", "http://istiod"),
+        ("--xds-address", "https://"),
         ("--ca-root-file", ""),
         ("--secret-ttl", "1"),
         ("--metrics-addr", "nowhere"),
@@ -141,7 +143,8 @@ fn every_bad_flag_is_reported_as_a_flag() {
 
 #[test]
 fn all_errors_come_at_once() {
-    let environment = Environment::from([("LOG_FORMAT", "xml"), ("XDS_ADDRESS", "istiod:15012"), ("PACKET_MARK", "x")]);
+    let environment =
+        Environment::from([("LOG_FORMAT", "xml"), ("XDS_ADDRESS", "http://istiod"), ("PACKET_MARK", "x")]);
     let errors = load(&flags(&["--cores", "x", "--metrics-addr", "nowhere"]), &environment, &host());
     assert_eq!(errors.expect_err("five mistakes").len(), 5);
 }
@@ -161,6 +164,21 @@ fn the_mesh_is_described_in_one_place_at_most() {
     let file = flags(&["--local-xds-path", "/mesh.yaml"]);
     let both = load(&file, &Environment::from([("LOCAL_XDS", "workloads: []")]), &host()).expect_err("both");
     assert!(both[0].to_string().contains("LOCAL_XDS=<13 bytes> (a file is given as well)"), "{both:?}");
+    let both = load(&file, &Environment::from([("XDS_ADDRESS", "istiod:1")]), &host()).expect_err("both");
+    assert!(
+        both[0].to_string().contains("XDS_ADDRESS=istiod:1 (the mesh is described by --local-xds-path"),
+        "{both:?}"
+    );
+}
+
+#[test]
+fn a_chart_for_ztunnel_leads_to_istiod_and_a_file_to_the_daemons_own_ca() {
+    let in_kubernetes = [("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("LOCAL_XDS", "")];
+    let settings = from_variables(in_kubernetes).expect("good");
+    assert!(settings.mesh.control_plane.is_some() && settings.certificates.server.is_some());
+    let settings = from_variables([("KUBERNETES_SERVICE_HOST", "10.0.0.1"), ("LOCAL_XDS", "workloads: []")]);
+    let settings = settings.expect("good");
+    assert!(settings.mesh.control_plane.is_none() && settings.certificates.server.is_none());
 }
 
 #[test]
@@ -221,7 +239,18 @@ fn the_help_names_every_variable_that_is_read() {
 }
 
 /// Every variable that is followed. The property below finds one that is missing here.
-const VARIABLES: [&str; 32] = [
+const VARIABLES: [&str; 43] = [
+    "XDS_ADDRESS",
+    "XDS_ROOT_CA",
+    "ALT_XDS_HOSTNAME",
+    "XDS_ON_DEMAND",
+    "CA_ADDRESS",
+    "CA_ROOT_CA",
+    "ALT_CA_HOSTNAME",
+    "AUTH_TOKEN",
+    "POD_NAME",
+    "POD_NAMESPACE",
+    "INSTANCE_IP",
     "ZTUNNEL_WORKER_THREADS",
     "ZTUNNEL_CPU_LIMIT",
     "ZTUNNEL_RESOURCE_CPU_LIMIT",

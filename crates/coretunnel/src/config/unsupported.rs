@@ -30,10 +30,7 @@ pub(super) fn look(environment: &Environment) -> (Vec<Refused>, Vec<Ignored>) {
         .iter()
         .filter(|row| unless(environment, row.variable, row.fine).is_some())
         .map(|row| Ignored { variable: row.variable.to_owned(), why: row.why });
-    let prefixed = PREFIXES.iter().flat_map(|(prefix, why)| {
-        environment.beginning_with(prefix).map(|name| Ignored { variable: name.to_owned(), why })
-    });
-    (refused.collect(), named.chain(prefixed).collect())
+    (refused.collect(), named.collect())
 }
 
 /// The variable's value if it is set to anything but what asks for nothing.
@@ -64,22 +61,9 @@ const ON: &[&str] = &["true", "1"];
 /// Set at all is something asked for.
 const NOTHING: &[&str] = &[];
 
-const CONTROL_PLANE: &str = "belongs to a control plane, and none is supported yet";
 const DNS: &str = "belongs to the DNS proxy, which is not there yet";
 
 const REFUSED: &[Refusal] = &[
-    Refusal {
-        variable: "XDS_ADDRESS",
-        fine: NOTHING,
-        why: "a control plane is not supported yet",
-        accepted: "empty, with the mesh described by --local-xds-path",
-    },
-    Refusal {
-        variable: "CA_ADDRESS",
-        fine: NOTHING,
-        why: "a CA outside the daemon is not supported yet",
-        accepted: "empty, with --ca embedded",
-    },
     Refusal {
         variable: "FAKE_CA",
         fine: OFF,
@@ -108,13 +92,7 @@ const REFUSED: &[Refusal] = &[
 ];
 
 const IGNORED: &[Row] = &[
-    Row { variable: "XDS_ROOT_CA", fine: NOTHING, why: CONTROL_PLANE },
-    Row { variable: "CA_ROOT_CA", fine: NOTHING, why: CONTROL_PLANE },
-    Row { variable: "ALT_XDS_HOSTNAME", fine: NOTHING, why: CONTROL_PLANE },
-    Row { variable: "ALT_CA_HOSTNAME", fine: NOTHING, why: CONTROL_PLANE },
-    Row { variable: "AUTH_TOKEN", fine: NOTHING, why: CONTROL_PLANE },
-    Row { variable: "XDS_ON_DEMAND", fine: OFF, why: CONTROL_PLANE },
-    Row { variable: "PROXY_CONFIG", fine: NOTHING, why: CONTROL_PLANE },
+    Row { variable: "PROXY_CONFIG", fine: NOTHING, why: "is not read: give what it says by XDS_ADDRESS and --cores" },
     Row { variable: "ISTIO_META_DNS_CAPTURE", fine: OFF, why: DNS },
     Row { variable: "ISTIO_META_DNS_PROXY_ADDR", fine: NOTHING, why: DNS },
     Row { variable: "PREFERED_SERVICE_NAMESPACE", fine: NOTHING, why: DNS },
@@ -135,8 +113,6 @@ const IGNORED: &[Row] = &[
     },
 ];
 
-const PREFIXES: &[(&str, &str)] = &[("XDS_HEADER_", CONTROL_PLANE), ("CA_HEADER_", CONTROL_PLANE)];
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,13 +127,6 @@ mod tests {
                 assert_eq!(look(&Environment::from([(variable, fine)])), (vec![], vec![]), "{variable}={fine}");
             }
         }
-    }
-
-    #[test]
-    fn headers_for_a_control_plane_are_named_one_by_one() {
-        let environment = Environment::from([("XDS_HEADER_x", "1"), ("CA_HEADER_y", "2"), ("CA_HEADER_z", "")]);
-        let names: Vec<String> = look(&environment).1.into_iter().map(|ignored| ignored.variable).collect();
-        assert_eq!(names, ["XDS_HEADER_x", "CA_HEADER_y"]);
     }
 
     #[test]

@@ -283,6 +283,9 @@ fn agent_socket(facts: &Facts, settings: &Settings) -> Finding {
 }
 
 fn root_file(facts: &Facts, settings: &Settings) -> Finding {
+    if let Some(server) = &settings.certificates.server {
+        return Line::new("CA root", format!("a CA at {}, so none is made here", server.address), "either").good();
+    }
     let file = settings.certificates.root_file.display();
     let line = |found: String| Line::new("CA root", found, "a private file, or a directory to make it in");
     match &facts.root {

@@ -341,3 +341,13 @@ fn a_root_file_is_private_or_can_be_made() {
         ],
     );
 }
+
+#[test]
+fn where_another_ca_issues_certificates_no_root_file_is_looked_for() {
+    let host = config::Host { cpus: config::Cpus { usable: vec![0, 1] }, has_ipv6: true };
+    let environment = config::Environment::from([("CA_ADDRESS", "https://istiod:15012")]);
+    let settings = config::load(&Flags::default(), &environment, &host).expect("good");
+    let facts = Facts { root: Root::Missing { nearest: "/".into(), writable: false }, ..fine() };
+    let finding = root_file(&facts, &settings);
+    assert_eq!(finding.verdict, Good, "{finding:?}");
+}

@@ -1,0 +1,193 @@
+//! Certificates from a CA over gRPC: one call for one identity. Which, when and how many at once is the rotation's.
+
+use std::{
+    rc::Rc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bytes::Bytes;
+use hbone::credential::{Credential, CredentialError};
+use http::uri::PathAndQuery;
+use mesh_state::identity::Identity;
+use prost::Message;
+use tokio::{sync::Mutex, time::timeout};
+use tonic::{Extensions, Request, client::Grpc};
+
+use super::csr;
+use crate::{
+    grpc::{ConnectError, Connection, Raw, Server},
+    proto::{
+        certificate::{CREATE_CERTIFICATE_PATH, CertificateRequest, CertificateResponse, IMPERSONATED_IDENTITY},
+        well_known::Struct,
+    },
+    token::TokenError,
+};
+
+/// How long a call may take, the connection not counted. The CA signs in milliseconds.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
+/// The longest answer: a chain and roots, each of at most 1 MiB.
+const ANSWER_BYTES_MAX: usize = 4 << 20;
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// No connection.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// No token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// No key or no request.
+    #[error("cannot make a certificate request: {0}")]
+    Request(#[from] rcgen::Error),
+    /// The CA refused.
+    #[error(
+        "the CA {server} refused: {message} ({code:?}); is this proxy's account trusted to ask for its node's pods?"
+    )]
+    Refused {
+        /// Who.
+        server: String,
+        /// The gRPC code.
+        code: tonic::Code,
+        /// In its words.
+        message: String,
+    },
+    /// The CA is silent.
+    #[error("the CA {server} did not answer within {CALL_WITHIN:?}")]
+    Silent {
+        /// Who.
+        server: String,
+    },
+    /// It answered something else.
+    #[error("the CA's answer is no certificate: {0}")]
+    Answer(String),
+    /// What it issued cannot be used.
+    #[error("the certificate that the CA issued cannot be used: {0}")]
+    Unusable(#[from] CredentialError),
+}
+
+/// What a CA issued, in PEM, with the key it is for.
+#[derive(Clone)]
+pub struct Issued {
+    /// The leaf and its intermediates.
+    pub chain: String,
+    /// The key.
+    pub key: String,
+    /// Whom its peers' certificates may come from.
+    pub roots: String,
+}
+
+impl Issued {
+    /// Made ready for handshakes, with `roots` in the place of its own.
+    ///
+    /// # Errors
+    /// [`CredentialError`] when it is not `identity`'s, not valid now, or not whole.
+    pub fn credential(&self, identity: &Identity, roots: &str) -> Result<Credential, CredentialError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Credential::from_pem(identity, &self.chain, &self.key, roots, now)
+    }
+}
+
+/// The way to a CA. Clones share its connection.
+#[derive(Clone)]
+pub struct CaClient {
+    server: Rc<Server>,
+    lifetime: Duration,
+    held: Rc<Mutex<Option<Held>>>,
+}
+
+/// A connection, and the roots that it was made by.
+struct Held {
+    connection: Connection,
+    roots: String,
+}
+
+impl CaClient {
+    /// To `server`, which is asked for certificates of this lifetime. Connects with the first call.
+    pub fn new(server: Server, lifetime: Duration) -> Self {
+        Self { server: Rc::new(server), lifetime, held: Rc::default() }
+    }
+
+    /// A certificate for `identity`.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn issue(&self, identity: &Identity) -> Result<Issued, ClientError> {
+        let csr::Request { pem, key_pem } = csr::request(identity)?;
+        let message = CertificateRequest {
+            csr: pem,
+            validity_duration: i64::try_from(self.lifetime.as_secs()).unwrap_or(i64::MAX),
+            metadata: Some(Struct::of_texts([(IMPERSONATED_IDENTITY, identity.as_str())])),
+        };
+        let connection = self.connection().await?;
+        let metadata = self.server.metadata()?;
+        let named = || self.server.address.to_string();
+        let mut grpc =
+            Grpc::with_origin(connection, self.server.address.origin()).max_decoding_message_size(ANSWER_BYTES_MAX);
+        let call = async {
+            grpc.ready().await.map_err(|error| tonic::Status::unavailable(error.to_string()))?;
+            let request = Request::from_parts(metadata, Extensions::new(), Bytes::from(message.encode_to_vec()));
+            grpc.unary(request, PathAndQuery::from_static(CREATE_CERTIFICATE_PATH), Raw).await
+        };
+        let answered = timeout(CALL_WITHIN, call).await.map_err(|_| ClientError::Silent { server: named() })?;
+        let answer = answered.map_err(|status| ClientError::Refused {
+            server: named(),
+            code: status.code(),
+            message: status.message().to_owned(),
+        })?;
+        let answer = CertificateResponse::decode(answer.into_inner());
+        let issued = issued(answer.map_err(|error| ClientError::Answer(error.to_string()))?, key_pem)?;
+        // Now, while the request is known: an answer for somebody else is refused before anybody uses it.
+        issued.credential(identity, &issued.roots)?;
+        Ok(issued)
+    }
+
+    /// The connection there is, unless it has ended or other roots are configured now.
+    async fn connection(&self) -> Result<Connection, ClientError> {
+        let mut held = self.held.lock().await;
+        let roots = self.server.roots.text();
+        if let Some(Held { connection, roots: made_by }) = &*held
+            && connection.is_open()
+            // Roots that cannot be read now are no reason to leave a good connection.
+            && roots.as_ref().map_or(true, |roots| roots == made_by)
+        {
+            return Ok(connection.clone());
+        }
+        let connection = Connection::open(&self.server).await?;
+        let roots = roots.map_err(ConnectError::Roots)?;
+        *held = Some(Held { connection: connection.clone(), roots });
+        Ok(connection)
+    }
+}
+
+/// The parts of an answer: leaf, intermediates, and last the roots.
+fn issued(answer: CertificateResponse, key: String) -> Result<Issued, ClientError> {
+    let mut chain = answer.cert_chain;
+    let count = chain.len();
+    match chain.pop() {
+        Some(roots) if count >= 2 => {
+            let lines = chain.iter().flat_map(|pem| [pem.trim_end(), "\n"]);
+            Ok(Issued { chain: lines.collect(), key, roots })
+        }
+        _ => Err(ClientError::Answer(format!("it has {count} parts; a leaf and its roots are at least two"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_a_leaf_its_intermediates_and_last_the_roots() {
+        let answer = |parts: &[&str]| {
+            let cert_chain = parts.iter().map(|&part| part.to_owned()).collect();
+            issued(CertificateResponse { cert_chain }, "key".into())
+        };
+        let Ok(whole) = answer(&["leaf", "one\n", "other", "roots"]) else { panic!("four parts") };
+        assert_eq!((&*whole.chain, &*whole.roots), ("leaf\none\nother\n", "roots"));
+        for short in [&[][..], &["leaf"]] {
+            let error = answer(short).err().expect("too short").to_string();
+            assert!(error.contains("at least two"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The control plane of a mesh: one server that listens in the namespace of each daemon, as a cluster's does on its
+//! virtual address. What it serves is the mesh's model; policies are given to its discovery.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use anyhow::Result;
+
+use crate::ca_server::{CaServer, Root};
+use crate::control_plane::{ControlPlane, ServerIdentity};
+use crate::daemon::Source;
+use crate::namespace::Namespace;
+use crate::xds_server::XdsServer;
+
+/// The control plane of a mesh.
+pub struct ControlPlaneOfMesh {
+    identity: ServerIdentity,
+    /// Its discovery.
+    pub xds: XdsServer,
+    /// Its CA.
+    pub ca: CaServer,
+    /// `None` while it is away.
+    running: Option<ControlPlane>,
+    listeners: Vec<TcpListener>,
+}
+
+impl ControlPlaneOfMesh {
+    const TOKEN: &str = "token-of-the-node";
+
+    pub(crate) fn start() -> Result<Self> {
+        let identity = ServerIdentity::new(&["localhost"])?;
+        let (xds, ca) = (XdsServer::default(), CaServer::new(Root::new("the mesh's CA")?));
+        ca.require_token(Self::TOKEN);
+        let running = Some(ControlPlane::start(&identity, xds.clone(), ca.clone())?);
+        Ok(Self { identity, xds, ca, running, listeners: Vec::new() })
+    }
+
+    /// Listens in a daemon's namespace, and says how it is reached there.
+    pub(crate) fn reached_from(&mut self, namespace: &Namespace) -> Result<Source> {
+        let listener = namespace.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let port = listener.local_addr()?.port();
+        if let Some(running) = &self.running {
+            running.listen(listener.try_clone()?)?;
+        }
+        self.listeners.push(listener);
+        let (address, root_pem) = (format!("https://localhost:{port}"), self.identity.root_pem().to_owned());
+        Ok(Source::ControlPlane { address, root_pem, token: Self::TOKEN.to_owned() })
+    }
+
+    /// Ends it and its connections; who connects waits.
+    pub fn stop(&mut self) {
+        self.running = None;
+    }
+
+    /// Starts it again, with the mesh it had.
+    ///
+    /// # Errors
+    /// When it can't listen.
+    pub fn resume(&mut self) -> Result<()> {
+        let running = ControlPlane::start(&self.identity, self.xds.clone(), self.ca.clone())?;
+        for listener in &self.listeners {
+            running.listen(listener.try_clone()?)?;
+        }
+        self.running = Some(running);
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! Two real daemons that know the mesh from a control plane over gRPC and have their certificates from its CA: captured
+//! connections, policy, and a control plane that goes away and comes back.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use control::proto::security::{Authorization, Clause, Match, MatchType, Rule, StringMatch};
+use testbed::client::{self, End};
+use testbed::fixture;
+use testbed::log::Log;
+use testbed::mesh::{Mesh, MeshSpec, NodeId, Pod, PodSpec};
+use testbed::serve::{echo, named, who_am_i};
+use testbed::wait;
+use testbed::xds_server::policy;
+
+const PORT: u16 = 8080;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn pods() -> Vec<PodSpec> {
+    vec![
+        PodSpec::new("client", NodeId::A).tenant("web", "client"),
+        PodSpec::new("server", NodeId::B).tenant("shop", "server"),
+    ]
+}
+
+fn with_mesh(fact: impl FnOnce(&mut Mesh) -> Result<()>) -> Result<()> {
+    fixture::run(MeshSpec::with_control_plane(), &pods(), fact)
+}
+
+/// One request over a connection of its own; what the server says.
+fn asked(from: &Pod, to: &Pod) -> Result<String> {
+    client::read_text(&from.connect(to.at(PORT))?)
+}
+
+/// A round trip on a connection that is there.
+fn echoes(stream: &mut TcpStream) -> Result<()> {
+    stream.write_all(b"ping")?;
+    let mut answer = [0; 4];
+    stream.read_exact(&mut answer)?;
+    ensure!(&answer == b"ping");
+    Ok(())
+}
+
+/// Refuses whoever is `principal` everywhere.
+fn deny(principal: &str) -> Authorization {
+    let principals = vec![StringMatch { match_type: Some(MatchType::Exact(principal.into())) }];
+    let matches = vec![Match { principals, ..Match::default() }];
+    Authorization {
+        name: "deny".into(),
+        namespace: "istio-system".into(),
+        action: 1,
+        rules: vec![Rule { clauses: vec![Clause { matches }] }],
+        ..Authorization::default()
+    }
+}
+
+#[test]
+fn a_captured_connection_is_tunnelled_by_identities_of_the_control_planes_ca() -> Result<()> {
+    with_mesh(|mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _server = server.serve(PORT, who_am_i)?;
+        let log = mesh.daemon(NodeId::B).log();
+        let mark = log.mark();
+        let seen = asked(&client, &server)?;
+        ensure!(seen.starts_with(&client.address.to_string()), "the server saw {seen}");
+        let line = log.await_access(mark, "inbound", |line| line.has("direction", "inbound"))?;
+        ensure!(line.field("src.identity") == client.identity(), "{line}");
+        ensure!(line.field("dst.identity") == server.identity(), "{line}");
+        let mut asked: Vec<String> = mesh.control_plane().ca.asked().into_iter().map(|asked| asked.identity).collect();
+        asked.sort();
+        ensure!(asked == [server.identity(), client.identity()], "each daemon asks for its own pods: {asked:?}");
+        let page = mesh.daemon(NodeId::A).metrics()?;
+        let connected = page.sum("coretunnel_xds_connected", &[]);
+        ensure!(connected == 1.0, "coretunnel_xds_connected is {connected}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_service_and_a_policy_of_the_control_plane_steer_and_refuse_and_a_live_connection_is_closed() -> Result<()> {
+    with_mesh(|mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _server = server.serve(PORT, echo)?;
+        let vip = mesh.add_service("web", "shop", [10, 96, 0, 7].into(), 80, &[(&server, PORT)])?;
+        let mut stream = wait::until_ok("the service", PATIENCE, || {
+            let mut stream = client.connect(vip)?;
+            echoes(&mut stream)?;
+            Ok(stream)
+        })?;
+        mesh.control_plane().xds.update([policy(&deny(&client.principal()))], &[]);
+        ensure!(matches!(client::await_end(&stream)?, End::Reset(_) | End::Clean(_)), "closed, however");
+        ensure!(echoes(&mut stream).is_err());
+        wait::until("a refusal", PATIENCE, || client.turned_away(server.at(PORT)).is_ok())?;
+        mesh.control_plane().xds.update([], &["istio-system/deny"]);
+        wait::until_ok("it to be let in again", PATIENCE, || echoes(&mut client.connect(vip)?))
+    })
+}
+
+#[test]
+fn a_control_plane_that_goes_away_takes_nothing_with_it_and_what_is_new_waits_for_its_return() -> Result<()> {
+    with_mesh(|mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _server = server.serve(PORT, echo)?;
+        let mut stream = client.connect(server.at(PORT))?;
+        echoes(&mut stream)?;
+        mesh.control_plane_mut().stop();
+        echoes(&mut stream)?;
+        echoes(&mut client.connect(server.at(PORT))?).context("a new connection of a pod that was there")?;
+        // A new pod is taken in, and has no certificate yet.
+        let late = mesh.add_pod(&PodSpec::new("late", NodeId::B).tenant("shop", "late"))?;
+        let _late = late.serve(PORT, named("late"))?;
+        mesh.control_plane_mut().resume()?;
+        let log = mesh.daemon(NodeId::B).log();
+        let mark = log.mark();
+        wait::until_ok("the new pod to be reached in a tunnel", PATIENCE, || {
+            let said = client::read_line(&client.connect(late.at(PORT))?)?;
+            ensure!(said == "late", "{said:?}");
+            let lines = log.access_since(mark);
+            ensure!(lines.iter().any(|line| line.field("src.identity") == client.identity()), "in plain so far");
+            Ok(())
+        })?;
+        echoes(&mut stream).context("the connection from before")?;
+        let streams = mesh.control_plane().xds.requests();
+        let again = streams.iter().filter(|seen| !seen.request.initial_resource_versions.is_empty()).count();
+        ensure!(again >= 2, "both daemons said what they have: {again}");
+        mesh.remove_pod(&late)
+    })
+}
+
+#[test]
+fn a_daemon_that_starts_without_its_control_plane_is_not_ready_and_captures_when_it_is() -> Result<()> {
+    with_mesh(|mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _server = server.serve(PORT, echo)?;
+        mesh.control_plane_mut().stop();
+        drop(mesh.take_daemon(NodeId::B));
+        mesh.launch_daemon(NodeId::B)?;
+        let log = mesh.daemon(NodeId::B).log();
+        log.await_line(Log::start(), "the attempt", PATIENCE, |line| {
+            line.text().contains("no connection to the control plane")
+        })?;
+        ensure!(!mesh.daemon(NodeId::B).is_ready(), "ready without a mesh");
+        mesh.control_plane_mut().resume()?;
+        mesh.daemon_mut(NodeId::B).await_ready(testbed::daemon::START_PATIENCE)?;
+        wait::until_ok("the server to be reached again", PATIENCE, || echoes(&mut client.connect(server.at(PORT))?))
+    })
+}
