@@ -63,10 +63,13 @@ bench: ## Criterion benches (benches/), then the data path's figures through two
 	@$(TARGET)/release/mesh-bench
 
 .PHONY: interop
-interop: ## Both ways with a real Envoy (pinned, checked, installed under target), as root
+interop: ## With a real Envoy, istiod, CA and CNI agent (pinned versions, under target; needs Go), as root
 	@.ci/need --check test
+	@.ci/need --check interop
 	cargo build -p coretunnel
 	ENVOY_BIN="$$(perf-tests/interop/install-envoy)" cargo test -p testbed --features interop --test interop_envoy
+	ISTIO_PEERS_BIN="$$(perf-tests/interop/build-istio-peers)" \
+		cargo test -p testbed --features interop --test interop_zds --test interop_istiod
 
 .PHONY: fuzz
 fuzz: ## A CPU-minute of each fuzz target of each crate (FUZZ_SECONDS=60), with the pinned compiler
