@@ -1,6 +1,7 @@
 //! The real CNI agent's ZDS server with the real daemon, and the rules that agent lays in a pod beside ours:
 //! `make interop`.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
@@ -63,7 +64,7 @@ impl World {
             },
             zds_socket: self.socket.clone(),
             cores: "2".into(),
-            environment: [("TERMINATION_GRACE_PERIOD_SECONDS".to_owned(), "5s".to_owned())].into(),
+            environment: BTreeMap::new(),
             arguments: Vec::new(),
         };
         let mut daemon = Daemon::start(&self.launcher, &namespace, &spec)?;
