@@ -42,7 +42,7 @@ impl CniAgent {
     /// # Errors
     /// When it is gone.
     pub fn register_pod(&self, uid: &str, pod: &PodRecord) -> Result<()> {
-        self.put(uid, pod, false)
+        self.put(uid, pod, pod.netns.as_ref().map(Namespace::path).as_deref(), false)
     }
 
     /// The same, and tells the newest connection of it; returns with its answer.
@@ -50,7 +50,15 @@ impl CniAgent {
     /// # Errors
     /// With the server's words: when there is no connection, or the daemon refuses or is silent.
     pub fn add_pod(&self, uid: &str, pod: &PodRecord) -> Result<()> {
-        self.put(uid, pod, true)
+        self.put(uid, pod, pod.netns.as_ref().map(Namespace::path).as_deref(), true)
+    }
+
+    /// The same with the namespace at `path` in the place of the pod's own.
+    ///
+    /// # Errors
+    /// As [`Self::add_pod`].
+    pub fn add_pod_of(&self, uid: &str, pod: &PodRecord, path: &Path) -> Result<()> {
+        self.put(uid, pod, Some(path), true)
     }
 
     /// Forgets a pod and tells every connection; returns with their answers.
@@ -61,11 +69,10 @@ impl CniAgent {
         self.0.order("DELETE", &format!("/pods/{uid}"), "").map(drop)
     }
 
-    fn put(&self, uid: &str, pod: &PodRecord, live: bool) -> Result<()> {
-        let netns = pod.netns.as_ref().map(|netns| netns.path().to_string_lossy().into_owned());
+    fn put(&self, uid: &str, pod: &PodRecord, netns: Option<&Path>, live: bool) -> Result<()> {
         let order = json!({
             "uid": uid, "name": pod.name, "namespace": pod.namespace, "serviceAccount": pod.service_account,
-            "netns": netns.unwrap_or_default(), "live": live,
+            "netns": netns.unwrap_or(Path::new("")), "live": live,
         });
         self.0.order("PUT", "/pods", &order.to_string()).map(drop)
     }

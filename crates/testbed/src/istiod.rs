@@ -346,7 +346,6 @@ fn launch(state: &Path) -> Result<IstioPeer> {
             .arg("-state")
             .arg(state)
             .env("PILOT_ENABLE_AMBIENT", "true")
-            .env("AMBIENT_ENABLE_MULTI_NETWORK", "true")
             .env("CA_TRUSTED_NODE_ACCOUNTS", format!("{SYSTEM}/{NODE_ACCOUNT}"))
             .env("POD_NAMESPACE", SYSTEM);
     })

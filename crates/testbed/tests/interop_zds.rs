@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -208,13 +208,16 @@ fn of_two_daemons_the_newer_gets_the_real_agents_adds_and_both_its_removals() ->
 #[test]
 fn an_add_that_the_daemon_refuses_is_the_real_agents_error_in_the_daemons_words() -> Result<()> {
     World::run(CniAgent::KEEPALIVE, |world| {
-        let broken = PodRecord { service_account: "not/an account".into(), ..world.record("client") };
-        let error = world.agent().add_pod("another", &broken).err().context("it was taken")?;
-        let words = format!("{error:#}");
-        ensure!(words.contains("got ack error"), "{words}");
-        // And the connection goes on.
-        world.mesh.add_pod(&PodSpec::new("late", NodeId::A))?;
-        world.add("late")
+        // A namespace, as the agent checks, but not of the network.
+        let error = world.agent().add_pod_of("uid-of-broken", &world.record("client"), Path::new("/proc/self/ns/mnt"));
+        let words = format!("{:#}", error.err().context("it was taken")?);
+        ensure!(words.contains("got ack error") && words.contains("failure to start proxy"), "{words}");
+        // The connection goes on, and so does who was there.
+        let late = world.mesh.add_pod(&PodSpec::new("late", NodeId::A))?;
+        world.add("late")?;
+        ensure!(late.netns.listeners(15008)? > 0, "the pod after it");
+        ensure!(world.mesh.pod("client").netns.listeners(15008)? > 0, "the pod before it");
+        world.agent().del_pod("uid-of-broken")
     })
 }
 
