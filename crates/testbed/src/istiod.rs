@@ -56,8 +56,8 @@ pub struct Call {
     pub code: String,
 }
 
-/// A message of a discovery stream. `sent` and `removed` are of a response, `subscribe`, `versions` and `error` of a
-/// request.
+/// A message of a discovery stream. `sent` and `removed` are of a response, `subscribe`, `unsubscribe`,
+/// `versions` and `error` of a request.
 #[derive(Clone, Debug)]
 pub struct Frame {
     /// Counted from 1, in the order they were opened.
@@ -70,6 +70,8 @@ pub struct Frame {
     pub is_response: bool,
     /// Names that are asked for.
     pub subscribe: Vec<String>,
+    /// Names that are asked for no longer.
+    pub unsubscribe: Vec<String>,
     /// Names and versions that the daemon has already.
     pub versions: BTreeMap<String, String>,
     /// Why it refuses the response.
@@ -153,8 +155,7 @@ impl Istiod {
     /// When it is gone.
     pub fn grant_token_of(&mut self, node: &str, account: &str) -> Result<()> {
         let (pod, token) = (daemon_of(node), token_of(node));
-        let account =
-            json!({ "namespace": SYSTEM, "serviceAccount": account, "pod": pod, "uid": uid(SYSTEM, &pod) });
+        let account = json!({ "namespace": SYSTEM, "serviceAccount": account, "pod": pod, "uid": uid(SYSTEM, &pod) });
         let grant = json!({ "token": token, "account": account });
         if let Some(peer) = &self.peer {
             peer.order("PUT", "/token", &grant.to_string())?;
@@ -186,8 +187,7 @@ impl Istiod {
             let name = text(&object["metadata"]["namespace"]);
             let key = ("Namespace".to_owned(), String::new(), name.clone());
             if !name.is_empty() && !self.objects.contains_key(&key) {
-                let namespace =
-                    json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
+                let namespace = json!({ "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": name } });
                 self.objects.insert(key, namespace.clone());
                 all.push(namespace);
             }
@@ -318,6 +318,7 @@ impl Frame {
             kind: kind.rsplit('.').next().unwrap_or(&kind).to_owned(),
             is_response: value["response"].as_bool().unwrap_or(false),
             subscribe: names("subscribe"),
+            unsubscribe: names("unsubscribe"),
             versions: map("versions").iter().map(|(name, version)| (name.clone(), text(version))).collect(),
             error: text(&value["error"]),
             sent: map("sent").keys().cloned().collect(),

@@ -261,7 +261,8 @@ fn the_real_agents_rules_in_a_pod_are_those_of_the_testbed() -> Result<()> {
     };
     let (only_ours, only_theirs) = (only(&ours, &theirs), only(&theirs, &ours));
     ensure!(only_ours.is_empty() && only_theirs.is_empty(), "ours: {only_ours:#?}\nistio's: {only_theirs:#?}");
-    let order = |lines: &[String]| -> Vec<String> { lines.iter().filter(|line| line.starts_with("-A")).cloned().collect() };
+    let order =
+        |lines: &[String]| -> Vec<String> { lines.iter().filter(|line| line.starts_with("-A")).cloned().collect() };
     ensure!(order(&ours) == order(&theirs), "in another order: {:#?}\nistio's: {:#?}", order(&ours), order(&theirs));
     Ok(())
 }
