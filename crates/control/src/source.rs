@@ -27,7 +27,6 @@ pub(crate) enum Source {
 }
 
 /// What can happen.
-#[expect(clippy::large_enum_variant, reason = "there is one at a time, and it is used at once")]
 pub(crate) enum Happened {
     FileChanged,
     Stream(stream::Happened),

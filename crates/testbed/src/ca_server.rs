@@ -113,9 +113,15 @@ impl CaServer {
         Self { state: Arc::new(Mutex::new(state)), gate, events: watch::Sender::new(0) }
     }
 
+    /// Tells clients of `root` as well, which signs nothing yet.
+    pub fn announce(&self, root: &Root) {
+        self.lock().other_roots.push(root.pem.clone());
+    }
+
     /// Signs with `root` from now on, and tells clients of the roots so far as well.
     pub fn rotate(&self, root: Root) {
         let mut state = self.lock();
+        state.other_roots.retain(|other| *other != root.pem);
         let old = std::mem::replace(&mut state.root, root);
         state.other_roots.push(old.pem);
     }

@@ -327,6 +327,10 @@ impl Mesh {
             for id in NodeId::ALL {
                 mesh.daemon_mut(id).await_ready(START_PATIENCE)?;
             }
+            if let Some(plane) = &mesh.control_plane {
+                let captured = mesh.pods.values().filter(|pod| pod.captured).map(Pod::identity);
+                plane.await_certificates(captured.collect(), START_PATIENCE)?;
+            }
         }
         Ok(mesh)
     }

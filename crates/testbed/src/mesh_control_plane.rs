@@ -1,7 +1,9 @@
 //! The control plane of a mesh: one server that listens in the namespace of each daemon, as a cluster's does on its
 //! virtual address. What it serves is the mesh's model; policies are given to its discovery.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, TcpListener};
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -9,6 +11,7 @@ use crate::ca_server::{CaServer, Root};
 use crate::control_plane::{ControlPlane, ServerIdentity};
 use crate::daemon::Source;
 use crate::namespace::Namespace;
+use crate::wait;
 use crate::xds_server::XdsServer;
 
 /// The control plane of a mesh.
@@ -44,6 +47,15 @@ impl ControlPlaneOfMesh {
         self.listeners.push(listener);
         let (address, root_pem) = (format!("https://localhost:{port}"), self.identity.root_pem().to_owned());
         Ok(Source::ControlPlane { address, root_pem, token: Self::TOKEN.to_owned() })
+    }
+
+    /// Waits until certificates for these were issued: readiness does not wait for them, and until then a daemon may
+    /// not have its connection to the CA.
+    pub(crate) fn await_certificates(&self, identities: BTreeSet<String>, patience: Duration) -> Result<()> {
+        wait::until("certificates", patience, || {
+            let asked: BTreeSet<String> = self.ca.asked().into_iter().map(|asked| asked.identity).collect();
+            identities.is_subset(&asked) && self.ca.in_flight() == 0
+        })
     }
 
     /// Ends it and its connections; who connects waits.

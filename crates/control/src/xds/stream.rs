@@ -51,7 +51,6 @@ pub(crate) struct Stream {
     status: Status,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one for the life of the process")]
 enum State {
     Waiting {
         until: Instant,

@@ -60,7 +60,11 @@ pub(super) fn control_plane(
     let on_demand = read.variable("XDS_ON_DEMAND", TRUTH, truth).unwrap_or(false);
     if let Some(described) = described {
         if let Some(given) = given {
-            let origin = Origin::Variable { name: XDS.address.to_owned(), value: given.to_string() };
+            let value = given.to_string();
+            let origin = match flags.xds_address {
+                Some(_) => Origin::Flag { name: "--xds-address", value },
+                None => Origin::Variable { name: XDS.address.to_owned(), value },
+            };
             read.complain(origin, format!("the mesh is described by {described} as well"), "one of the two");
         }
         return None;
