@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use crate::daemon::Source;
 use crate::istio_peer::IstioPeer;
-use crate::mesh::Pod;
+use crate::mesh::{Mesh, MeshSpec, Pod};
 use crate::namespace::Namespace;
 
 /// Whose tokens the CA lets ask for others' certificates.
@@ -304,6 +304,33 @@ impl Istiod {
         let answer = self.running()?.order("GET", "/ca/calls", "")?;
         let calls = answer.as_array().context("calls are a list")?.iter();
         Ok(calls.map(|call| Call { identity: text(&call["identity"]), code: text(&call["code"]) }).collect())
+    }
+}
+
+impl MeshSpec {
+    /// With a real istiod in the place of files.
+    #[must_use]
+    pub fn with_istiod() -> Self {
+        Self { istiod: true, ..Self::default() }
+    }
+}
+
+impl Mesh {
+    /// The real istiod.
+    ///
+    /// # Panics
+    /// When the mesh has none: a slip in the test.
+    #[must_use]
+    pub fn istiod(&self) -> &Istiod {
+        self.istiod.as_ref().expect("the mesh was started with one")
+    }
+
+    /// The real istiod, to end it or to put another in its place.
+    ///
+    /// # Panics
+    /// When the mesh has none: a slip in the test.
+    pub fn istiod_mut(&mut self) -> &mut Istiod {
+        self.istiod.as_mut().expect("the mesh was started with one")
     }
 }
 

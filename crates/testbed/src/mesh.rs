@@ -114,9 +114,9 @@ pub struct Mesh {
     wire: Router,
     next_outside: u8,
     /// Where the spec asks for one.
-    control_plane: Option<ControlPlaneOfMesh>,
+    pub(crate) control_plane: Option<ControlPlaneOfMesh>,
     /// Where the spec asks for one.
-    istiod: Option<Istiod>,
+    pub(crate) istiod: Option<Istiod>,
     // After the nodes, whose daemons would otherwise be killed under their hands.
     launcher: Launcher,
     // Last, so that daemons and agents are gone before their files are.
@@ -191,12 +191,6 @@ impl MeshSpec {
     #[must_use]
     pub fn with_control_plane() -> Self {
         Self { control_plane: true, ..Self::default() }
-    }
-
-    /// With a real istiod in the place of files.
-    #[must_use]
-    pub fn with_istiod() -> Self {
-        Self { istiod: true, ..Self::default() }
     }
 
     /// With one more environment variable for each daemon.
@@ -474,40 +468,6 @@ impl Mesh {
     #[must_use]
     pub fn model(&self) -> &MeshModel {
         &self.model
-    }
-
-    /// The control plane.
-    ///
-    /// # Panics
-    /// When the mesh has none: a slip in the test.
-    #[must_use]
-    pub fn control_plane(&self) -> &ControlPlaneOfMesh {
-        self.control_plane.as_ref().expect("the mesh was started with one")
-    }
-
-    /// The control plane, to end it or start it again.
-    ///
-    /// # Panics
-    /// When the mesh has none: a slip in the test.
-    pub fn control_plane_mut(&mut self) -> &mut ControlPlaneOfMesh {
-        self.control_plane.as_mut().expect("the mesh was started with one")
-    }
-
-    /// The real istiod.
-    ///
-    /// # Panics
-    /// When the mesh has none: a slip in the test.
-    #[must_use]
-    pub fn istiod(&self) -> &Istiod {
-        self.istiod.as_ref().expect("the mesh was started with one")
-    }
-
-    /// The real istiod, to end it or to put another in its place.
-    ///
-    /// # Panics
-    /// When the mesh has none: a slip in the test.
-    pub fn istiod_mut(&mut self) -> &mut Istiod {
-        self.istiod.as_mut().expect("the mesh was started with one")
     }
 
     /// The workload file of one node's daemon.
