@@ -163,7 +163,7 @@ fn an_authorization_policy_refuses_closes_what_is_open_and_ends_with_its_object(
 }
 
 #[test]
-fn strict_peer_authentication_turns_plaintext_away_and_leaves_tunnels() -> Result<()> {
+fn strict_peer_authentication_turns_plaintext_away_and_lets_new_tunnels_in() -> Result<()> {
     with_mesh(|mesh| {
         let (client, server) = (mesh.pod("client"), mesh.pod("server"));
         let stranger = mesh.outside("stranger")?;
@@ -177,8 +177,8 @@ fn strict_peer_authentication_turns_plaintext_away_and_leaves_tunnels() -> Resul
         mesh.istiod_mut().put(&[strict])?;
         let plaintext = || stranger.connect(server.at(PORT)).and_then(|mut stream| echoes(&mut stream));
         wait::until("plaintext to be refused", PATIENCE, || plaintext().is_err())?;
-        // istiod attaches the policy to the workload in a message before the one with the policy, and a policy that is
-        // not known yet lets nobody in.
+        // istiod names the policy at the workload in one message and sends it in the next, and between them a policy that is
+        // not known lets nobody in: tunnels of before are reset, new ones are let in as soon as it is there.
         wait::until_ok("a tunnel", PATIENCE, || tunnelled(mesh, &client, &server))?;
         ensure!(plaintext().is_err(), "plaintext was let in beside tunnels");
         mesh.istiod_mut().delete("PeerAuthentication", "shop", "strict")?;
