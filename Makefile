@@ -20,7 +20,7 @@ OUTPUT := $(TARGET)/test-output.txt
 .PHONY: help
 help: ## This list
 	@echo "coretunnel: a node proxy for ambient mesh. First time here? make demo, then docs/ARCHITECTURE.md."; echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile; echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' Makefile; echo
 	@echo "  One crate's tests: cargo test -p mesh-state.  One test: cargo test -p testbed --test mesh_policy a_name"
 	@echo "  (testbed's tests run the real daemon: cargo build -p coretunnel first; they need root, ip and iptables)."
 
@@ -73,6 +73,13 @@ interop: ## Both ways with a real Envoy (pinned, checked, installed under target
 	@.ci/need --check test
 	cargo build -p coretunnel
 	ENVOY_BIN="$$(perf-tests/interop/install-envoy)" cargo test -p testbed --features interop --test interop_envoy
+
+.PHONY: interop-istio
+interop-istio: ## With istio's own istiod, CA and CNI agent (pinned, built under target in some minutes; needs Go), as root
+	@.ci/need --check interop
+	cargo build -p coretunnel
+	ISTIO_PEERS_BIN="$$(perf-tests/interop/build-istio-peers)" \
+		cargo test -p testbed --features interop --test interop_zds --test interop_istiod
 
 .PHONY: fuzz
 fuzz: ## A CPU-minute of each fuzz target of each crate (FUZZ_SECONDS=60), with the pinned compiler

@@ -8,6 +8,7 @@
 //! | be a peer by hand, right or wrong | [`peer`], [`impostor`], [`certificate`], [`zds_agent`] |
 //! | have a control plane, and make it misbehave | [`control_plane`], [`xds_server`], [`ca_server`] |
 //! | have an Envoy for a peer | [`envoy`] |
+//! | have istio's own control plane or node agent | [`istiod`], [`cni_agent`] |
 //! | ask what happened | [`log`], [`metrics_page`], [`wire`], [`daemon::Daemon`] |
 //!
 //! The tests need root. What they make is held by descriptors of the test's process, so nothing outlives it.
@@ -15,6 +16,7 @@
 pub mod ca_server;
 pub mod certificate;
 pub mod client;
+pub mod cni_agent;
 mod codec;
 pub mod control_plane;
 pub mod daemon;
@@ -22,6 +24,8 @@ pub mod envoy;
 pub mod fixture;
 pub mod http;
 pub mod impostor;
+mod istio_peer;
+pub mod istiod;
 pub mod launcher;
 pub mod log;
 pub mod mesh;

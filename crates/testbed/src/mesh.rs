@@ -21,6 +21,7 @@ use tempfile::TempDir;
 
 use crate::client::{self, End};
 use crate::daemon::{self, Daemon, DaemonSpec, START_PATIENCE, Source};
+use crate::istiod::Istiod;
 use crate::launcher::Launcher;
 use crate::mesh_control_plane::ControlPlaneOfMesh;
 use crate::namespace::{self, Namespace};
@@ -90,7 +91,9 @@ pub struct Mesh {
     wire: Router,
     next_outside: u8,
     /// Where the spec asks for one.
-    control_plane: Option<ControlPlaneOfMesh>,
+    pub(crate) control_plane: Option<ControlPlaneOfMesh>,
+    /// Where the spec asks for one.
+    pub(crate) istiod: Option<Istiod>,
     // After the nodes, whose daemons would otherwise be killed under their hands.
     launcher: Launcher,
     // Last, so that daemons and agents are gone before their files are.
@@ -211,9 +214,11 @@ impl Mesh {
             nodes.insert(id, Node::create(id, &mut wire, directory.path())?);
         }
         let control_plane = spec.control_plane.then(ControlPlaneOfMesh::start).transpose()?;
+        let istiod = spec.istiod.then(Istiod::start).transpose()?;
         let mut mesh = Self {
             spec,
             control_plane,
+            istiod,
             model: MeshModel::default(),
             pods: BTreeMap::new(),
             nodes,
@@ -273,6 +278,9 @@ impl Mesh {
     /// When the daemon refuses or is silent.
     pub fn remove_pod(&mut self, pod: &Pod) -> Result<()> {
         let node = pod.node.context("a host outside is no pod")?;
+        if let Some(istiod) = &mut self.istiod {
+            istiod.delete_pod(pod)?;
+        }
         self.pods.remove(&pod.name);
         self.model.workloads.remove(&pod.name);
         if pod.captured && self.spec.daemons {
@@ -383,23 +391,6 @@ impl Mesh {
         &self.model
     }
 
-    /// The control plane.
-    ///
-    /// # Panics
-    /// When the mesh has none: a slip in the test.
-    #[must_use]
-    pub fn control_plane(&self) -> &ControlPlaneOfMesh {
-        self.control_plane.as_ref().expect("the mesh was started with one")
-    }
-
-    /// The control plane, to end it or start it again.
-    ///
-    /// # Panics
-    /// When the mesh has none: a slip in the test.
-    pub fn control_plane_mut(&mut self) -> &mut ControlPlaneOfMesh {
-        self.control_plane.as_mut().expect("the mesh was started with one")
-    }
-
     /// The workload file of one node's daemon.
     #[must_use]
     pub fn workload_file(&self, node: NodeId) -> &Path {
@@ -490,9 +481,10 @@ impl Mesh {
         let namespace = Namespace::create(&format!("daemon-{}-of-{id}", node.daemons_started))?;
         let mut environment = BTreeMap::from([("POOL_UNUSED_RELEASE_TIMEOUT".to_owned(), POOL_IDLE.to_owned())]);
         environment.extend(spec.environment);
-        let source = match &mut self.control_plane {
-            Some(plane) => plane.reached_from(&namespace)?,
-            None => Source::File { workload_file: node.workload_file.clone(), ca_root_file },
+        let source = match (&mut self.control_plane, &mut self.istiod) {
+            (Some(plane), _) => plane.reached_from(&namespace)?,
+            (None, Some(istiod)) => istiod.reached_from(&namespace, &id.to_string())?,
+            (None, None) => Source::File { workload_file: node.workload_file.clone(), ca_root_file },
         };
         let spec = DaemonSpec {
             node: id.to_string(),
@@ -534,6 +526,9 @@ impl Mesh {
             services: BTreeMap::new(),
             policies: Vec::new(),
         };
+        if let Some(istiod) = &mut self.istiod {
+            istiod.put_pod(&pod)?;
+        }
         self.model.workloads.insert(spec.name.clone(), workload);
         self.pods.insert(spec.name.clone(), pod.clone());
         Ok(pod)

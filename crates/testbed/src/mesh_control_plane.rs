@@ -10,6 +10,7 @@ use anyhow::Result;
 use crate::ca_server::{CaServer, Root};
 use crate::control_plane::{ControlPlane, ServerIdentity};
 use crate::daemon::Source;
+use crate::mesh::Mesh;
 use crate::namespace::Namespace;
 use crate::wait;
 use crate::xds_server::XdsServer;
@@ -74,5 +75,24 @@ impl ControlPlaneOfMesh {
         }
         self.running = Some(running);
         Ok(())
+    }
+}
+
+impl Mesh {
+    /// The control plane.
+    ///
+    /// # Panics
+    /// When the mesh has none: a slip in the test.
+    #[must_use]
+    pub fn control_plane(&self) -> &ControlPlaneOfMesh {
+        self.control_plane.as_ref().expect("the mesh was started with one")
+    }
+
+    /// The control plane, to end it or start it again.
+    ///
+    /// # Panics
+    /// When the mesh has none: a slip in the test.
+    pub fn control_plane_mut(&mut self) -> &mut ControlPlaneOfMesh {
+        self.control_plane.as_mut().expect("the mesh was started with one")
     }
 }

@@ -29,6 +29,8 @@ pub struct MeshSpec {
     pub io_uring: bool,
     /// Whether a control plane tells them of the mesh and issues certificates, instead of files.
     pub control_plane: bool,
+    /// Whether a real istiod does. Of the mesh's model it is told the pods; all else a test writes itself.
+    pub istiod: bool,
 }
 
 impl PodSpec {
@@ -63,6 +65,7 @@ impl Default for MeshSpec {
             daemons: true,
             io_uring: true,
             control_plane: false,
+            istiod: false,
         }
     }
 }
