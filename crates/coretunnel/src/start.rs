@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    future::Future,
     net::SocketAddr,
     rc::Rc,
     sync::{
@@ -116,17 +117,9 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
             ..Standing::default()
         };
         let servers = &settings.servers;
-        serve_metrics(
-            &mut beside,
-            servers.metrics,
-            page,
-            standing,
-            views,
-            status.clone(),
-            log.dropped(),
-            stop.clone(),
-        )?;
-        serve_readiness(&mut beside, servers.readiness, cores.clone(), status.clone(), stop)?;
+        let metrics = metrics(servers.metrics, page, standing, views, status.clone(), log.dropped(), stop.clone())?;
+        beside.spawn_local(metrics);
+        beside.spawn_local(readiness(servers.readiness, cores.clone(), status.clone(), stop)?);
 
         let (stop_control, control_stopped) = async_channel::bounded::<()>(1);
         let mut control = tokio::task::spawn_local(control::run(
@@ -200,8 +193,8 @@ async fn drain(cores: &RefCell<Cores>, deadline: Duration, signals: &mut Signals
     }
 }
 
-fn serve_metrics(
-    beside: &mut JoinSet<()>,
+/// Serves the metrics page until told to stop.
+fn metrics(
     address: SocketAddr,
     page: Exposition,
     of_process: Standing,
@@ -209,16 +202,16 @@ fn serve_metrics(
     status: Status,
     log_lines_dropped: Arc<AtomicU64>,
     stop: Stop,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<impl Future<Output = ()>> {
     let server = Server::listen("metrics", address)?;
     let page = Rc::new(RefCell::new(page));
     let catching_up = page.clone();
-    beside.spawn_local(async move {
+    let catching_up = async move {
         loop {
             tokio::time::sleep(PAGE_CATCH_UP).await;
             catching_up.borrow_mut().catch_up();
         }
-    });
+    };
     let answer = move |asked: Asked| {
         let standing = Standing {
             pods_active: status.pods_active() as u64,
@@ -234,17 +227,21 @@ fn serve_metrics(
         };
         std::future::ready(metrics_page::answer(&asked, &mut page.borrow_mut(), &standing, &cores))
     };
-    beside.spawn_local(server.serve(answer, stop));
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            () = server.serve(answer, stop) => {}
+            () = catching_up => {}
+        }
+    })
 }
 
-fn serve_readiness(
-    beside: &mut JoinSet<()>,
+/// Serves readiness until told to stop.
+fn readiness(
     address: SocketAddr,
     cores: Rc<RefCell<Cores>>,
     status: Status,
     stop: Stop,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<impl Future<Output = ()>> {
     let server = Server::listen("readiness", address)?;
     let answer = move |asked| {
         let (cores, status) = (cores.clone(), status.clone());
@@ -258,8 +255,7 @@ fn serve_readiness(
             pending
         })
     };
-    beside.spawn_local(server.serve(answer, stop));
-    Ok(())
+    Ok(server.serve(answer, stop))
 }
 
 fn core(index: usize, cpu: usize, way: EngineKind) -> CoreConfig {
