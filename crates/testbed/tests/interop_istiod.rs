@@ -291,11 +291,12 @@ fn a_workload_behind_another_networks_gateway_is_known_as_such_and_not_connected
             },
         });
         mesh.istiod_mut().put(&[east_west, remote, entry])?;
-        // Double HBONE is not there yet; that the workload, its network and its gateway arrived is what the refusal says.
+        // Double HBONE is not there yet; that the service, its network and its gateway arrived is what the refusal says, and
+        // that istiod without its multi-network support tells nobody to expect behind the gateway.
         wait::until_ok("the gateway", PATIENCE, || {
             let line = sent_to(mesh, (VIP, 80).into())?;
             let (error, index) = (line.field("error"), mesh.istiod().index()?);
-            for part in ["network gateway", "WorkloadEntry/shop/remote", "\"remote\""] {
+            for part in ["behind the gateway", "shop/remote.example.com", "\"remote\""] {
                 ensure!(error.contains(part), "no {part} in {line}; {index:#}");
             }
             Ok(())
