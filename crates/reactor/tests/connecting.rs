@@ -4,29 +4,15 @@ mod on_core;
 
 use std::{
     io,
-    net::{SocketAddr, TcpStream as StdStream},
+    net::SocketAddr,
     os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
 use futures_util::FutureExt;
-use on_core::{PATIENCE, config, listen, listening, on_core, on_each_engine, unconnected, until};
+use on_core::{PATIENCE, config, listen, listening, on_core, on_each_engine, silent, unconnected, until};
 use reactor::{Listener, Runtime, Stream};
 use socket2::{Domain, Protocol, Socket, Type};
-
-/// An address whose host answers nothing: a listener whose queue is full drops what asks to connect. What has to stay
-/// open for that comes with it.
-fn silent() -> (SocketAddr, impl Sized) {
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    listener.listen(0).unwrap();
-    let address = listener.local_addr().unwrap().as_socket().unwrap();
-    let mut queued = Vec::new();
-    while let Ok(stream) = StdStream::connect_timeout(&address, Duration::from_millis(200)) {
-        queued.push(stream);
-    }
-    (address, (listener, queued))
-}
 
 #[test]
 fn a_connection_comes_about_from_a_bound_source_with_its_options() {

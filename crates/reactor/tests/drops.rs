@@ -12,16 +12,16 @@ use std::{
     net::{SocketAddr, TcpStream as StdStream},
     os::fd::AsRawFd,
     thread,
-    time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use glommio::{LocalExecutorBuilder, Placement};
-use on_core::{PATIENCE, config, listen, listening, on_core, on_each_engine, pair, pattern, stuff, unconnected, until};
+use on_core::{
+    PATIENCE, config, listen, listening, on_core, on_each_engine, pair, pattern, silent, stuff, unconnected, until,
+};
 use quarantine::{MARK, Quarantine};
 use reactor::{Chunk, CoreConfig, EngineChoice, LeaseLimits, Listener, Reactor, Runtime, Stream, TcpStream};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[global_allocator]
@@ -94,19 +94,6 @@ async fn received_nothing_freed(reactor: &Reactor, mut peer: StdStream) {
     });
     until(reactor, "the peer is at its end", || reading.is_finished()).await;
     assert_eq!(reading.join().unwrap(), 0, "the peer received freed memory");
-}
-
-/// An address where a connection stays under way, and what keeps it so.
-fn silent() -> (SocketAddr, impl Sized) {
-    let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
-    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    listener.listen(0).unwrap();
-    let address = listener.local_addr().unwrap().as_socket().unwrap();
-    let mut queued = Vec::new();
-    while let Ok(stream) = StdStream::connect_timeout(&address, Duration::from_millis(200)) {
-        queued.push(stream);
-    }
-    (address, (listener, queued))
 }
 
 async fn play(reactor: &Reactor, what: What, when: When, silent: SocketAddr) {

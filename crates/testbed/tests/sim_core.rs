@@ -346,6 +346,14 @@ fn a_policy_that_comes_while_connected_resets_the_connection_and_no_byte_passes_
     }
 }
 
+/// An exchange with what is outside, on a connection that the pod's listener has just captured.
+async fn captured_exchange(world: &SimRuntime) -> Task<io::Result<Vec<u8>>> {
+    let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
+    let stream = world.connect(socket, at(OUTSIDE, 80), Duration::from_secs(1)).await.expect("captured");
+    let inside = world.clone();
+    world.spawn(TENANT, async move { exchange(&inside, stream, data(100)).await })
+}
+
 #[test]
 fn a_connection_before_its_workload_waits_and_goes_on_or_is_refused_at_the_deadline() {
     for (arrives_after, served) in [(Duration::from_secs(4), true), (Duration::from_secs(6), false)] {
@@ -356,10 +364,7 @@ fn a_connection_before_its_workload_waits_and_goes_on_or_is_refused_at_the_deadl
             .block_on(async {
                 bench.pod_up().await;
                 echo(&world, at(OUTSIDE, 80));
-                let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
-                let stream = world.connect(socket, at(OUTSIDE, 80), Duration::from_secs(1)).await.expect("captured");
-                let inside = world.clone();
-                let exchanged = world.spawn(TENANT, async move { exchange(&inside, stream, data(100)).await });
+                let exchanged = captured_exchange(&world).await;
                 world.sleep(arrives_after).await;
                 bench.publish([pod_workload(&[])]);
                 let exchanged = exchanged.await.expect("no panic");
@@ -380,10 +385,7 @@ fn a_connection_that_waits_for_its_workload_ends_with_its_pod_and_holds_a_drain(
             .block_on(async {
                 bench.pod_up().await;
                 echo(&world, at(OUTSIDE, 80));
-                let socket = SimSocket::from(host(POD)).captured_by(at(POD, 15001));
-                let stream = world.connect(socket, at(OUTSIDE, 80), Duration::from_secs(1)).await.expect("captured");
-                let inside = world.clone();
-                let exchanged = world.spawn(TENANT, async move { exchange(&inside, stream, data(100)).await });
+                let exchanged = captured_exchange(&world).await;
                 world.sleep(Duration::from_secs(1)).await;
                 if removed {
                     bench.pod_down().await;

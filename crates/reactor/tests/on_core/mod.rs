@@ -73,6 +73,20 @@ pub(crate) fn listening() -> (StdListener, SocketAddr) {
     (listener, address)
 }
 
+/// An address whose host answers nothing: a listener whose queue is full drops what asks to connect. What has to stay
+/// open for that comes with it.
+pub(crate) fn silent() -> (SocketAddr, impl Sized) {
+    let listener = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap();
+    listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    listener.listen(0).unwrap();
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(stream) = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(200)) {
+        queued.push(stream);
+    }
+    (address, (listener, queued))
+}
+
 /// A listener of the core.
 pub(crate) fn listen(reactor: &Reactor) -> (TcpListener, SocketAddr) {
     let (listener, address) = listening();
