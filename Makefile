@@ -68,6 +68,11 @@ bench: ## Criterion benches (benches/), then the data path's figures through two
 bench-mesh: ## What a mesh of a million workloads costs: memory, build, change, lookups; the last line is one JSON object
 	@cargo bench -p benches --bench mesh
 
+.PHONY: bench-engine
+bench-engine: ## The engine by itself on two CPUs: against tokio, shares, isolation; last line JSON, under 10 minutes after the build
+	cargo build --release -p perf-tests --bin bench-engine
+	@$(TARGET)/release/bench-engine
+
 .PHONY: interop
 interop: ## Both ways with a real Envoy (pinned, checked, installed under target), as root
 	@.ci/need --check test

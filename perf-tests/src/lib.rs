@@ -10,10 +10,12 @@
 //! | how many bytes per second? | [`bulk`] |
 //! | what is at the other end | [`serve`] |
 //! | what did it cost a process | [`cpu`] |
+//! | what does the engine cost, and how does it share? | [`engine`] |
 //! | how is it shown | [`report`], [`spread`] |
 
 pub mod bulk;
 pub mod cpu;
+pub mod engine;
 pub mod open_loop;
 pub mod ping_pong;
 pub mod report;

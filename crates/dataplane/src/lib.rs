@@ -5,6 +5,7 @@
 //! never waits for one. What this crate is not: it decides nothing about the mesh (`mesh-state` does), speaks no TLS
 //! or HTTP/2 itself (`hbone`), and opens no socket itself (`inpod`, through [`PodNetwork`]).
 
+mod bare;
 mod bell;
 mod command;
 mod config;
@@ -26,6 +27,7 @@ mod record;
 mod relay;
 mod tenants;
 
+pub use bare::relay_plain;
 pub use command::{CapturedPod, Command, Issued, PodError};
 pub use config::{Config, Ports, TenantBy, Weights};
 pub use core::{Core, CoreParts};
