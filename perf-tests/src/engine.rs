@@ -13,7 +13,7 @@ pub mod victim;
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::{Map, Value};
 
 /// How much is measured.
@@ -63,19 +63,47 @@ pub struct Run {
     /// Where everything else does.
     pub load_cpu: usize,
     began: Instant,
+    /// Names of the figures that are wanted; all when it is empty.
+    only: Vec<String>,
     /// Told line by line to who waits.
     progress: Box<dyn Fn(&str)>,
 }
+
+/// Every figure, in the order in which they are taken.
+pub const FIGURES: [&str; 15] = [
+    "pp1",
+    "pp16",
+    "pp64",
+    "pp256",
+    "crr16",
+    "bulk1",
+    "bulk16",
+    "accounts_cost",
+    "idle_cpu_pct",
+    "idle_kib",
+    "share_1_3",
+    "share_256_1",
+    "victim_p99_bulk",
+    "victim_p99_churn",
+    "victim_p99_burst",
+];
 
 impl Run {
     /// Puts this process on its CPU.
     ///
     /// # Errors
-    /// When there are not two.
-    pub fn new(scale: Scale, progress: Box<dyn Fn(&str)>) -> Result<Self> {
+    /// When there are not two, or there is no such figure.
+    pub fn new(scale: Scale, only: Vec<String>, progress: Box<dyn Fn(&str)>) -> Result<Self> {
+        if let Some(unknown) = only.iter().find(|name| !FIGURES.contains(&name.as_str())) {
+            bail!("there is no figure {unknown:?}; there are {}", FIGURES.join(", "));
+        }
         let (relay_cpu, load_cpu) = cpus::pair()?;
         cpus::pin(load_cpu)?;
-        Ok(Self { scale, relay_cpu, load_cpu, began: Instant::now(), progress })
+        Ok(Self { scale, relay_cpu, load_cpu, began: Instant::now(), only, progress })
+    }
+
+    fn wants(&self, figure: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == figure)
     }
 
     /// Says a line, with the time since the run began.

@@ -15,6 +15,12 @@ struct Arguments {
     /// Fewer and shorter rounds, below a minute: to see that it works, not for figures
     #[arg(long)]
     quick: bool,
+    /// So many rounds instead of the usual number
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: Option<u16>,
+    /// Only these figures, separated by commas: pp16,victim_p99_bulk
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
     #[command(subcommand)]
     part: Option<Part>,
 }
@@ -38,8 +44,11 @@ fn main() -> Result<()> {
         Some(Part::Relay(options)) => relay::serve(&options),
         Some(Part::Victim { cpu }) => victim::serve(cpu),
         None => {
-            let scale = if arguments.quick { Scale::QUICK } else { Scale::FULL };
-            let run = Run::new(scale, Box::new(tell))?;
+            let mut scale = if arguments.quick { Scale::QUICK } else { Scale::FULL };
+            if let Some(rounds) = arguments.rounds {
+                (scale.rounds, scale.long_rounds) = (rounds.into(), rounds.into());
+            }
+            let run = Run::new(scale, arguments.only, Box::new(tell))?;
             run.say(&machine()?);
             let figures = Value::Object(run.figures()?);
             ensure!(finite(&figures), "a figure is no number: {figures}");

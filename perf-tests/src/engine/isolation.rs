@@ -42,12 +42,15 @@ const WAYS: [(&str, Way); 3] = [("ours", Way::Ours), ("control", Way::Control), 
 
 /// `victim_p99_bulk victim_p99_churn victim_p99_burst`, each of `ours`, `control` and `one_tenant`, in microseconds.
 pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
+    if !NOISES.iter().any(|(name, _)| run.wants(name)) {
+        return Ok(Map::new());
+    }
     let mut victim = Victim::start(run.load_cpu)?;
     if !victim.real_time() {
         run.say("no real-time priority for the victim (chrt -f 50): its latency has its own waiting for a CPU in it");
     }
     let mut figures = Map::new();
-    for (name, noise) in NOISES {
+    for (name, noise) in NOISES.into_iter().filter(|(name, _)| run.wants(name)) {
         let mut seen = WAYS.map(|_| Vec::new());
         for _ in 0..run.scale.long_rounds {
             for ((way_name, way), seen) in WAYS.iter().zip(&mut seen) {

@@ -39,6 +39,9 @@ const LOADS: [(&str, Load); 7] = [
     ("bulk16", Load::Bulk(16)),
 ];
 
+/// The load that runs with accounts and without.
+const ACCOUNTS: (&str, Load) = ("accounts_cost", Load::PingPong(16));
+
 /// `pp1 pp16 pp64 pp256 crr16 bulk1 bulk16 accounts_cost idle_kib idle_cpu_pct`.
 pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
     let echo = Server::start(loopback()?, Role::Echo)?;
@@ -54,7 +57,7 @@ pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
     let mut ratios: Vec<Paired> = LOADS.iter().map(|_| Paired::default()).collect();
     let mut accounts = Paired::default();
     for round in 0..run.scale.rounds {
-        for ((name, load), ratio) in LOADS.iter().zip(&mut ratios) {
+        for ((name, load), ratio) in LOADS.iter().zip(&mut ratios).filter(|((name, _), _)| run.wants(name)) {
             let other = if matches!(load, Load::Bulk(_)) { &tokio_bulk } else { &tokio };
             let before = ours.engine()?;
             let (own, theirs) = both(run, *load, round, &ours, other)?;
@@ -71,20 +74,29 @@ pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
                 unit = load.unit(),
             ));
         }
-        let (with, without) = both(run, Load::PingPong(16), round, &ours, &silent)?;
-        accounts.add(with, without);
+        if run.wants(ACCOUNTS.0) {
+            let (with, without) = both(run, ACCOUNTS.1, round, &ours, &silent)?;
+            accounts.add(with, without);
+        }
     }
     let mut figures = Map::new();
-    for ((name, _), ratio) in LOADS.iter().zip(&ratios).chain([(&("accounts_cost", Load::PingPong(16)), &accounts)]) {
+    for ((name, _), ratio) in LOADS.iter().zip(&ratios).chain([(&ACCOUNTS, &accounts)]) {
+        if !run.wants(name) {
+            continue;
+        }
         let [low, median, high] = ratio.quartiles();
         let warning = if ratio.is_wide() { ", WIDE: the machine was not quiet" } else { "" };
         run.say(&format!("{name}: {median:.3} (quartiles {low:.3} to {high:.3}{warning})"));
         figures.insert((*name).to_owned(), json!(median));
     }
     drop((silent, tokio, tokio_bulk));
-    figures.insert("idle_cpu_pct".to_owned(), json!(idle_cpu(run, &ours)?));
+    if run.wants("idle_cpu_pct") {
+        figures.insert("idle_cpu_pct".to_owned(), json!(idle_cpu(run, &ours)?));
+    }
     drop(ours);
-    figures.insert("idle_kib".to_owned(), json!(idle_memory(run)?));
+    if run.wants("idle_kib") {
+        figures.insert("idle_kib".to_owned(), json!(idle_memory(run)?));
+    }
     Ok(figures)
 }
 

@@ -22,6 +22,9 @@ const WARM_UP: Duration = Duration::from_millis(300);
 pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
     let mut figures = Map::new();
     for (name, weights, flows) in [("share_1_3", [1, 3], [16, 16]), ("share_256_1", [1, 1], [1, 256])] {
+        if !run.wants(name) {
+            continue;
+        }
         let mut shares = Vec::new();
         for _ in 0..run.scale.long_rounds {
             shares.push(share(run, name, weights, flows)?);
