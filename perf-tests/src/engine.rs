@@ -1,6 +1,7 @@
 //! The engine's own figures: a plain relay on one core against one on tokio, shares of CPU between tenants, a quiet tenant beside
 //! noise. What is measured and why is in `docs/PERFORMANCE.md`; `bench-engine` is the command.
 
+pub mod both_ends;
 pub mod child;
 pub mod cpus;
 pub mod crowd;

@@ -214,6 +214,9 @@ const PIECE_MIN: usize = 4 << 10;
 /// What a receive asks for. The socket's own units are smaller unless it is bulk.
 const ROOM: usize = 256 << 10;
 
+/// A piece larger than that is sent before the next one is asked for: a direction holds one of those, or two small ones.
+const AHEAD_MAX: usize = 16 << 10;
+
 /// How far a direction has proved bulk.
 #[derive(Default)]
 struct Proof(usize);
@@ -244,14 +247,8 @@ impl<S: Stream> Way<Self> for Plain<S> {
     async fn pump(&mut self, sink: &mut Self, mut count: impl FnMut(usize)) -> Direction {
         let mut proof = Proof::default();
         loop {
-            while !proof.is_complete() {
-                match copy_once(self, sink).await {
-                    Ok(bytes) => {
-                        count(bytes);
-                        proof.add(bytes);
-                    }
-                    Err(over) => return over,
-                }
+            if let Err(over) = self.copy_until_bulk(sink, &mut proof, &mut count).await {
+                return over;
             }
             match self.0.splice_to(&sink.0).await {
                 Spliced::Moved(bytes) => {
@@ -265,6 +262,43 @@ impl<S: Stream> Way<Self> for Plain<S> {
                 Spliced::Unavailable => proof = Proof::default(),
             }
         }
+    }
+}
+
+impl<S: Stream> Plain<S> {
+    /// Copies until `proof` is complete. While a small piece is on its way out the next one is waited for already, so that
+    /// both requests are one entry into the kernel: a question and its answer take half as many of them.
+    async fn copy_until_bulk(
+        &mut self,
+        sink: &mut Self,
+        proof: &mut Proof,
+        count: &mut impl FnMut(usize),
+    ) -> Result<(), Direction> {
+        let mut received = None;
+        while received.is_some() || !proof.is_complete() {
+            let next = match received.take() {
+                Some(next) => next,
+                None => self.receive().await.map_err(Direction::SourceBroke)?,
+            };
+            let Some(chunk) = next else { return Err(finish(sink)) };
+            let bytes = chunk.len();
+            if bytes > AHEAD_MAX {
+                sink.send(chunk).await.map_err(Direction::SinkBroke)?;
+                count(bytes);
+            } else {
+                // Counted first: that it went out may be heard of with the next piece only.
+                count(bytes);
+                match select(pin!(sink.0.post(chunk)), pin!(self.receive())).await {
+                    Either::Left((sent, _)) => sent.map_err(|error| Direction::SinkBroke(error.into()))?,
+                    Either::Right((next, sent)) => {
+                        received = Some(next.map_err(Direction::SourceBroke)?);
+                        sent.await.map_err(|error| Direction::SinkBroke(error.into()))?;
+                    }
+                }
+            }
+            proof.add(bytes);
+        }
+        Ok(())
     }
 }
 

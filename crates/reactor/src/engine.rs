@@ -70,6 +70,8 @@ pub(crate) struct Held {
     row: Row,
     /// Whether the kernel, or the way to it, has it. Until then it can be dropped like anything else.
     submitted: bool,
+    /// Whether its future was asked once and not since: so far nobody waits for it alone, and what is no news may stay untold.
+    asked_once: bool,
 }
 
 /// What the engine has done so far.
@@ -138,7 +140,7 @@ impl Engine {
     pub(crate) fn start(self: &Rc<Self>, mut operation: Operation, row: Row) -> io::Result<Op> {
         let bytes = operation.bytes_max();
         let mut table = self.table.borrow_mut();
-        let Some(key) = table.begin(Held { operation, row, submitted: false }) else {
+        let Some(key) = table.begin(Held { operation, row, submitted: false, asked_once: true }) else {
             self.count(|counts| counts.refused += 1);
             return Err(io::Error::new(
                 io::ErrorKind::ResourceBusy,
@@ -146,7 +148,7 @@ impl Engine {
             ));
         };
         self.submissions.borrow_mut().add(row, key, bytes);
-        Ok(Op { engine: self.clone(), key: Some(key) })
+        Ok(Op { engine: self.clone(), key: Some(key), asked: false })
     }
 
     /// Exchanges requests for completions with the kernel; with `park`, waits up to that long for a completion. Of each
@@ -155,12 +157,12 @@ impl Engine {
     /// # Panics
     /// When the kernel refuses the ring, or the epoll instance, as such: the core cannot go on.
     pub(crate) fn enter(&self, park: Option<Duration>, limit: impl Fn(Row) -> Limit, aftermath: &mut Aftermath) {
-        let Aftermath { reaped, woken, unwanted, bill, moved } = aftermath;
-        self.submit(limit, bill);
+        self.submit(limit, &mut aftermath.bill);
         let mut table = self.table.borrow_mut();
-        let entered = match &mut *self.kernel.borrow_mut() {
-            Kernel::Uring(ring) => ring.enter(park, reaped),
-            Kernel::Epoll(poller) => poller.enter(park, &mut table, reaped),
+        let mut kernel = self.kernel.borrow_mut();
+        let entered = match &mut *kernel {
+            Kernel::Uring(ring) => ring.enter(park, &mut aftermath.reaped),
+            Kernel::Epoll(poller) => poller.enter(park, &mut table, &mut aftermath.reaped),
         };
         if let Err(error) = entered {
             panic!("the core's way into the kernel failed: {error}");
@@ -168,18 +170,34 @@ impl Engine {
         self.count(|counts| {
             counts.enters += 1;
             counts.parks += u64::from(park.is_some());
-            counts.completions += reaped.len() as u64;
         });
+        self.complete(&mut table, aftermath);
+        if let Kernel::Uring(ring) = &mut *kernel {
+            let still = |silent: &Reaped| table.held_mut(silent.key).is_some();
+            aftermath.reaped.extend(ring.silent_successes().filter(still));
+            self.complete(&mut table, aftermath);
+        }
+    }
+
+    /// Tells the waiters of what was reaped.
+    fn complete(&self, table: &mut Table<Held, Completion>, aftermath: &mut Aftermath) {
+        let Aftermath { reaped, woken, unwanted, bill, moved } = aftermath;
+        self.count(|counts| counts.completions += reaped.len() as u64);
         for Reaped { key, result } in reaped.drain(..) {
-            let complete = |Held { row, operation, .. }: Held| {
-                let work = operation.completed(result);
-                bill.add(row, work);
+            let mut no_news = false;
+            let complete = |Held { row, operation, asked_once, .. }: Held| {
+                bill.add(row, operation.completed(result));
                 moved.push(Moved::of(row, &operation, result));
-                operation.complete(result)
+                no_news = asked_once && operation.is_no_news(result);
+                let mut completion = operation.complete(result);
+                if no_news {
+                    unwanted.extend(completion.spent());
+                }
+                completion
             };
-            match table.complete(key, complete, |waiter| woken.push(waiter)) {
+            match table.complete(key, complete) {
                 Settled::Unwanted(completion) => unwanted.push(completion),
-                Settled::Delivered => {}
+                Settled::Delivered(waiter) => woken.extend(waiter.filter(|_| !no_news)),
                 Settled::Stale | Settled::UnderWay => self.count(|counts| counts.stale += 1),
             }
         }
@@ -190,18 +208,24 @@ impl Engine {
         let (mut table, mut kernel) = (self.table.borrow_mut(), self.kernel.borrow_mut());
         self.submissions.borrow_mut().carry(limit, |row, key, bytes_max| {
             // What was dropped before the kernel saw it is gone from the table.
-            let Held { operation, submitted, .. } = table.held_mut(key)?;
+            let Held { operation, submitted, asked_once, .. } = table.held_mut(key)?;
             *submitted = true;
             let bytes = operation.bytes_max().min(bytes_max);
             bill.add(row, operation.submitted(bytes));
             match &mut *kernel {
                 Kernel::Uring(ring) => {
                     let entry = operation.entry(bytes_max);
+                    let expected = i32::try_from(bytes).unwrap_or(i32::MAX);
                     #[expect(unsafe_code, reason = "the kernel is handed addresses")]
                     // SAFETY: the entry refers to heap memory that the operation owns, and the table keeps the operation
-                    // until the completion of `key` is reaped, or for ever.
+                    // until the completion of `key` is reaped, or for ever. One that is silent is over when the enter that
+                    // carries it returns, and completed not before.
                     unsafe {
-                        ring.push(key, entry);
+                        if *asked_once && operation.is_no_news(expected) {
+                            ring.push_silent(key, entry, expected);
+                        } else {
+                            ring.push(key, entry);
+                        }
                     }
                 }
                 Kernel::Epoll(poller) => poller.push(key, bytes_max),
@@ -294,7 +318,8 @@ impl Kernel {
 impl Moved {
     fn of(row: Row, operation: &Operation, result: i32) -> Self {
         let bytes = u64::try_from(result).unwrap_or(0);
-        let sent_bytes = if let Operation::Send { .. } = operation { bytes } else { 0 };
+        let sends = matches!(operation, Operation::Send { .. } | Operation::Post { .. });
+        let sent_bytes = if sends { bytes } else { 0 };
         Self { row, sent_bytes }
     }
 }
@@ -313,6 +338,8 @@ pub(crate) struct Op {
     engine: Rc<Engine>,
     /// `None` once its completion was taken.
     key: Option<OpKey>,
+    /// Whether it was polled before.
+    asked: bool,
 }
 
 impl Future for Op {
@@ -320,13 +347,24 @@ impl Future for Op {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Completion> {
         let key = self.key.expect("an operation is not polled again after its completion");
-        let taken = self.engine.table.borrow_mut().take(key, context.waker());
+        let mut table = self.engine.table.borrow_mut();
+        let taken = table.take(key, context.waker());
+        if taken.is_none()
+            && self.asked
+            && let Some(held) = table.held_mut(key)
+        {
+            held.asked_once = false;
+        }
+        drop(table);
         match taken {
             Some(completion) => {
                 self.key = None;
                 Poll::Ready(completion)
             }
-            None => Poll::Pending,
+            None => {
+                self.asked = true;
+                Poll::Pending
+            }
         }
     }
 }
@@ -338,14 +376,14 @@ impl Drop for Op {
         let submitted = table.held_mut(key).is_some_and(|held| held.submitted);
         let mut settled = table.abandon(key);
         if !submitted && matches!(settled, Settled::UnderWay) {
-            settled = table.complete(key, |held| held.operation.complete(-libc::ECANCELED), drop);
+            settled = table.complete(key, |held| held.operation.complete(-libc::ECANCELED));
         }
         drop(table);
         match settled {
             Settled::UnderWay => self.engine.kernel.borrow_mut().cancel(key),
             // Dropped here, where nothing is borrowed.
             Settled::Unwanted(completion) => drop(completion),
-            Settled::Delivered | Settled::Stale => {}
+            Settled::Delivered(_) | Settled::Stale => {}
         }
     }
 }

@@ -99,6 +99,12 @@ pub trait Stream: 'static {
     /// the peer must not take a torn transfer for a whole one.
     fn send(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>>;
 
+    /// As [`Stream::send`], for who waits for something else besides, and more eagerly: that the chunk went out at once and
+    /// whole, the usual case for a small one, wakes nobody. The future says so when it is polled next.
+    fn post(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>> {
+        self.send(chunk)
+    }
+
     /// Moves the next bytes to `sink`, all of what is there up to about a MiB, without them passing through this process:
     /// for bulk, because a small transfer costs more than by [`Stream::receive`] and [`Stream::send`]. It is both in one:
     /// no other receive of this stream or send of `sink` may be under way, and if the future is dropped once it has taken

@@ -7,13 +7,14 @@ use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
 use super::Run;
+use super::both_ends::{self, BothEnds};
 use super::child::{Plan, Relay};
 use super::crowd::{Crowd, Echo};
 use super::paired::Paired;
 use super::relay::{Kind, Route};
+use crate::bulk;
 use crate::cpu::Meter;
 use crate::serve::{Role, Server, loopback};
-use crate::{bulk, ping_pong, short_connections};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of a request and its answer.
@@ -44,10 +45,10 @@ const ACCOUNTS: (&str, Load) = ("accounts_cost", Load::PingPong(16));
 
 /// `pp1 pp16 pp64 pp256 crr16 bulk1 bulk16 accounts_cost idle_kib idle_cpu_pct`.
 pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
-    let echo = Server::start(loopback()?, Role::Echo)?;
+    let mut ends = BothEnds::listen()?;
     let sink = Server::start(loopback()?, Role::Sink)?;
     let route = |to| Route { tenant: 1, weight: 1, to };
-    let routes = vec![route(echo.address()), route(sink.address())];
+    let routes = vec![route(ends.address()?), route(sink.address())];
     let plan = |kind, buffer, accounts| Plan { kind, cpu: run.relay_cpu, buffer, accounts, routes: routes.clone() };
     let mut ours = Relay::start(&plan(Kind::Ours, 0, true))?;
     let silent = Relay::start(&plan(Kind::Ours, 0, false))?;
@@ -60,7 +61,7 @@ pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
         for ((name, load), ratio) in LOADS.iter().zip(&mut ratios).filter(|((name, _), _)| run.wants(name)) {
             let other = if matches!(load, Load::Bulk(_)) { &tokio_bulk } else { &tokio };
             let before = ours.engine()?;
-            let (own, theirs) = both(run, *load, round, &ours, other)?;
+            let (own, theirs) = both(run, &mut ends, *load, round, &ours, other)?;
             let after = ours.engine()?;
             ratio.add(own, theirs);
             let count = |name: &str| after[name].as_f64().unwrap_or(0.0) - before[name].as_f64().unwrap_or(0.0);
@@ -75,7 +76,7 @@ pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
             ));
         }
         if run.wants(ACCOUNTS.0) {
-            let (with, without) = both(run, ACCOUNTS.1, round, &ours, &silent)?;
+            let (with, without) = both(run, &mut ends, ACCOUNTS.1, round, &ours, &silent)?;
             accounts.add(with, without);
         }
     }
@@ -111,35 +112,31 @@ impl Load {
 }
 
 /// What one unit of the load costs either, the one that goes first alternating by round.
-fn both(run: &Run, load: Load, round: usize, first: &Relay, second: &Relay) -> Result<(f64, f64)> {
+fn both(run: &Run, ends: &mut BothEnds, load: Load, round: usize, first: &Relay, second: &Relay) -> Result<(f64, f64)> {
     if round.is_multiple_of(2) {
-        let own = cost(run, load, first)?;
-        Ok((own, cost(run, load, second)?))
+        let own = cost(run, ends, load, first)?;
+        Ok((own, cost(run, ends, load, second)?))
     } else {
-        let theirs = cost(run, load, second)?;
-        Ok((cost(run, load, first)?, theirs))
+        let theirs = cost(run, ends, load, second)?;
+        Ok((cost(run, ends, load, first)?, theirs))
     }
 }
 
 /// CPU of the relay per unit, in microseconds.
-fn cost(run: &Run, load: Load, relay: &Relay) -> Result<f64> {
+fn cost(run: &Run, ends: &mut BothEnds, load: Load, relay: &Relay) -> Result<f64> {
     let duration = run.scale.sample;
     let (echo, sink) = (relay.address(0), relay.address(1));
+    let small = |connections, exchanges, connections_max| both_ends::Plan {
+        connections,
+        message: MESSAGE,
+        exchanges,
+        duration,
+        connections_max,
+    };
     let meter = Meter::start(&[relay.process()])?;
     let units = match load {
-        Load::PingPong(connections) => {
-            let exchanges_max = u64::MAX;
-            let plan = ping_pong::Plan { connections, message: MESSAGE, duration, exchanges_max, patience: PATIENCE };
-            ping_pong::run(&|| TcpStream::connect(echo), &plan)?.exchanges as f64
-        }
-        Load::Short(in_flight) => {
-            let connections_max = SHORT_CONNECTIONS_MAX;
-            let plan =
-                short_connections::Plan { in_flight, message: MESSAGE, duration, connections_max, patience: PATIENCE };
-            let outcome = short_connections::run(&|| TcpStream::connect(echo), &plan)?;
-            ensure!(outcome.failed == 0, "{} connections failed: {:?}", outcome.failed, outcome.failure);
-            outcome.completed as f64
-        }
+        Load::PingPong(connections) => ends.run(echo, &small(connections, u64::MAX, connections as u64))? as f64,
+        Load::Short(in_flight) => ends.run(echo, &small(in_flight, 1, SHORT_CONNECTIONS_MAX))? as f64,
         Load::Bulk(flows) => {
             let (bytes_per_flow, direction) = (u64::MAX, bulk::Direction::Up);
             let plan = bulk::Plan { flows, bytes_per_flow, direction, duration_max: duration, patience: PATIENCE };

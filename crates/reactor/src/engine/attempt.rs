@@ -12,10 +12,14 @@ use rustix::{
 };
 use socket2::SockRef;
 
+use crate::Chunk;
+
 use super::{
     descriptor::{Descriptor, Direction},
     operation::{Operation, Readiness},
 };
+
+const SEND_FLAGS: i32 = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
 
 /// How a try went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +42,9 @@ impl Operation {
     pub(crate) fn side(&self) -> (&Descriptor, Direction) {
         match self {
             Self::Accept { socket } => (socket, Direction::In),
-            Self::Send { socket, .. } | Self::Connect { socket, .. } => (socket, Direction::Out),
+            Self::Send { socket, .. } | Self::Post { socket, .. } | Self::Connect { socket, .. } => {
+                (socket, Direction::Out)
+            }
             Self::Poll { socket, ready: Readiness::Readable } => (socket, Direction::In),
             Self::Poll { socket, ready: Readiness::Writable } => (socket, Direction::Out),
         }
@@ -66,12 +72,13 @@ impl Operation {
                 let connection = accept_with(socket.as_fd(), SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
                 Ok(usize::try_from(connection.into_raw_fd()).expect("a descriptor is not negative"))
             }
+            Self::Post { socket, chunk } => {
+                errno(SockRef::from(&**socket).send_with_flags(within(chunk, progress), SEND_FLAGS))
+            }
             // As with MSG_WAITALL on a ring: done when all is sent that may be.
             Self::Send { socket, chunk } => loop {
-                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-                let bytes = chunk.chunk();
-                let bytes = &bytes[..bytes.len().min(progress.bytes_max).min(i32::MAX as usize)];
-                progress.sent += errno(SockRef::from(&**socket).send_with_flags(&bytes[progress.sent..], flags))?;
+                let bytes = within(chunk, progress);
+                progress.sent += errno(SockRef::from(&**socket).send_with_flags(&bytes[progress.sent..], SEND_FLAGS))?;
                 if progress.sent >= bytes.len() {
                     return Ok(progress.sent);
                 }
@@ -84,6 +91,11 @@ impl Operation {
             },
         }
     }
+}
+
+fn within<'a>(chunk: &'a Chunk, progress: &Progress) -> &'a [u8] {
+    let bytes = chunk.chunk();
+    &bytes[..bytes.len().min(progress.bytes_max).min(i32::MAX as usize)]
 }
 
 fn errno<T>(result: io::Result<T>) -> Result<T, Errno> {

@@ -19,6 +19,7 @@ pub(crate) struct Descriptor {
     // First: closing takes it out of the epoll instance, and only then may its watch be another's.
     descriptor: OwnedFd,
     watch: OnceCell<Watch>,
+    cut: Cell<bool>,
 }
 
 /// Which of a descriptor's two directions an operation waits for.
@@ -67,7 +68,20 @@ struct Side {
 
 impl Descriptor {
     pub(crate) fn new(descriptor: OwnedFd) -> Self {
-        Self { descriptor, watch: OnceCell::new() }
+        Self { descriptor, watch: OnceCell::new(), cut: Cell::new(false) }
+    }
+
+    /// A send has failed. The kernel tells of a reset once: when a send hears of it, the next receive brings nothing, as
+    /// at an orderly end. `EPIPE` is another thing: there the peer had ended its direction before.
+    pub(crate) fn send_failed(&self, errno: i32) {
+        if errno != libc::EPIPE {
+            self.cut.set(true);
+        }
+    }
+
+    /// Whether a send has heard that the connection is cut.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.cut.get()
     }
 
     /// A short read was seen: whatever comes from now on is told by a new edge.

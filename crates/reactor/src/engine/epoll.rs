@@ -160,6 +160,8 @@ impl Poller {
         let attempt = if worth_it { operation.attempt(&mut self.progress[key.index()]) } else { Attempt::Blocked };
         let outcome = match attempt {
             Attempt::Done(result) => Err(result),
+            // It goes at once, or it is news.
+            Attempt::Blocked if matches!(operation, Operation::Post { .. }) => Err(-libc::EAGAIN),
             Attempt::Blocked => self.watch(operation, key),
         };
         match outcome {

@@ -12,7 +12,7 @@ use io_uring::{opcode, squeue, types::Fd};
 use socket2::SockAddr;
 
 use super::descriptor::Descriptor;
-use crate::{Chunk, bill::Work};
+use crate::{Chunk, Lease, bill::Work};
 
 /// One request to the kernel, with everything it refers to.
 ///
@@ -20,8 +20,10 @@ use crate::{Chunk, bill::Work};
 pub(crate) enum Operation {
     /// The next connection; it comes close-on-exec and non-blocking.
     Accept { socket: Rc<Descriptor> },
-    /// All of the chunk, unless the connection breaks.
+    /// As much of the chunk as goes at once, after there is room for some.
     Send { socket: Rc<Descriptor>, chunk: Chunk },
+    /// The whole chunk if it goes at once, which is no news; anything else is.
+    Post { socket: Rc<Descriptor>, chunk: Chunk },
     /// A connection to the address.
     Connect { socket: Rc<Descriptor>, target: Box<SockAddr> },
     /// Readiness, without bytes or a buffer.
@@ -48,17 +50,30 @@ pub(crate) struct Completion {
 pub(crate) enum Brought {
     /// By [`Operation::Accept`].
     Connection(OwnedFd),
-    /// By [`Operation::Send`]: what is left to send, usually nothing.
+    /// By [`Operation::Send`] and [`Operation::Post`]: what is left to send, usually nothing.
     Rest(Chunk),
     /// By [`Operation::Connect`] and [`Operation::Poll`].
     Done,
+}
+
+impl Completion {
+    /// Takes out what nobody needs to see of a completion that was no news: a buffer.
+    pub(crate) fn spent(&mut self) -> Option<Self> {
+        match &mut self.outcome {
+            Ok(Brought::Rest(rest)) => {
+                let spent = std::mem::replace(rest, Chunk::from(Lease::empty()));
+                Some(Self { outcome: Ok(Brought::Rest(spent)) })
+            }
+            _ => None,
+        }
+    }
 }
 
 impl Operation {
     /// What it costs to hand it to the kernel for so many bytes.
     pub(crate) fn submitted(&self, bytes: usize) -> Work {
         match self {
-            Self::Send { .. } => Work::Send(bytes),
+            Self::Send { .. } | Self::Post { .. } => Work::Send(bytes),
             Self::Connect { .. } => Work::Connect,
             Self::Accept { .. } | Self::Poll { .. } => Work::Armed,
         }
@@ -75,8 +90,16 @@ impl Operation {
     /// Bytes that the kernel may move for it at most.
     pub(crate) fn bytes_max(&mut self) -> usize {
         match self {
-            Self::Send { chunk, .. } => chunk.chunk().len(),
+            Self::Send { chunk, .. } | Self::Post { chunk, .. } => chunk.chunk().len(),
             Self::Accept { .. } | Self::Connect { .. } | Self::Poll { .. } => 0,
+        }
+    }
+
+    /// Whether a `result` says no more than that the expected has happened: nobody needs to be woken for it.
+    pub(crate) fn is_no_news(&self, result: i32) -> bool {
+        match self {
+            Self::Post { chunk, .. } => usize::try_from(result).is_ok_and(|count| count == chunk.len()),
+            _ => false,
         }
     }
 
@@ -94,6 +117,14 @@ impl Operation {
                 let len = bytes.len().min(bytes_max).min(i32::MAX as usize) as u32;
                 opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), len).flags(libc::MSG_NOSIGNAL).build()
             }
+            // MSG_WAITALL, so that a short one is a failure to the ring, and told. The kernel does not go on by itself: it must
+            // not wait.
+            Self::Post { socket, chunk } => {
+                let bytes = chunk.chunk();
+                let len = bytes.len().min(bytes_max).min(i32::MAX as usize) as u32;
+                let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | libc::MSG_WAITALL;
+                opcode::Send::new(Fd(socket.as_raw_fd()), bytes.as_ptr(), len).flags(flags).build()
+            }
             Self::Connect { socket, target } => {
                 opcode::Connect::new(Fd(socket.as_raw_fd()), target.as_ptr().cast(), target.len()).build()
             }
@@ -109,8 +140,16 @@ impl Operation {
 
     /// What the kernel's `result` makes of the operation.
     pub(crate) fn complete(self, result: i32) -> Completion {
-        let Ok(count) = usize::try_from(result) else {
-            return Completion { outcome: Err(io::Error::from_raw_os_error(-result)) };
+        let count = match (usize::try_from(result), &self) {
+            (Ok(count), _) => count,
+            (Err(_), Self::Post { .. }) if matches!(-result, libc::EAGAIN | libc::EINTR) => 0,
+            (Err(_), operation) => {
+                if let Self::Send { socket, .. } | Self::Post { socket, .. } = operation {
+                    // Here and not when its future hears of it: a receive may be asked first.
+                    socket.send_failed(-result);
+                }
+                return Completion { outcome: Err(io::Error::from_raw_os_error(-result)) };
+            }
         };
         let brought = match self {
             #[expect(unsafe_code, reason = "the kernel names an accepted connection by number only")]
@@ -118,7 +157,7 @@ impl Operation {
                 // SAFETY: a successful accept hands over a new descriptor, and this completion is seen once.
                 Brought::Connection(unsafe { OwnedFd::from_raw_fd(result) })
             }
-            Self::Send { mut chunk, .. } => {
+            Self::Send { mut chunk, .. } | Self::Post { mut chunk, .. } => {
                 chunk.advance(count);
                 Brought::Rest(chunk)
             }
@@ -133,6 +172,7 @@ impl fmt::Debug for Operation {
         let (name, socket) = match self {
             Self::Accept { socket } => ("accept", socket),
             Self::Send { socket, .. } => ("send", socket),
+            Self::Post { socket, .. } => ("post", socket),
             Self::Connect { socket, .. } => ("connect", socket),
             Self::Poll { socket, .. } => ("poll", socket),
         };

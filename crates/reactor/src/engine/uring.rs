@@ -1,7 +1,7 @@
 //! A core's io_uring: requests in, completions out, and the place where the core sleeps.
 //!
-//! COOP_TASKRUN and SINGLE_ISSUER are what makes it cheap (no interrupt per completion); kernels that lack one get the
-//! ring without it. The requests are single-shot. A request is never lost: what finds the submission queue full waits in
+//! DEFER_TASKRUN is what makes it cheap (no interrupt per completion) and exact: what the kernel does for a completion it
+//! does in an entry of ours, and in no other system call. Older kernels get COOP_TASKRUN, or neither. The requests are single-shot. A request is never lost: what finds the submission queue full waits in
 //! a backlog, in order, because a cancellation must not overtake what it cancels. Completions that overflow their queue
 //! are kept by the kernel (NODROP) and come with a later enter.
 
@@ -30,6 +30,10 @@ pub(crate) struct Ring {
     ring: IoUring,
     /// Requests that found the submission queue full. At most one per operation and one cancellation of each.
     backlog: VecDeque<squeue::Entry>,
+    /// Requests of which only a failure is told, with the result that stands for none.
+    silent: Vec<Reaped>,
+    /// Whether some of them were seen by an earlier enter, and it is not known yet how they went.
+    unsettled: bool,
     bell: Bell,
 }
 
@@ -50,6 +54,8 @@ impl Ring {
         Ok(Self {
             ring: build(entries)?,
             backlog: VecDeque::new(),
+            silent: Vec::new(),
+            unsettled: false,
             bell: Bell { descriptor: bell.as_raw_fd(), count: Box::new(0), under_way: false },
         })
     }
@@ -61,6 +67,21 @@ impl Ring {
     pub(crate) unsafe fn push(&mut self, key: OpKey, entry: squeue::Entry) {
         // SAFETY: passed on to the caller.
         unsafe { self.queue(entry.user_data(key.user_data())) };
+    }
+
+    /// As [`Ring::push`], for a request that is over as soon as the kernel has seen it. It wakes nobody unless it fails:
+    /// otherwise it is complete with `result` after the enter that carries it.
+    ///
+    /// # Safety
+    /// As [`Ring::push`].
+    pub(crate) unsafe fn push_silent(&mut self, key: OpKey, entry: squeue::Entry, result: i32) {
+        if !self.ring.params().is_feature_skip_cqe_on_success() {
+            // SAFETY: passed on to the caller.
+            return unsafe { self.push(key, entry) };
+        }
+        self.silent.push(Reaped { key, result });
+        // SAFETY: passed on to the caller.
+        unsafe { self.push(key, entry.flags(squeue::Flags::SKIP_SUCCESS)) };
     }
 
     /// Asks the kernel to end an operation early. Its completion comes in any case.
@@ -82,7 +103,7 @@ impl Ring {
         loop {
             self.fill();
             let last = self.backlog.is_empty();
-            let submitted = match park.filter(|_| last) {
+            let submitted = match park.filter(|_| last && !self.unsettled) {
                 Some(at_most) => {
                     let at_most = Timespec::from(at_most);
                     self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&at_most))
@@ -104,6 +125,20 @@ impl Ring {
                 return Ok(());
             }
         }
+    }
+
+    /// Hands out those silent requests of which nothing was told although the kernel has seen them. To be called when all that
+    /// was reaped is dealt with: what failed is among it.
+    pub(crate) fn silent_successes(&mut self) -> std::vec::Drain<'_, Reaped> {
+        // A failure may stand among the completions that found no room, and come with a later enter.
+        let seen = self.backlog.is_empty() && {
+            let mut submission = self.ring.submission();
+            submission.sync();
+            submission.is_empty() && !submission.cq_overflow()
+        };
+        self.unsettled = !seen && !self.silent.is_empty();
+        let settled = if seen { self.silent.len() } else { 0 };
+        self.silent.drain(..settled)
     }
 
     /// Whether the kernel will still write into the bell's count.
@@ -174,8 +209,10 @@ pub(crate) fn probe() -> io::Result<()> {
 /// A ring with as much of what makes it cheap as this kernel knows.
 fn build(entries: u32) -> io::Result<IoUring> {
     let mut last = None;
-    // SINGLE_ISSUER came with Linux 6.0, COOP_TASKRUN with 5.19, SUBMIT_ALL with 5.18.
-    for (single_issuer, cooperative) in [(true, true), (false, true), (false, false)] {
+    // DEFER_TASKRUN came with Linux 6.1, SINGLE_ISSUER with 6.0, COOP_TASKRUN with 5.19, SUBMIT_ALL with 5.18.
+    for (deferred, single_issuer, cooperative) in
+        [(true, true, true), (false, true, true), (false, false, true), (false, false, false)]
+    {
         let mut builder = IoUring::builder();
         // A completion for every request, and as many again for cancellations and what stood waiting.
         builder.setup_cqsize(entries.saturating_mul(4)).setup_clamp().dontfork();
@@ -184,6 +221,9 @@ fn build(entries: u32) -> io::Result<IoUring> {
         }
         if single_issuer {
             builder.setup_single_issuer();
+        }
+        if deferred {
+            builder.setup_defer_taskrun().setup_taskrun_flag();
         }
         match builder.build(entries) {
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => last = Some(error),

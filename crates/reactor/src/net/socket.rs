@@ -19,7 +19,6 @@ pub(crate) struct Socket {
     descriptor: Rc<Descriptor>,
     reset: Cell<bool>,
     sending: Cell<Sending>,
-    cut: Cell<bool>,
     nonblocking: Cell<bool>,
 }
 
@@ -33,13 +32,7 @@ enum Sending {
 
 impl Socket {
     pub(crate) fn new(descriptor: Rc<Descriptor>) -> Self {
-        Self {
-            descriptor,
-            reset: Cell::new(false),
-            sending: Cell::new(Sending::Whole),
-            cut: Cell::new(false),
-            nonblocking: Cell::new(false),
-        }
+        Self { descriptor, reset: Cell::new(false), sending: Cell::new(Sending::Whole), nonblocking: Cell::new(false) }
     }
 
     pub(crate) fn descriptor(&self) -> Rc<Descriptor> {
@@ -84,12 +77,9 @@ impl Socket {
         self.sending.set(Sending::Whole);
     }
 
-    /// A send has failed. The kernel tells of a reset once: when a send hears of it, the next receive brings nothing, as
-    /// at an orderly end. `EPIPE` is another thing: there the peer had ended its direction before.
+    /// A send past the engine has failed.
     pub(crate) fn failed(&self, error: &io::Error) {
-        if error.kind() != io::ErrorKind::BrokenPipe {
-            self.cut.set(true);
-        }
+        self.descriptor.send_failed(error.raw_os_error().unwrap_or(libc::EIO));
     }
 
     /// A receive brought nothing: the peer has ended its direction.
@@ -97,7 +87,7 @@ impl Socket {
     /// # Errors
     /// It has not: the connection was cut, and a send was told.
     pub(crate) fn ended(&self) -> io::Result<()> {
-        if self.cut.get() {
+        if self.descriptor.is_cut() {
             return Err(io::Error::from_raw_os_error(libc::ECONNRESET));
         }
         Ok(())

@@ -72,24 +72,28 @@ impl TcpStream {
         self.inflow.borrow_mut().poll_fetch(&self.socket, &self.parts, room, context)
     }
 
-    async fn send_all(&self, mut chunk: Chunk) -> io::Result<()> {
+    async fn send_all(&self, mut chunk: Chunk, mut posted: bool) -> io::Result<()> {
         if chunk.is_empty() {
             return Ok(());
         }
         self.socket.begin_send()?;
         while chunk.has_remaining() {
-            let operation = Operation::Send { socket: self.socket.descriptor(), chunk };
-            chunk = match self.parts.start(operation)?.await.outcome {
-                Ok(Brought::Rest(rest)) => rest,
-                Ok(brought) => unreachable!("a send brought {brought:?}"),
-                Err(error) => {
-                    self.socket.failed(&error);
-                    return Err(error);
-                }
-            };
+            let socket = self.socket.descriptor();
+            // What a post leaves over has to wait for room.
+            let first = std::mem::take(&mut posted);
+            let operation = if first { Operation::Post { socket, chunk } } else { Operation::Send { socket, chunk } };
+            chunk = self.send_some(operation).await?;
         }
         self.socket.sent();
         Ok(())
+    }
+
+    /// One operation that sends; what is left to send.
+    async fn send_some(&self, operation: Operation) -> io::Result<Chunk> {
+        match self.parts.start(operation)?.await.outcome? {
+            Brought::Rest(rest) => Ok(rest),
+            brought => unreachable!("a send brought {brought:?}"),
+        }
     }
 }
 
@@ -107,7 +111,11 @@ impl Stream for TcpStream {
     }
 
     fn send(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>> {
-        self.send_all(chunk)
+        self.send_all(chunk, false)
+    }
+
+    fn post(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>> {
+        self.send_all(chunk, true)
     }
 
     fn splice_to(&self, sink: &Self) -> impl Future<Output = Spliced> {
