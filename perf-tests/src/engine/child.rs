@@ -22,6 +22,8 @@ pub struct Plan {
     pub buffer: usize,
     /// Whether the engine keeps accounts.
     pub accounts: bool,
+    /// Whether bulk is copied and not spliced.
+    pub copy: bool,
     /// What it listens for.
     pub routes: Vec<Route>,
 }
@@ -46,6 +48,9 @@ impl Relay {
             Kind::Tokio => "tokio",
         });
         command.args(["--cpu", &plan.cpu.to_string(), "--buffer", &plan.buffer.to_string()]);
+        if plan.copy {
+            command.arg("--copy");
+        }
         if !plan.accounts {
             command.arg("--no-accounts");
         }

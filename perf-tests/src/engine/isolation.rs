@@ -80,8 +80,9 @@ fn sample(run: &Run, victim: &mut Victim, noise: Noise, way: Way) -> Result<(P99
     let noise_to = if matches!(noise, Noise::Bulk) { sink.address() } else { echo.address() };
     let noisy = Route { tenant: if matches!(way, Way::OneTenant) { 1 } else { 2 }, weight: 1, to: noise_to };
     let quiet = Route { tenant: 1, weight: 1, to: victim.echo() };
-    let start =
-        |routes| Relay::start(&Plan { kind: Kind::Ours, cpu: run.relay_cpu, buffer: 0, accounts: true, routes });
+    let start = |routes| {
+        Relay::start(&Plan { kind: Kind::Ours, cpu: run.relay_cpu, buffer: 0, accounts: true, copy: false, routes })
+    };
     let (relay, second) = match way {
         Way::Control => (start(vec![quiet])?, Some(start(vec![noisy])?)),
         Way::Ours | Way::OneTenant => (start(vec![quiet, noisy])?, None),
