@@ -239,6 +239,17 @@ impl Engine {
         self.submissions.borrow().load(row)
     }
 
+    /// Whether something of another row than this waits for the next enter.
+    pub(crate) fn others_ask(&self, row: Row) -> bool {
+        let submissions = self.submissions.borrow();
+        submissions.total().requests > submissions.load(row).requests
+    }
+
+    /// Whether something of more than one row waits for the next enter.
+    pub(crate) fn several_ask(&self) -> bool {
+        self.submissions.borrow().waiting().nth(1).is_some()
+    }
+
     /// What waits of all rows.
     pub(crate) fn total_load(&self) -> Load {
         self.submissions.borrow().total()
