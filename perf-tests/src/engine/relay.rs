@@ -122,7 +122,8 @@ fn ours(options: &Options, listeners: Vec<(Route, TcpListener)>, addresses: &[St
                 .iter()
                 .map(|account| {
                     json!({ "tenant": account.tenant.0, "cpu_ns": account.cpu_ns(), "polls": account.polls,
-                    "operations": account.operations, "received": account.received_bytes, "sent": account.sent_bytes })
+                    "operations": account.operations, "received": account.received_bytes, "sent": account.sent_bytes,
+                    "waits": account.waits })
                 })
                 .collect();
             let counts = view.counts();
