@@ -10,6 +10,7 @@ use crate::absence::Forgetting;
 use crate::change::Change;
 use crate::cidr::CidrVips;
 use crate::claims::precedence;
+use crate::hash_index::HashIndex;
 use crate::intern::Pool;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use crate::pages::Numbers;
@@ -19,7 +20,6 @@ use crate::service::Service;
 use crate::service_index::ServiceIndex;
 use crate::snapshot::{Network, Snapshot, Tables, named, tail};
 use crate::touched::Touched;
-use crate::trie::Trie;
 use crate::wanted::Sought;
 use crate::workload::{Locality, NetworkMode, Place, Profile, Workload};
 
@@ -28,6 +28,7 @@ use crate::workload::{Locality, NetworkMode, Place, Profile, Workload};
 pub struct SnapshotBuilder {
     tables: Tables,
     numbers: Numbers,
+    roster_numbers: Numbers,
     profiles: Pool<Profile>,
     places: Pool<Place>,
     localities: Pool<Locality>,
@@ -151,8 +152,8 @@ impl SnapshotBuilder {
     fn enter(&mut self, number: u32, workload: &Workload, places: Places) {
         let tables = &mut self.tables;
         // The best of those with one key stands first among them, and so among all with one tag.
-        let held = tables.workloads.clone();
-        let better = |other: &u32| precedence(at_number(&held, *other), workload).is_lt();
+        let held = &tables.workloads;
+        let better = |other| precedence(at_number(held, other), workload).is_lt();
         let (by_uid, by_name) = (tables.tag(tail(&workload.uid)), tables.tag(named(workload)));
         if places.uid || places.name {
             tables.by_uid.insert(by_uid, number, better);
@@ -167,7 +168,7 @@ impl SnapshotBuilder {
         if places.addresses {
             for address in indexed_addresses(workload) {
                 let tag = tables.address_tag(address);
-                network_mut(tables, &workload.network).workloads_mut(address).insert(tag, number, better);
+                network_mut(&mut tables.networks, &workload.network).workloads_mut(address).insert(tag, number, better);
             }
         }
         if places.rosters {
@@ -175,15 +176,14 @@ impl SnapshotBuilder {
                 let tag = tables.tag((&*service.namespace, &*service.hostname));
                 let kind = Kind::of(workload, ports);
                 let kind = self.kinds.take_held(&kind).unwrap_or_else(|| self.kinds.take(&Arc::new(kind)));
-                let found = tables.rosters.find_mut(tag, |roster| roster.service == *service);
-                match found {
-                    Some(roster) => Arc::make_mut(roster).insert(&held, number, workload, kind),
-                    None => {
-                        let mut roster = Roster::new(service.clone());
-                        roster.insert(&held, number, workload, kind);
-                        tables.rosters.insert(tag, Arc::new(roster), |_| true);
-                    }
-                }
+                let roster = tables.roster_number(&service.namespace, &service.hostname).unwrap_or_else(|| {
+                    let roster = self.roster_numbers.take();
+                    tables.by_service.insert(tag, roster, |_| true);
+                    tables.rosters.set(roster, Some(Arc::new(Roster::new(service.clone()))));
+                    roster
+                });
+                let roster = tables.rosters.get_mut(roster).expect(ROSTER);
+                Arc::make_mut(roster).insert(&tables.workloads, number, workload, kind);
             }
         }
     }
@@ -191,37 +191,37 @@ impl SnapshotBuilder {
     /// The reverse of [`SnapshotBuilder::enter`]. The workload is in `workloads` still.
     fn strike_out(&mut self, number: u32, workload: &Workload, places: Places) {
         let tables = &mut self.tables;
-        let is_it = |other: &u32| *other == number;
         let (by_uid, by_name) = (tables.tag(tail(&workload.uid)), tables.tag(named(workload)));
         if places.uid || places.name {
-            tables.by_uid.remove(by_uid, is_it);
+            tables.by_uid.remove(by_uid, number);
         }
         if places.name && by_uid != by_name {
-            tables.by_name.remove(by_name, is_it);
+            tables.by_name.remove(by_name, number);
         }
         if places.hostname && !workload.hostname.is_empty() {
             let tag = tables.tag((&*workload.namespace, &*workload.hostname));
-            tables.by_hostname.remove(tag, is_it);
+            tables.by_hostname.remove(tag, number);
         }
         if places.addresses {
             for address in indexed_addresses(workload) {
                 let tag = tables.address_tag(address);
-                network_mut(tables, &workload.network).workloads_mut(address).remove(tag, is_it);
+                network_mut(&mut tables.networks, &workload.network).workloads_mut(address).remove(tag, number);
             }
             drop_empty_network(tables, &workload.network);
         }
         if places.rosters {
             for (service, ports) in &workload.services {
                 let tag = tables.tag((&*service.namespace, &*service.hostname));
-                let is_it = |roster: &Arc<Roster>| roster.service == *service;
-                let found = tables.rosters.find_mut(tag, is_it);
-                let roster = Arc::make_mut(found.expect("every service a workload names has a roster"));
+                let roster_number = tables.roster_number(&service.namespace, &service.hostname).expect(ROSTER);
+                let roster = Arc::make_mut(tables.rosters.get_mut(roster_number).expect(ROSTER));
                 let kind = Kind::of(workload, ports);
                 let kind = self.kinds.held(&kind).expect("taken when the workload was entered");
                 roster.remove(&tables.workloads, workload, &kind);
                 self.kinds.give_back(&kind);
                 if roster.is_empty() {
-                    tables.rosters.remove(tag, is_it);
+                    tables.rosters.set(roster_number, None);
+                    tables.by_service.remove(tag, roster_number);
+                    self.roster_numbers.give_back(roster_number);
                 }
             }
         }
@@ -253,7 +253,7 @@ impl SnapshotBuilder {
         });
         let tables = &mut self.tables;
         for vip in &service.vips {
-            let network = network_mut(tables, &vip.network);
+            let network = network_mut(&mut tables.networks, &vip.network);
             match vip.single() {
                 Some(address) => network.vips.claim(address, &service),
                 None => network.blocks.insert(vip.address, &service),
@@ -267,7 +267,7 @@ impl SnapshotBuilder {
         self.touched.service(service.key());
         let tables = &mut self.tables;
         for vip in &service.vips {
-            let network = network_mut(tables, &vip.network);
+            let network = network_mut(&mut tables.networks, &vip.network);
             match vip.single() {
                 Some(address) => network.vips.waive(&address, &service),
                 None => network.blocks.remove(vip.address, &service),
@@ -296,6 +296,8 @@ impl SnapshotBuilder {
         }
     }
 }
+
+const ROSTER: &str = "every service a workload names has a roster";
 
 /// Where a workload is to be found, and which of it a change concerns.
 #[derive(Clone, Copy, Debug)]
@@ -348,12 +350,12 @@ fn find_service<'t>(tables: &'t Tables, name: &NamespacedHostname) -> Option<&'t
     tables.services.get(&*name.hostname).iter().find(|service| service.namespace == name.namespace)
 }
 
-fn network_mut<'t>(tables: &'t mut Tables, name: &NetworkId) -> &'t mut Network {
-    let networks = Arc::make_mut(&mut tables.networks);
+fn network_mut<'n>(networks: &'n mut Arc<Vec<Network>>, name: &NetworkId) -> &'n mut Network {
+    let networks = Arc::make_mut(networks);
     let at = networks.binary_search_by(|network| network.name.cmp(name)).unwrap_or_else(|at| {
         let name = name.clone();
         let (vips, blocks) = (ServiceIndex::default(), CidrVips::default());
-        networks.insert(at, Network { name, v4: Trie::default(), v6: Trie::default(), vips, blocks });
+        networks.insert(at, Network { name, v4: HashIndex::default(), v6: HashIndex::default(), vips, blocks });
         at
     });
     &mut networks[at]

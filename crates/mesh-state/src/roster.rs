@@ -71,7 +71,7 @@ impl Roster {
     }
 
     /// The endpoints, group by group, in each by node and key as [`Place`] has it.
-    pub(crate) fn iter<'s>(&'s self, workloads: &'s Pages<Arc<Workload>>) -> impl Iterator<Item = Endpoint<'s>> {
+    pub(crate) fn iter<'s>(&'s self, workloads: &'s Pages<Workload>) -> impl Iterator<Item = Endpoint<'s>> {
         self.groups.iter().flat_map(|group| group.members.iter()).map(move |member| {
             let workload = workloads.get(member.number).expect(PRESENT);
             Endpoint::of(workload, &self.service.namespace, &self.service.hostname)
@@ -82,7 +82,7 @@ impl Roster {
     /// Enters a workload that is in `workloads` under `number` and not here yet.
     pub(crate) fn insert(
         &mut self,
-        workloads: &Pages<Arc<Workload>>,
+        workloads: &Pages<Workload>,
         number: u32,
         workload: &Workload,
         kind: Arc<Kind>,
@@ -102,7 +102,7 @@ impl Roster {
     }
 
     /// Strikes a workload out that is still in `workloads` as it was entered.
-    pub(crate) fn remove(&mut self, workloads: &Pages<Arc<Workload>>, workload: &Workload, kind: &Arc<Kind>) {
+    pub(crate) fn remove(&mut self, workloads: &Pages<Workload>, workload: &Workload, kind: &Arc<Kind>) {
         let at = self.group(kind).expect("entered as it is, so its kind has a group");
         if self.groups[at].members.len() == 1 {
             self.groups = self.groups[..at].iter().chain(&self.groups[at + 1..]).cloned().collect();
@@ -124,7 +124,7 @@ impl Roster {
 
 const PRESENT: &str = "a roster names only workloads of its own generation";
 
-pub(crate) fn at_number(workloads: &Pages<Arc<Workload>>, number: u32) -> &Arc<Workload> {
+pub(crate) fn at_number(workloads: &Pages<Workload>, number: u32) -> &Arc<Workload> {
     workloads.get(number).expect(PRESENT)
 }
 
@@ -193,7 +193,7 @@ impl<'w> Place<'w> {
     }
 
     /// Where another stands, seen from here.
-    fn order(&self, workloads: &Pages<Arc<Workload>>, other: &Member) -> Ordering {
+    fn order(&self, workloads: &Pages<Workload>, other: &Member) -> Ordering {
         self.of_node.order(workloads, other).then_with(|| {
             let by_hash = (other.rank as u16).cmp(&(self.rank as u16));
             by_hash.then_with(|| at_number(workloads, other.number).uid.cmp(self.uid))
@@ -213,7 +213,7 @@ impl<'n> NodePlace<'n> {
     }
 
     /// Where a member stands, seen from here.
-    pub(crate) fn order(&self, workloads: &Pages<Arc<Workload>>, other: &Member) -> Ordering {
+    pub(crate) fn order(&self, workloads: &Pages<Workload>, other: &Member) -> Ordering {
         let by_hash = ((other.rank >> 16) as u16).cmp(&self.rank);
         by_hash.then_with(|| (*at_number(workloads, other.number).place.node).cmp(self.node))
     }
