@@ -18,7 +18,7 @@ use crate::policy::Policy;
 use crate::roster::{Kind, Roster, at_number, is_same_endpoint};
 use crate::service::Service;
 use crate::service_index::ServiceIndex;
-use crate::snapshot::{Network, Snapshot, Tables, named, tail};
+use crate::snapshot::{Network, Snapshot, Tables, named, place_tag, tail};
 use crate::touched::Touched;
 use crate::wanted::Sought;
 use crate::workload::{Locality, NetworkMode, Place, Profile, Workload};
@@ -173,15 +173,9 @@ impl SnapshotBuilder {
         }
         if places.rosters {
             for (service, ports) in &workload.services {
-                let tag = tables.tag((&*service.namespace, &*service.hostname));
                 let kind = Kind::of(workload, ports);
                 let kind = self.kinds.take_held(&kind).unwrap_or_else(|| self.kinds.take(&Arc::new(kind)));
-                let roster = tables.roster_number(&service.namespace, &service.hostname).unwrap_or_else(|| {
-                    let roster = self.roster_numbers.take();
-                    tables.by_service.insert(tag, roster, |_| true);
-                    tables.rosters.set(roster, Some(Arc::new(Roster::new(service.clone()))));
-                    roster
-                });
+                let roster = roster_of(tables, &mut self.roster_numbers, service);
                 let roster = tables.rosters.get_mut(roster).expect(ROSTER);
                 Arc::make_mut(roster).insert(&tables.workloads, number, workload, kind);
             }
@@ -211,18 +205,13 @@ impl SnapshotBuilder {
         }
         if places.rosters {
             for (service, ports) in &workload.services {
-                let tag = tables.tag((&*service.namespace, &*service.hostname));
-                let roster_number = tables.roster_number(&service.namespace, &service.hostname).expect(ROSTER);
-                let roster = Arc::make_mut(tables.rosters.get_mut(roster_number).expect(ROSTER));
+                let number = tables.roster_number(&service.namespace, &service.hostname).expect(ROSTER);
+                let roster = Arc::make_mut(tables.rosters.get_mut(number).expect(ROSTER));
                 let kind = Kind::of(workload, ports);
                 let kind = self.kinds.held(&kind).expect("taken when the workload was entered");
                 roster.remove(&tables.workloads, workload, &kind);
                 self.kinds.give_back(&kind);
-                if roster.is_empty() {
-                    tables.rosters.set(roster_number, None);
-                    tables.by_service.remove(tag, roster_number);
-                    self.roster_numbers.give_back(roster_number);
-                }
+                drop_roster_of_nobody(tables, &mut self.roster_numbers, service);
             }
         }
     }
@@ -260,6 +249,8 @@ impl SnapshotBuilder {
             }
         }
         tables.services.claim(service.hostname.clone(), &service);
+        let roster = roster_of(tables, &mut self.roster_numbers, &service.key());
+        tables.at_service.insert(place_tag(&service), roster, |_| true);
     }
 
     fn remove_service(&mut self, name: &NamespacedHostname) {
@@ -275,6 +266,9 @@ impl SnapshotBuilder {
             drop_empty_network(tables, &vip.network);
         }
         tables.services.waive(&service.hostname, &service);
+        let roster = tables.roster_number(&service.namespace, &service.hostname).expect(ROSTER);
+        tables.at_service.remove(place_tag(&service), roster);
+        drop_roster_of_nobody(tables, &mut self.roster_numbers, name);
         Service::clone(&service).texts(&mut |text| {
             self.texts.give_back(text);
         });
@@ -297,7 +291,31 @@ impl SnapshotBuilder {
     }
 }
 
-const ROSTER: &str = "every service a workload names has a roster";
+const ROSTER: &str = "every service that is there, or that a workload names, has a roster";
+
+/// The number of the roster of a service, which may be new.
+fn roster_of(tables: &mut Tables, numbers: &mut Numbers, service: &NamespacedHostname) -> u32 {
+    if let Some(number) = tables.roster_number(&service.namespace, &service.hostname) {
+        return number;
+    }
+    let number = numbers.take();
+    let tag = tables.tag((&*service.namespace, &*service.hostname));
+    tables.by_service.insert(tag, number, |_| true);
+    tables.rosters.set(number, Some(Arc::new(Roster::new(service.clone()))));
+    number
+}
+
+/// Lets the roster go of a service that is neither there nor named by a workload.
+fn drop_roster_of_nobody(tables: &mut Tables, numbers: &mut Numbers, service: &NamespacedHostname) {
+    let Some(number) = tables.roster_number(&service.namespace, &service.hostname) else { return };
+    let is_empty = tables.rosters.get(number).is_some_and(|roster| roster.is_empty());
+    if is_empty && find_service(tables, service).is_none() {
+        let tag = tables.tag((&*service.namespace, &*service.hostname));
+        tables.by_service.remove(tag, number);
+        tables.rosters.set(number, None);
+        numbers.give_back(number);
+    }
+}
 
 /// Where a workload is to be found, and which of it a change concerns.
 #[derive(Clone, Copy, Debug)]

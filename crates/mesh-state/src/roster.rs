@@ -6,7 +6,8 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
-use core::iter;
+
+use smallvec::SmallVec;
 
 use crate::members::{Member, Members};
 use crate::name::{NamespacedHostname, NetworkId, Uid};
@@ -46,20 +47,22 @@ pub(crate) fn own_ports<'w>(workload: &'w Workload, namespace: &str, hostname: &
 #[derive(Clone, Debug)]
 pub(crate) struct Roster {
     pub(crate) service: NamespacedHostname,
-    /// In the order of their kinds; never an empty one.
-    groups: Arc<[Group]>,
+    /// In the order of their kinds; never an empty one. Few services have more than so many, and theirs are elsewhere.
+    groups: SmallVec<[Group; 4]>,
 }
 
 /// Endpoints that differ in nothing but their weight, their node and who they are.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     pub(crate) kind: Arc<Kind>,
+    /// Of all members, held here so that groups not chosen are not looked into.
+    pub(crate) weight: u64,
     pub(crate) members: Members,
 }
 
 impl Roster {
     pub(crate) fn new(service: NamespacedHostname) -> Self {
-        Self { service, groups: Arc::default() }
+        Self { service, groups: SmallVec::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -91,12 +94,13 @@ impl Roster {
         let member = Member { number, weight: workload.capacity, rank: place.rank };
         match self.group(&kind) {
             Ok(at) => {
-                Arc::make_mut(&mut self.groups)[at].members.insert(member, &|held| place.order(workloads, held));
+                let group = &mut self.groups[at];
+                group.weight += u64::from(member.weight);
+                group.members.insert(member, &|held| place.order(workloads, held));
             }
             Err(at) => {
-                let (before, after) = self.groups.split_at(at);
-                let new = iter::once(Group { kind, members: Members::one(member) });
-                self.groups = before.iter().cloned().chain(new).chain(after.iter().cloned()).collect();
+                let group = Group { kind, weight: member.weight.into(), members: Members::one(member) };
+                self.groups.insert(at, group);
             }
         }
     }
@@ -105,11 +109,13 @@ impl Roster {
     pub(crate) fn remove(&mut self, workloads: &Pages<Workload>, workload: &Workload, kind: &Arc<Kind>) {
         let at = self.group(kind).expect("entered as it is, so its kind has a group");
         if self.groups[at].members.len() == 1 {
-            self.groups = self.groups[..at].iter().chain(&self.groups[at + 1..]).cloned().collect();
+            self.groups.remove(at);
             return;
         }
         let place = Place::of(workload);
-        let removed = Arc::make_mut(&mut self.groups)[at].members.remove(&|held| place.order(workloads, held));
+        let group = &mut self.groups[at];
+        group.weight -= u64::from(workload.capacity);
+        let removed = group.members.remove(&|held| place.order(workloads, held));
         assert!(removed, "entered as it is, so it is found where it was entered");
     }
 

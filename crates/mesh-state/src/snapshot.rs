@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::hash::Hash;
 use core::net::IpAddr;
+use core::ptr;
 
 use hashbrown::DefaultHashBuilder;
 
@@ -197,8 +198,11 @@ impl Snapshot {
     }
 
     pub(crate) fn roster(&self, service: &Service) -> Option<&Roster> {
-        let number = self.tables.roster_number(&service.namespace, &service.hostname)?;
-        self.tables.rosters.get(number).map(|roster| &**roster)
+        let tables = &self.tables;
+        let here = tables.at_service.with_tag(place_tag(service)).find(|number| tables.is_roster_of(*number, &service.namespace, &service.hostname));
+        // Who asks may hold a service of another generation.
+        let number = here.or_else(|| tables.roster_number(&service.namespace, &service.hostname))?;
+        tables.rosters.get(number).map(|roster| &**roster)
     }
 
     pub(crate) fn tables(&self) -> &Tables {
@@ -241,6 +245,8 @@ pub(crate) struct Tables {
     pub(crate) rosters: Pages<Roster>,
     /// By namespace and hostname.
     pub(crate) by_service: HashIndex,
+    /// By where a service of this generation is in memory, so that finding its endpoints looks at no name.
+    pub(crate) at_service: HashIndex,
     pub(crate) policies: Policies,
     /// Whether the control plane sends only what it is asked for.
     pub(crate) on_demand: bool,
@@ -306,18 +312,26 @@ impl Tables {
 
     /// The number of the roster of a service.
     pub(crate) fn roster_number(&self, namespace: &Arc<str>, hostname: &Arc<str>) -> Option<u32> {
-        let is_it = |number: &u32| {
-            self.rosters.get(*number).is_some_and(|roster| {
-                is_same_text(&roster.service.hostname, hostname) && is_same_text(&roster.service.namespace, namespace)
-            })
-        };
-        self.by_service.with_tag(self.tag((&**namespace, &**hostname))).find(is_it)
+        let mut numbers = self.by_service.with_tag(self.tag((&**namespace, &**hostname)));
+        numbers.find(|number| self.is_roster_of(*number, namespace, hostname))
+    }
+
+    fn is_roster_of(&self, number: u32, namespace: &Arc<str>, hostname: &Arc<str>) -> bool {
+        self.rosters.get(number).is_some_and(|roster| {
+            is_same_text(&roster.service.hostname, hostname) && is_same_text(&roster.service.namespace, namespace)
+        })
     }
 
     fn workload(&self, index: &HashIndex, tag: u32, is_it: impl Fn(&Workload) -> bool) -> Option<&Arc<Workload>> {
         let mut workloads = index.with_tag(tag).map(|number| at_number(&self.workloads, number));
         workloads.find(|workload| is_it(workload))
     }
+}
+
+/// Of where a service is in memory. Who shares its tag is told apart by name, so it need not be a good hash.
+pub(crate) fn place_tag(service: &Service) -> u32 {
+    let at = ptr::from_ref(service).addr() as u64;
+    (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> u32::BITS) as u32
 }
 
 /// Texts of one builder that are equal are one, so that nearly always none is looked at.
