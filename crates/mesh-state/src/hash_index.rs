@@ -68,7 +68,10 @@ impl HashIndex {
                 Node::Leaf(leaf) => break leaf,
             }
         };
-        leaf.held()[leaf.start(tag, shift)..].iter().take_while(move |place| tag_of(**place) == tag).map(|place| number_of(*place))
+        leaf.held()[leaf.start(tag, shift)..]
+            .iter()
+            .take_while(move |place| tag_of(**place) == tag)
+            .map(|place| number_of(*place))
     }
 
     /// Adds a number to those of its tag, behind the ones of which `goes_before` holds.

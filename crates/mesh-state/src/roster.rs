@@ -83,13 +83,7 @@ impl Roster {
     }
 
     /// Enters a workload that is in `workloads` under `number` and not here yet.
-    pub(crate) fn insert(
-        &mut self,
-        workloads: &Pages<Workload>,
-        number: u32,
-        workload: &Workload,
-        kind: Arc<Kind>,
-    ) {
+    pub(crate) fn insert(&mut self, workloads: &Pages<Workload>, number: u32, workload: &Workload, kind: Arc<Kind>) {
         let place = Place::of(workload);
         let member = Member { number, weight: workload.capacity, rank: place.rank };
         match self.group(&kind) {
@@ -209,19 +203,23 @@ impl<'w> Place<'w> {
 
 /// Where the endpoints of a node stand.
 pub(crate) struct NodePlace<'n> {
-    node: &'n str,
+    node: &'n Arc<str>,
     rank: u16,
 }
 
 impl<'n> NodePlace<'n> {
-    pub(crate) fn of(node: &'n str) -> Self {
+    pub(crate) fn of(node: &'n Arc<str>) -> Self {
         Self { node, rank: half_hash(node) }
     }
 
     /// Where a member stands, seen from here.
     pub(crate) fn order(&self, workloads: &Pages<Workload>, other: &Member) -> Ordering {
         let by_hash = ((other.rank >> 16) as u16).cmp(&self.rank);
-        by_hash.then_with(|| (*at_number(workloads, other.number).place.node).cmp(self.node))
+        by_hash.then_with(|| {
+            let other = &at_number(workloads, other.number).place.node;
+            // Nearly always it is the same node, whose name a mesh has once.
+            if Arc::ptr_eq(other, self.node) { Ordering::Equal } else { other.cmp(self.node) }
+        })
     }
 }
 

@@ -199,7 +199,10 @@ impl Snapshot {
 
     pub(crate) fn roster(&self, service: &Service) -> Option<&Roster> {
         let tables = &self.tables;
-        let here = tables.at_service.with_tag(place_tag(service)).find(|number| tables.is_roster_of(*number, &service.namespace, &service.hostname));
+        let here = tables
+            .at_service
+            .with_tag(place_tag(service))
+            .find(|number| tables.is_roster_of(*number, &service.namespace, &service.hostname));
         // Who asks may hold a service of another generation.
         let number = here.or_else(|| tables.roster_number(&service.namespace, &service.hostname))?;
         tables.rosters.get(number).map(|roster| &**roster)
