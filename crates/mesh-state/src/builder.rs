@@ -173,11 +173,9 @@ impl SnapshotBuilder {
         }
         if places.rosters {
             for (service, ports) in &workload.services {
-                let kind = Kind::of(workload, ports);
-                let kind = self.kinds.take_held(&kind).unwrap_or_else(|| self.kinds.take(&Arc::new(kind)));
                 let roster = roster_of(tables, &mut self.roster_numbers, service);
                 let roster = tables.rosters.get_mut(roster).expect(ROSTER);
-                Arc::make_mut(roster).insert(&tables.workloads, number, workload, kind);
+                Arc::make_mut(roster).insert(&tables.workloads, &mut self.kinds, number, workload, ports);
             }
         }
     }
@@ -207,10 +205,7 @@ impl SnapshotBuilder {
             for (service, ports) in &workload.services {
                 let number = tables.roster_number(&service.namespace, &service.hostname).expect(ROSTER);
                 let roster = Arc::make_mut(tables.rosters.get_mut(number).expect(ROSTER));
-                let kind = Kind::of(workload, ports);
-                let kind = self.kinds.held(&kind).expect("taken when the workload was entered");
-                roster.remove(&tables.workloads, workload, &kind);
-                self.kinds.give_back(&kind);
+                roster.remove(&tables.workloads, &mut self.kinds, workload, ports);
                 drop_roster_of_nobody(tables, &mut self.roster_numbers, service);
             }
         }

@@ -39,13 +39,6 @@ impl<T: ?Sized + Hash + Eq> Pool<T> {
         self.use_held(tag, value)
     }
 
-    /// The copy that is held, for somebody who is a user of it already.
-    pub(crate) fn held(&self, value: &T) -> Option<Arc<T>> {
-        let tag = self.tag(value);
-        let held = self.parts[part(tag)].find(spread(tag), |held| held.is(tag, value))?;
-        Some(held.value.clone())
-    }
-
     /// The one copy of a value: the one held already, or else this.
     pub(crate) fn take(&mut self, value: &Arc<T>) -> Arc<T> {
         let tag = self.tag(value);

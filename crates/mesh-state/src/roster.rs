@@ -9,10 +9,12 @@ use core::cmp::Ordering;
 
 use smallvec::SmallVec;
 
+use crate::intern::Pool;
 use crate::members::{Member, Members};
 use crate::name::{NamespacedHostname, NetworkId, Uid};
 use crate::pages::Pages;
 use crate::service::{self, PortMapping};
+use crate::snapshot::is_same_text;
 use crate::workload::{Locality, Status, Workload};
 
 /// A workload as an endpoint of one service.
@@ -82,28 +84,40 @@ impl Roster {
         })
     }
 
-    /// Enters a workload that is in `workloads` under `number` and not here yet.
-    pub(crate) fn insert(&mut self, workloads: &Pages<Workload>, number: u32, workload: &Workload, kind: Arc<Kind>) {
+    /// Enters a workload that is in `workloads` under `number` and not here yet. `ports` are the ones that it gives the service of
+    /// its own accord.
+    pub(crate) fn insert(
+        &mut self,
+        workloads: &Pages<Workload>,
+        kinds: &mut Pool<Kind>,
+        number: u32,
+        workload: &Workload,
+        ports: &[PortMapping],
+    ) {
         let place = Place::of(workload);
         let member = Member { number, weight: workload.capacity, rank: place.rank };
-        match self.group(&kind) {
-            Ok(at) => {
-                let group = &mut self.groups[at];
-                group.weight += u64::from(member.weight);
-                group.members.insert(member, &|held| place.order(workloads, held));
-            }
-            Err(at) => {
-                let group = Group { kind, weight: member.weight.into(), members: Members::one(member) };
-                self.groups.insert(at, group);
-            }
+        if let Some(group) = self.groups.iter_mut().find(|group| group.kind.is_of(workload, ports)) {
+            group.weight += u64::from(member.weight);
+            group.members.insert(member, &|held| place.order(workloads, held));
+            return;
         }
+        let kind = kinds.take(&Arc::new(Kind::of(workload, ports)));
+        let at = self.groups.partition_point(|group| group.kind < kind);
+        self.groups.insert(at, Group { kind, weight: member.weight.into(), members: Members::one(member) });
     }
 
     /// Strikes a workload out that is still in `workloads` as it was entered.
-    pub(crate) fn remove(&mut self, workloads: &Pages<Workload>, workload: &Workload, kind: &Arc<Kind>) {
-        let at = self.group(kind).expect("entered as it is, so its kind has a group");
+    pub(crate) fn remove(
+        &mut self,
+        workloads: &Pages<Workload>,
+        kinds: &mut Pool<Kind>,
+        workload: &Workload,
+        ports: &[PortMapping],
+    ) {
+        let at = self.groups.iter().position(|group| group.kind.is_of(workload, ports));
+        let at = at.expect("entered as it is, so its kind has a group");
         if self.groups[at].members.len() == 1 {
-            self.groups.remove(at);
+            kinds.give_back(&self.groups.remove(at).kind);
             return;
         }
         let place = Place::of(workload);
@@ -111,14 +125,6 @@ impl Roster {
         group.weight -= u64::from(workload.capacity);
         let removed = group.members.remove(&|held| place.order(workloads, held));
         assert!(removed, "entered as it is, so it is found where it was entered");
-    }
-
-    /// Equal kinds are one: those that differ need a look at what is in them only for their order.
-    fn group(&self, kind: &Arc<Kind>) -> Result<usize, usize> {
-        if let Some(at) = self.groups.iter().position(|group| Arc::ptr_eq(&group.kind, kind)) {
-            return Ok(at);
-        }
-        self.groups.binary_search_by(|group| group.kind.cmp(kind))
     }
 }
 
@@ -129,7 +135,7 @@ pub(crate) fn at_number(workloads: &Pages<Workload>, number: u32) -> &Arc<Worklo
 }
 
 /// Everything by which an endpoint is chosen, except its weight and node. There are few: one for each place, health and
-/// set of own ports that occurs in the mesh. The builder has one copy of each.
+/// set of own ports that occurs in the mesh. The builder has one copy of each for all groups.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Kind {
     pub(crate) status: Status,
@@ -159,6 +165,21 @@ impl Kind {
             takes_any_port: profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some()),
             ports: ports.to_vec(),
         }
+    }
+
+    /// Whether it is the kind of a workload: whether [`Kind::of`] it would be this.
+    fn is_of(&self, workload: &Workload, of_ports: &[PortMapping]) -> bool {
+        // Taken apart in full, so that a field added to the type cannot be forgotten here.
+        let Self { status, reachable, network, has_gateway, cluster_id, locality, takes_any_port, ports } = self;
+        let Workload { addresses, place, profile, .. } = workload;
+        *status == profile.status
+            && *reachable == (!addresses.is_empty() || !profile.hostname.is_empty())
+            && *has_gateway == profile.network_gateway.is_some()
+            && *takes_any_port == profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some())
+            && ports == of_ports
+            && (Arc::ptr_eq(locality, &place.locality) || *locality == place.locality)
+            && is_same_text(&network.0, &profile.network.0)
+            && is_same_text(cluster_id, &profile.cluster_id)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::identity::Identity;
 use crate::policy::{Action, Policy, StringMatch};
 
 use super::Deciding;
-use super::always::Always;
+use super::always::{ALTERNATIVES_MAX, Always, Exclusion};
 use super::matcher::{Compiled, Condition, Entry, Facts, Values, matches_of};
 use super::posting::Posting;
 
@@ -98,8 +98,8 @@ impl Index {
         self.policies[role as usize] += 1;
         for rule in compiled.entries() {
             let Some(keys) = self.keys(role, &rule) else {
-                let exclusions = self.exclusions(role, &rule);
-                Arc::make_mut(&mut self.always)[role as usize].insert(&rule, exclusions.into_iter());
+                let (alternatives, exclusions) = self.exclusions(role, &rule);
+                Arc::make_mut(&mut self.always)[role as usize].insert(&rule, alternatives, exclusions);
                 continue;
             };
             for (kind, key) in keys {
@@ -121,8 +121,8 @@ impl Index {
         self.policies[role as usize] -= 1;
         for rule in compiled.entries() {
             let Some(keys) = self.keys(role, &rule) else {
-                let exclusions = self.exclusions(role, &rule);
-                Arc::make_mut(&mut self.always)[role as usize].remove(&rule, exclusions.into_iter());
+                let (alternatives, exclusions) = self.exclusions(role, &rule);
+                Arc::make_mut(&mut self.always)[role as usize].remove(&rule, alternatives, exclusions);
                 continue;
             };
             for (kind, key) in keys {
@@ -230,18 +230,36 @@ impl Index {
         Some(keys)
     }
 
-    /// The values each of which excludes a rule by itself, each once: those of the `not_` fields of clauses of one match.
-    fn exclusions(&self, role: Role, rule: &Entry) -> Vec<(Kind, u64, Values)> {
-        let mut exclusions: Vec<(Kind, u64, Values)> = Vec::new();
-        let alone = rule.clauses().filter(|clause| matches_of(clause).count() == 1);
-        for condition in alone.flatten().filter(|condition| condition.negated) {
-            for value in condition.values.each() {
-                self.each_key_of(role, &value, &mut |kind, key| exclusions.push((kind, key, value.clone())));
+    /// Into how many alternatives a rule is taken apart, all of which must be excluded for it not to match, and the values each of
+    /// which excludes one. Clauses of one match all say the same: one value in a `not_` field of any of them is enough. Without
+    /// such a clause the first that can be excluded at all is taken.
+    fn exclusions(&self, role: Role, rule: &Entry) -> (u32, Vec<Exclusion>) {
+        let mut exclusions = Vec::new();
+        let mut add = |alternative: u32, conditions: &[Condition]| {
+            for value in conditions.iter().filter(|condition| condition.negated).flat_map(|held| held.values.each()) {
+                self.each_key_of(role, &value, &mut |kind, key| {
+                    exclusions.push(Exclusion { alternative, kind, key, value: value.clone() });
+                });
+            }
+        };
+        let excludable = |clause: &&[Condition]| {
+            matches_of(clause).all(|conditions| conditions.iter().any(|condition| condition.negated))
+                && matches_of(clause).count() <= ALTERNATIVES_MAX
+        };
+        let of_one = |clause: &&[Condition]| matches_of(clause).count() == 1;
+        let mut alternatives = 1;
+        if rule.clauses().any(|clause| of_one(&clause) && excludable(&clause)) {
+            rule.clauses().filter(of_one).for_each(|clause| add(0, clause));
+        } else if let Some(clause) = rule.clauses().find(excludable) {
+            alternatives = 0;
+            for conditions in matches_of(clause) {
+                add(alternatives, conditions);
+                alternatives += 1;
             }
         }
-        exclusions.sort_by_key(|(_, key, _)| *key);
-        exclusions.dedup_by_key(|(_, key, _)| *key);
-        exclusions
+        exclusions.sort_by_key(|one| (one.alternative, one.key));
+        exclusions.dedup_by_key(|one| (one.alternative, one.key));
+        (alternatives, exclusions)
     }
 
     fn each_key_of(&self, role: Role, values: &Values, file: &mut impl FnMut(Kind, u64)) {
