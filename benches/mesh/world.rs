@@ -186,7 +186,7 @@ pub(crate) enum Rules {
     Principal,
     /// Only `not_` fields: all but an account of their own and, every other one, who asks; the others, the port asked for.
     Not,
-    /// Only `not_` fields, in two alternatives of one clause, so that no single value excludes the rule: the slowest there is.
+    /// Only `not_` fields, in two alternatives of one clause, so that no single value excludes the rule.
     NotInAlternatives,
 }
 

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::hint::black_box;
 use core::mem;
 use core::net::IpAddr;
 
@@ -69,7 +70,23 @@ impl SnapshotBuilder {
         Snapshot::of(self.tables.clone())
     }
 
+    /// Reads where in the indices a workload will be, all at once: one place after the other, each when its turn comes, would
+    /// be a miss of the caches each.
+    fn glance(&self, workload: &Workload) {
+        let tables = &self.tables;
+        let uid = tables.tag(tail(&workload.uid));
+        let address = indexed_addresses(workload).next().map(|address| tables.address_tag(address));
+        let service = workload.services.first().map(|(name, _)| tables.tag((&*name.namespace, &*name.hostname)));
+        let v4 = tables.network(&workload.network).map(|network| &network.v4);
+        black_box((
+            tables.by_uid.glance(uid),
+            v4.zip(address).map(|(v4, tag)| v4.glance(tag)),
+            service.map(|tag| tables.by_service.glance(tag)),
+        ));
+    }
+
     fn insert_workload(&mut self, workload: Workload) {
+        self.glance(&workload);
         let number = self.tables.number(&workload.uid);
         let held = number.map(|number| at_number(&self.tables.workloads, number).clone());
         // The control plane resends everything after a reconnect; what did not change must not copy anything.
@@ -121,6 +138,9 @@ impl SnapshotBuilder {
             None => {
                 let mut profile = Profile::clone(&workload.profile);
                 keep_first(&mut profile.services, |(service, _)| service.clone());
+                let mut glanced = 0;
+                profile.texts(&mut |text| glanced ^= self.texts.glance(text));
+                black_box(glanced);
                 profile.texts(&mut |text| *text = self.texts.take(text));
                 self.profiles.take(&Arc::new(profile))
             }

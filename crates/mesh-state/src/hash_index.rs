@@ -19,7 +19,7 @@ const FAN: usize = 1 << FAN_BITS;
 const LEAF_MAX: usize = 320;
 
 /// Room left in a leaf that is only the builder's and fills up, so that not every insertion allocates.
-const ROOM: usize = 24;
+const ROOM: usize = 48;
 
 /// What stands in room not used. No number is `u32::MAX`, so it stands behind everything.
 const FREE: u64 = u64::MAX;
@@ -57,21 +57,33 @@ impl HashIndex {
 
     /// The numbers under a tag: those of the key it was made of, in their order, and now and then another key's.
     pub(crate) fn with_tag(&self, tag: u32) -> impl Iterator<Item = u32> {
+        let (leaf, shift) = self.leaf(tag);
+        leaf.held()[leaf.start(tag, shift)..]
+            .iter()
+            .take_while(move |place| tag_of(**place) == tag)
+            .map(|place| number_of(*place))
+    }
+
+    /// Where a tag probably stands, whatever is there: read before it is needed, together with other places, it is not waited
+    /// for later.
+    pub(crate) fn glance(&self, tag: u32) -> u64 {
+        let (leaf, shift) = self.leaf(tag);
+        leaf.held().get(leaf.guess(tag, shift)).copied().unwrap_or(0)
+    }
+
+    /// The leaf in which a tag is, or would be, and how many bits of the tag are not spent on the way.
+    fn leaf(&self, tag: u32) -> (&Leaf, u32) {
         let mut node = &self.root;
         let mut shift = u32::BITS;
-        let leaf = loop {
+        loop {
             match node {
                 Node::Branch(children) => {
                     shift -= FAN_BITS.min(shift);
                     node = &children[slot(tag, shift)];
                 }
-                Node::Leaf(leaf) => break leaf,
+                Node::Leaf(leaf) => return (leaf, shift),
             }
-        };
-        leaf.held()[leaf.start(tag, shift)..]
-            .iter()
-            .take_while(move |place| tag_of(**place) == tag)
-            .map(|place| number_of(*place))
+        }
     }
 
     /// Adds a number to those of its tag, behind the ones of which `goes_before` holds.
@@ -87,9 +99,10 @@ impl HashIndex {
                 }
                 Node::Leaf(leaf) if leaf.is_to_be_split(tag, shift) => *node = split(leaf.held(), shift),
                 Node::Leaf(leaf) => {
-                    let run = leaf.held()[leaf.start(tag, shift)..].iter();
+                    let start = leaf.start(tag, shift);
+                    let run = leaf.held()[start..].iter();
                     let before = run.take_while(|place| tag_of(**place) == tag && goes_before(number_of(**place)));
-                    leaf.insert(leaf.start(tag, shift) + before.count(), place(tag, number));
+                    leaf.insert(start + before.count(), place(tag, number));
                     break;
                 }
             }
@@ -168,9 +181,7 @@ impl Leaf {
         if held.len() > LEAF_MAX {
             return held.partition_point(below);
         }
-        let part = u64::from(tag.checked_shl(u32::BITS - shift).unwrap_or(0));
-        // Below the length, since the part is below 1.
-        let mut at = ((part * held.len() as u64) >> u32::BITS) as usize;
+        let mut at = self.guess(tag, shift);
         while held.get(at).is_some_and(below) {
             at += 1;
         }
@@ -178,6 +189,12 @@ impl Leaf {
             at -= 1;
         }
         at
+    }
+
+    /// Where a tag would be if all were perfectly even. Below the length, if there is one.
+    fn guess(&self, tag: u32, shift: u32) -> usize {
+        let part = u64::from(tag.checked_shl(u32::BITS - shift).unwrap_or(0));
+        ((part * u64::from(self.len)) >> u32::BITS) as usize
     }
 
     fn insert(&mut self, at: usize, new: u64) {

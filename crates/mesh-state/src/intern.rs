@@ -39,6 +39,15 @@ impl<T: ?Sized + Hash + Eq> Pool<T> {
         self.use_held(tag, value)
     }
 
+    /// Reads where a value probably is, if it is there: values looked for one after the other are otherwise waited for one after the
+    /// other.
+    pub(crate) fn glance(&self, value: &T) -> usize {
+        let tag = self.tag(value);
+        let found = self.parts[part(tag)].find(spread(tag), |held| held.tag == tag);
+        // The count stands in front of the value.
+        found.map_or(0, |held| Arc::strong_count(&held.value))
+    }
+
     /// The one copy of a value: the one held already, or else this.
     pub(crate) fn take(&mut self, value: &Arc<T>) -> Arc<T> {
         let tag = self.tag(value);

@@ -9,6 +9,7 @@ use core::cmp::Ordering;
 
 use smallvec::SmallVec;
 
+use crate::arcs::fetch_counts;
 use crate::intern::Pool;
 use crate::members::{Member, Members};
 use crate::name::{NamespacedHostname, NetworkId, Uid};
@@ -46,7 +47,7 @@ pub(crate) fn own_ports<'w>(workload: &'w Workload, namespace: &str, hostname: &
 }
 
 /// The endpoints of one service, there or yet to come.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Roster {
     pub(crate) service: NamespacedHostname,
     /// In the order of their kinds; never an empty one. Few services have more than so many, and theirs are elsewhere.
@@ -60,6 +61,17 @@ pub(crate) struct Group {
     /// Of all members, held here so that groups not chosen are not looked into.
     pub(crate) weight: u64,
     pub(crate) members: Members,
+}
+
+impl Clone for Roster {
+    fn clone(&self) -> Self {
+        fetch_counts(self.groups.iter().map(|group| &group.kind));
+        fetch_counts(self.groups.iter().filter_map(|group| match &group.members {
+            Members::Leaf(members) => Some(members),
+            Members::Branch(_) => None,
+        }));
+        Self { service: self.service.clone(), groups: self.groups.clone() }
+    }
 }
 
 impl Roster {
