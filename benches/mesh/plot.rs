@@ -73,7 +73,8 @@ fn chart(name: &str, points: &[(f64, f64)]) -> String {
             out,
             "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\" stroke=\"#c30\" stroke-dasharray=\"4 3\"/>\
              <text x=\"{}\" y=\"{:.1}\" fill=\"#c30\">{target}</text>",
-            LEFT + 3.0,
+            // Between the first two points, where no other number is.
+            LEFT + 48.0,
             at - 3.0
         );
     }
@@ -82,14 +83,18 @@ fn chart(name: &str, points: &[(f64, f64)]) -> String {
     for (at, (x, y)) in points.iter().enumerate() {
         let (left, top) = (across(*x), up(*y));
         // The first and the last would reach out of the picture.
-        let anchor = if at + 1 == points.len() { "end" } else { "middle" };
+        let (anchor, aside) = match at {
+            0 => ("start", -6.0),
+            _ if at + 1 == points.len() => ("end", 8.0),
+            _ => ("middle", 0.0),
+        };
         let _ = write!(
             out,
             "<circle cx=\"{left:.1}\" cy=\"{top:.1}\" r=\"3\" fill=\"#06c\"/>\
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" stroke=\"white\" stroke-width=\"3\" \
              paint-order=\"stroke\">{}</text>\
              <text x=\"{left:.1}\" y=\"{}\" text-anchor=\"middle\" fill=\"#666\">{}</text>",
-            if anchor == "end" { left + 8.0 } else { left },
+            left + aside,
             // Below the target's line when it would be written through it.
             if target.is_some_and(|target| (top - 10.0 - up(target)).abs() < 8.0) { top + 16.0 } else { top - 7.0 },
             significant(*y),

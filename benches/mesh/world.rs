@@ -209,7 +209,7 @@ pub(crate) fn policy(number: u32, scope: PolicyScope, rules: Rules) -> Policy {
         };
         let matches = match rules {
             Rules::Principal => vec![Match { principals: vec![own], ..Match::default() }],
-            Rules::Not if rule % 2 == 0 => vec![not(vec![own, asking()], 9090)],
+            Rules::Not if rule.is_multiple_of(2) => vec![not(vec![own, asking()], 9090)],
             Rules::Not => vec![not(vec![own], ASKED_PORT)],
             Rules::NotInAlternatives => vec![not(vec![own.clone(), asking()], 9090), not(vec![own], ASKED_PORT)],
         };
