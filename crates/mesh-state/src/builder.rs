@@ -226,7 +226,9 @@ impl SnapshotBuilder {
                 let number = tables.roster_number(&service.namespace, &service.hostname).expect(ROSTER);
                 let roster = Arc::make_mut(tables.rosters.get_mut(number).expect(ROSTER));
                 roster.remove(&tables.workloads, &mut self.kinds, workload, ports);
-                drop_roster_of_nobody(tables, &mut self.roster_numbers, service);
+                if roster.is_empty() {
+                    drop_roster_of_nobody(tables, &mut self.roster_numbers, service);
+                }
             }
         }
     }
