@@ -17,7 +17,7 @@ use mesh_state::warm;
 use mesh_state::workload::{Status, Workload};
 
 use crate::measure::{CpuTime, heap_bytes, lookup_ns, quantile, resident_bytes};
-use crate::world::{self, PORT, World};
+use crate::world::{self, ASKED_PORT, ASKING, PORT, Rules, World};
 
 /// Keys that fit the caches.
 const HOT_KEYS: usize = 1_000;
@@ -35,7 +35,9 @@ pub(crate) fn of(world: World, tell: &dyn Fn(&str)) -> Vec<Figure> {
     let (heap_before, resident_before) = (heap_bytes(), resident_bytes());
     let mut builder = SnapshotBuilder::new();
     let built = build(&mut builder, world.changes());
+    let start = CpuTime::now();
     let mut held = builder.freeze();
+    let built = built + start.elapsed();
     let per_workload = |bytes: usize| bytes as f64 / f64::from(world.workloads);
     let heap = per_workload(heap_bytes() - heap_before);
     let resident = per_workload(resident_bytes().saturating_sub(resident_before));
@@ -181,36 +183,79 @@ fn changes(world: World, builder: &mut SnapshotBuilder, held: &mut Snapshot, rng
     samples
 }
 
-/// A verdict when five of `count` policies are for the workload; and when all of them are.
-pub(crate) fn of_policies(count: u32) -> Vec<Figure> {
-    vec![
-        ("rbac_5_of_10k_us".to_owned(), verdict_us(count, PolicyScope::WorkloadSelector)),
-        ("rbac_10k_global_us".to_owned(), verdict_us(count, PolicyScope::Global)),
+/// A verdict when five of `count` policies are for the workload; when all of them are, whatever their rules are like; and what
+/// one more policy for all costs, with the generation that it makes.
+pub(crate) fn of_policies(count: u32, tell: &dyn Fn(&str)) -> Vec<Figure> {
+    let global = |rules| Policies::new(count, PolicyScope::Global, rules);
+    let selected = Policies::new(count, PolicyScope::WorkloadSelector, Rules::Principal).verdict_us();
+    let by_key = global(Rules::Principal).verdict_us();
+    let mut negated = global(Rules::Not);
+    let by_exclusion = negated.verdict_us();
+    let change_p99_us = negated.change_p99_us();
+    let either = global(Rules::NotInAlternatives).verdict_us();
+    tell(&format!(
+        "  a verdict of 5: {selected:.2} us; of all, by what they name: {by_key:.2} us, by what they exclude: {by_exclusion:.2} us, by what each of two alternatives excludes: {either:.1} us"
+    ));
+    tell(&format!("  one more for all, of only `not_` fields, p99: {change_p99_us:.1} us"));
+    [
+        ("rbac_5_of_10k_us", selected),
+        ("rbac_10k_global_us", by_key),
+        ("rbac_10k_global_not_us", by_exclusion),
+        ("rbac_10k_global_either_us", either),
+        ("policy_change_p99_us", change_p99_us),
     ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into()
 }
 
-fn verdict_us(count: u32, scope: PolicyScope) -> f64 {
-    let world = World { workloads: 10_000 };
-    let mut builder = SnapshotBuilder::new();
-    let mut workload = world.workload(0, 0);
-    for number in 0..count {
-        let policy = world::policy(number, scope);
-        if number % (count / 5) == 0 && scope == PolicyScope::WorkloadSelector {
-            workload.authorization_policies.push(policy.key.clone());
+/// A mesh of many policies, and the workload they are for.
+struct Policies {
+    count: u32,
+    rules: Rules,
+    builder: SnapshotBuilder,
+    snapshot: Snapshot,
+    workload: Workload,
+}
+
+impl Policies {
+    fn new(count: u32, scope: PolicyScope, rules: Rules) -> Self {
+        let mut builder = SnapshotBuilder::new();
+        let mut workload = World { workloads: 10_000 }.workload(0, 0);
+        for number in 0..count {
+            let policy = world::policy(number, scope, rules);
+            if number % (count / 5) == 0 && scope == PolicyScope::WorkloadSelector {
+                workload.authorization_policies.push(policy.key.clone());
+            }
+            builder.apply(Change::Policy(policy));
         }
-        builder.apply(Change::Policy(policy));
+        let snapshot = builder.freeze();
+        Self { count, rules, builder, snapshot, workload }
     }
-    let snapshot = builder.freeze();
-    let identity = Identity::new("cluster.local", "nobody", "stranger").expect("valid parts");
-    let query = rbac::Query {
-        workload: &workload,
-        identity: Some(&identity),
-        peer: IpAddr::V4(world::pod_address(1)),
-        target: (world::pod_address(0), 8080).into(),
-    };
-    let ask = |_: &()| {
-        let verdict = rbac::evaluate(&snapshot, &query);
-        assert!(matches!(verdict.decision, Err(Denial::NoneAllowed)), "every rule is looked at: {verdict:?}");
-    };
-    lookup_ns(&[(); 50], ask) / 1e3
+
+    fn verdict_us(&self) -> f64 {
+        let identity = Identity::new("cluster.local", ASKING[0], ASKING[1]).expect("valid parts");
+        let query = rbac::Query {
+            workload: &self.workload,
+            identity: Some(&identity),
+            peer: IpAddr::V4(world::pod_address(1)),
+            target: (world::pod_address(0), ASKED_PORT).into(),
+        };
+        let ask = |_: &()| {
+            let verdict = rbac::evaluate(&self.snapshot, &query);
+            assert!(matches!(verdict.decision, Err(Denial::NoneAllowed)), "no rule is left out: {verdict:?}");
+        };
+        lookup_ns(&[(); 50], ask) / 1e3
+    }
+
+    fn change_p99_us(&mut self) -> f64 {
+        let mut us = Vec::new();
+        for number in 0..500 {
+            let change = Change::Policy(world::policy(self.count + number, PolicyScope::Global, self.rules));
+            let start = CpuTime::now();
+            self.builder.apply(change);
+            self.snapshot = self.builder.freeze();
+            us.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+        quantile(&mut us, 0.99)
+    }
 }

@@ -21,6 +21,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const SIZES: [u32; 3] = [10_000, 100_000, 1_000_000];
 
+const POLICIES: u32 = 10_000;
+
 /// What a child is told: to print the figures of one size, so that what one mesh leaves behind in the allocator is no part
 /// of the next one's memory.
 const ONE_SIZE: &str = "--workloads";
@@ -30,7 +32,12 @@ fn main() -> std::io::Result<()> {
     let mut stdout = std::io::stdout();
     if let Some(at) = arguments.iter().position(|argument| argument == ONE_SIZE) {
         let workloads = arguments.get(at + 1).and_then(|text| text.parse().ok()).expect("its parent names a size");
-        for (name, value) in figures::of(World { workloads }, &tell) {
+        let figures = match workloads {
+            // What of all this has nothing to do with workloads.
+            0 => figures::of_policies(POLICIES, &tell),
+            _ => figures::of(World { workloads }, &tell),
+        };
+        for (name, value) in figures {
             writeln!(stdout, "{name} {value}")?;
         }
         return Ok(());
@@ -38,7 +45,7 @@ fn main() -> std::io::Result<()> {
     if !arguments.iter().any(|argument| argument == "--bench") {
         // Each as criterion says it, for docs/REQUIREMENTS.md and whoever reads what ran.
         let figures = figures::of(World { workloads: SIZES[0] }, &tell);
-        let policies = figures::of_policies(100);
+        let policies = figures::of_policies(100, &tell);
         for (name, _) in figures.iter().chain(&policies) {
             writeln!(stdout, "Testing mesh/{name}")?;
         }
@@ -50,8 +57,8 @@ fn main() -> std::io::Result<()> {
         tell(&format!("{workloads} workloads"));
         curve.push((workloads, child(workloads)?));
     }
-    tell("10000 policies");
-    let policy = figures::of_policies(10_000);
+    tell(&format!("{POLICIES} policies"));
+    let policy = child(0)?;
     let path = target_directory().join("bench-mesh.svg");
     std::fs::write(&path, plot::svg(&curve))?;
     tell(&format!("cost curve: {}", path.display()));

@@ -6,9 +6,26 @@ use std::fmt::Write as _;
 use crate::figures::Figure;
 
 const COLUMNS: usize = 4;
-const WIDTH: f64 = 240.0;
-const HEIGHT: f64 = 170.0;
-const MARGIN: f64 = 34.0;
+const WIDTH: f64 = 270.0;
+const HEIGHT: f64 = 190.0;
+const LEFT: f64 = 48.0;
+const RIGHT: f64 = 16.0;
+const TOP: f64 = 34.0;
+const BOTTOM: f64 = 30.0;
+
+/// What is aimed at with a million workloads, drawn as a line.
+const TARGETS: [(&str, f64); 10] = [
+    ("bytes_per_workload", 400.0),
+    ("build_s", 4.0),
+    ("change_p99_us", 20.0),
+    ("generation_kib", 16.0),
+    ("addr_hot_ns", 150.0),
+    ("addr_cold_ns", 600.0),
+    ("host_hot_ns", 250.0),
+    ("host_cold_ns", 900.0),
+    ("vip_hot_ns", 1_000.0),
+    ("vip_cold_ns", 2_000.0),
+];
 
 /// An SVG of all figures of meshes of several sizes.
 pub(crate) fn svg(curve: &[(u32, Vec<Figure>)]) -> String {
@@ -30,42 +47,75 @@ pub(crate) fn svg(curve: &[(u32, Vec<Figure>)]) -> String {
 }
 
 fn chart(name: &str, points: &[(f64, f64)]) -> String {
-    // Decades, at least one each way, so that a flat curve looks flat.
-    let decades = |values: &mut dyn Iterator<Item = f64>| {
-        let logs: Vec<f64> = values.map(|value| value.max(1e-3).log10()).collect();
-        let (low, high) = logs.iter().fold((f64::MAX, f64::MIN), |(low, high), log| (low.min(*log), high.max(*log)));
-        (low.floor(), high.ceil().max(low.floor() + 1.0))
-    };
-    let (x_low, x_high) = decades(&mut points.iter().map(|(x, _)| *x));
-    let (y_low, y_high) = decades(&mut points.iter().map(|(_, y)| *y));
-    let (inner_width, inner_height) = (WIDTH - 2.0 * MARGIN, HEIGHT - 2.0 * MARGIN);
-    let place = |(x, y): &(f64, f64)| {
-        let across = (x.log10() - x_low) / (x_high - x_low);
-        let up = (y.max(1e-3).log10() - y_low) / (y_high - y_low);
-        (MARGIN + across * inner_width, HEIGHT - MARGIN - up * inner_height)
-    };
-    let mut out = format!(
-        "<text x=\"{MARGIN}\" y=\"{}\" font-weight=\"bold\">{name}</text>\
-         <rect x=\"{MARGIN}\" y=\"{MARGIN}\" width=\"{inner_width}\" height=\"{inner_height}\" fill=\"none\" stroke=\"#bbb\"/>",
-        MARGIN - 8.0
-    );
-    for (value, at) in [(y_low, HEIGHT - MARGIN), (y_high, MARGIN + 8.0)] {
-        let _ =
-            write!(out, "<text x=\"{}\" y=\"{at}\" text-anchor=\"end\" fill=\"#666\">1e{value}</text>", MARGIN - 3.0);
-    }
-    let places: Vec<(f64, f64)> = points.iter().map(place).collect();
-    let line: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-    let _ = write!(out, "<polyline points=\"{}\" fill=\"none\" stroke=\"#06c\" stroke-width=\"2\"/>", line.join(" "));
-    for ((x, y), (workloads, value)) in places.iter().zip(points) {
+    let target = TARGETS.iter().find(|(of, _)| *of == name).map(|(_, target)| *target);
+    let (x_low, x_high) = range(points.iter().map(|(x, _)| *x));
+    let (y_low, y_high) = range(points.iter().map(|(_, y)| *y).chain(target));
+    // Room for what is written above the highest point and below the lowest one.
+    let (y_low, y_high) = (y_low - 0.15, y_high.max(y_low + 1.0) + 0.3);
+    let across = |x: f64| LEFT + (x.log10() - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT - 24.0) + 12.0;
+    let up = |y: f64| HEIGHT - BOTTOM - (log(y) - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM);
+    let right = WIDTH - RIGHT;
+    let mut out = format!("<text x=\"{LEFT}\" y=\"{}\" font-weight=\"bold\">{name}</text>", TOP - 10.0);
+    for decade in y_low.ceil() as i32..=y_high.floor() as i32 {
+        let value = 10_f64.powi(decade);
+        let at = up(value);
         let _ = write!(
             out,
-            "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"#06c\"/>\
-             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{value:.3}</text>\
-             <text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\" fill=\"#666\">{}k</text>",
-            y - 6.0,
-            HEIGHT - MARGIN + 14.0,
-            workloads / 1e3
+            "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>\
+             <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" fill=\"#666\">{value}</text>",
+            LEFT - 5.0,
+            at + 4.0
+        );
+    }
+    if let Some(target) = target {
+        let at = up(target);
+        let _ = write!(
+            out,
+            "<line x1=\"{LEFT}\" y1=\"{at:.1}\" x2=\"{right}\" y2=\"{at:.1}\" stroke=\"#c30\" stroke-dasharray=\"4 3\"/>\
+             <text x=\"{}\" y=\"{:.1}\" fill=\"#c30\">{target}</text>",
+            // Between the first two points, where no other number is.
+            LEFT + 48.0,
+            at - 3.0
+        );
+    }
+    let line: Vec<String> = points.iter().map(|(x, y)| format!("{:.1},{:.1}", across(*x), up(*y))).collect();
+    let _ = write!(out, "<polyline points=\"{}\" fill=\"none\" stroke=\"#06c\" stroke-width=\"2\"/>", line.join(" "));
+    for (at, (x, y)) in points.iter().enumerate() {
+        let (left, top) = (across(*x), up(*y));
+        // The first and the last would reach out of the picture.
+        let (anchor, aside) = match at {
+            0 => ("start", -6.0),
+            _ if at + 1 == points.len() => ("end", 8.0),
+            _ => ("middle", 0.0),
+        };
+        let _ = write!(
+            out,
+            "<circle cx=\"{left:.1}\" cy=\"{top:.1}\" r=\"3\" fill=\"#06c\"/>\
+             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\" stroke=\"white\" stroke-width=\"3\" \
+             paint-order=\"stroke\">{}</text>\
+             <text x=\"{left:.1}\" y=\"{}\" text-anchor=\"middle\" fill=\"#666\">{}</text>",
+            left + aside,
+            // Below the target's line when it would be written through it.
+            if target.is_some_and(|target| (top - 10.0 - up(target)).abs() < 8.0) { top + 16.0 } else { top - 7.0 },
+            significant(*y),
+            HEIGHT - BOTTOM + 16.0,
+            if *x >= 1e6 { format!("{}M", x / 1e6) } else { format!("{}k", x / 1e3) }
         );
     }
     out
+}
+
+/// From the lowest to the highest, as powers of ten.
+fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
+    values.map(log).fold((f64::MAX, f64::MIN), |(low, high), log| (low.min(log), high.max(log)))
+}
+
+fn log(value: f64) -> f64 {
+    value.max(1e-3).log10()
+}
+
+/// With three digits that tell something.
+fn significant(value: f64) -> String {
+    let decimals = (2 - value.max(1e-3).log10().floor() as i32).max(0) as usize;
+    format!("{value:.decimals$}")
 }

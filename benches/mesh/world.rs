@@ -179,11 +179,40 @@ fn tail(uid: &str) -> &str {
     uid.rsplit_once('/').map_or(uid, |(_, name)| name)
 }
 
-/// A policy of ten rules, each of which names one service account that nobody here has.
-pub(crate) fn policy(number: u32, scope: PolicyScope) -> Policy {
+/// What the rules of a policy are like, of which none allows the one who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rules {
+    /// Each names one service account that nobody here has.
+    Principal,
+    /// Only `not_` fields: all but an account of their own and, every other one, who asks; the others, the port asked for.
+    Not,
+    /// Only `not_` fields, in two alternatives of one clause, so that no single value excludes the rule.
+    NotInAlternatives,
+}
+
+/// Who asks, and which port.
+pub(crate) const ASKING: [&str; 2] = ["nobody", "stranger"];
+pub(crate) const ASKED_PORT: u16 = 8080;
+
+/// A policy of ten rules.
+pub(crate) fn policy(number: u32, scope: PolicyScope, rules: Rules) -> Policy {
+    let principal = |namespace: &str, account: &str| {
+        StringMatch::Exact(format!("cluster.local/ns/{namespace}/sa/{account}").into())
+    };
+    let asking = || principal(ASKING[0], ASKING[1]);
     let rule = |rule: u32| {
-        let principal = format!("cluster.local/ns/{}/sa/caller-{number}-{rule}", namespace(number));
-        let matches = vec![Match { principals: vec![StringMatch::Exact(principal.into())], ..Match::default() }];
+        let own = principal(&namespace(number), &format!("caller-{number}-{rule}"));
+        let not = |principals: Vec<StringMatch>, port: u16| Match {
+            not_principals: principals,
+            not_destination_ports: vec![port],
+            ..Match::default()
+        };
+        let matches = match rules {
+            Rules::Principal => vec![Match { principals: vec![own], ..Match::default() }],
+            Rules::Not if rule.is_multiple_of(2) => vec![not(vec![own, asking()], 9090)],
+            Rules::Not => vec![not(vec![own], ASKED_PORT)],
+            Rules::NotInAlternatives => vec![not(vec![own.clone(), asking()], 9090), not(vec![own], ASKED_PORT)],
+        };
         Rule { clauses: vec![Clause { matches }] }
     };
     let namespace = namespace(number);

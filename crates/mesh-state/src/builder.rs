@@ -3,6 +3,7 @@
 use alloc::collections::BTreeSet;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::hint::black_box;
 use core::mem;
 use core::net::IpAddr;
 
@@ -10,6 +11,7 @@ use crate::absence::Forgetting;
 use crate::change::Change;
 use crate::cidr::CidrVips;
 use crate::claims::precedence;
+use crate::hash_index::HashIndex;
 use crate::intern::Pool;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use crate::pages::Numbers;
@@ -17,9 +19,8 @@ use crate::policy::Policy;
 use crate::roster::{Kind, Roster, at_number, is_same_endpoint};
 use crate::service::Service;
 use crate::service_index::ServiceIndex;
-use crate::snapshot::{Network, Snapshot, Tables, named, tail};
+use crate::snapshot::{Network, Snapshot, Tables, named, place_tag, tail};
 use crate::touched::Touched;
-use crate::trie::Trie;
 use crate::wanted::Sought;
 use crate::workload::{Locality, NetworkMode, Place, Profile, Workload};
 
@@ -28,6 +29,7 @@ use crate::workload::{Locality, NetworkMode, Place, Profile, Workload};
 pub struct SnapshotBuilder {
     tables: Tables,
     numbers: Numbers,
+    roster_numbers: Numbers,
     profiles: Pool<Profile>,
     places: Pool<Place>,
     localities: Pool<Locality>,
@@ -68,7 +70,23 @@ impl SnapshotBuilder {
         Snapshot::of(self.tables.clone())
     }
 
+    /// Reads where in the indices a workload will be, all at once: one place after the other, each when its turn comes, would
+    /// be a miss of the caches each.
+    fn glance(&self, workload: &Workload) {
+        let tables = &self.tables;
+        let uid = tables.tag(tail(&workload.uid));
+        let address = indexed_addresses(workload).next().map(|address| tables.address_tag(address));
+        let service = workload.services.first().map(|(name, _)| tables.tag((&*name.namespace, &*name.hostname)));
+        let v4 = tables.network(&workload.network).map(|network| &network.v4);
+        black_box((
+            tables.by_uid.glance(uid),
+            v4.zip(address).map(|(v4, tag)| v4.glance(tag)),
+            service.map(|tag| tables.by_service.glance(tag)),
+        ));
+    }
+
     fn insert_workload(&mut self, workload: Workload) {
+        self.glance(&workload);
         let number = self.tables.number(&workload.uid);
         let held = number.map(|number| at_number(&self.tables.workloads, number).clone());
         // The control plane resends everything after a reconnect; what did not change must not copy anything.
@@ -120,6 +138,9 @@ impl SnapshotBuilder {
             None => {
                 let mut profile = Profile::clone(&workload.profile);
                 keep_first(&mut profile.services, |(service, _)| service.clone());
+                let mut glanced = 0;
+                profile.texts(&mut |text| glanced ^= self.texts.glance(text));
+                black_box(glanced);
                 profile.texts(&mut |text| *text = self.texts.take(text));
                 self.profiles.take(&Arc::new(profile))
             }
@@ -151,8 +172,8 @@ impl SnapshotBuilder {
     fn enter(&mut self, number: u32, workload: &Workload, places: Places) {
         let tables = &mut self.tables;
         // The best of those with one key stands first among them, and so among all with one tag.
-        let held = tables.workloads.clone();
-        let better = |other: &u32| precedence(at_number(&held, *other), workload).is_lt();
+        let held = &tables.workloads;
+        let better = |other| precedence(at_number(held, other), workload).is_lt();
         let (by_uid, by_name) = (tables.tag(tail(&workload.uid)), tables.tag(named(workload)));
         if places.uid || places.name {
             tables.by_uid.insert(by_uid, number, better);
@@ -167,23 +188,14 @@ impl SnapshotBuilder {
         if places.addresses {
             for address in indexed_addresses(workload) {
                 let tag = tables.address_tag(address);
-                network_mut(tables, &workload.network).workloads_mut(address).insert(tag, number, better);
+                network_mut(&mut tables.networks, &workload.network).workloads_mut(address).insert(tag, number, better);
             }
         }
         if places.rosters {
             for (service, ports) in &workload.services {
-                let tag = tables.tag((&*service.namespace, &*service.hostname));
-                let kind = Kind::of(workload, ports);
-                let kind = self.kinds.take_held(&kind).unwrap_or_else(|| self.kinds.take(&Arc::new(kind)));
-                let found = tables.rosters.find_mut(tag, |roster| roster.service == *service);
-                match found {
-                    Some(roster) => Arc::make_mut(roster).insert(&held, number, workload, kind),
-                    None => {
-                        let mut roster = Roster::new(service.clone());
-                        roster.insert(&held, number, workload, kind);
-                        tables.rosters.insert(tag, Arc::new(roster), |_| true);
-                    }
-                }
+                let roster = roster_of(tables, &mut self.roster_numbers, service);
+                let roster = tables.rosters.get_mut(roster).expect(ROSTER);
+                Arc::make_mut(roster).insert(&tables.workloads, &mut self.kinds, number, workload, ports);
             }
         }
     }
@@ -191,37 +203,31 @@ impl SnapshotBuilder {
     /// The reverse of [`SnapshotBuilder::enter`]. The workload is in `workloads` still.
     fn strike_out(&mut self, number: u32, workload: &Workload, places: Places) {
         let tables = &mut self.tables;
-        let is_it = |other: &u32| *other == number;
         let (by_uid, by_name) = (tables.tag(tail(&workload.uid)), tables.tag(named(workload)));
         if places.uid || places.name {
-            tables.by_uid.remove(by_uid, is_it);
+            tables.by_uid.remove(by_uid, number);
         }
         if places.name && by_uid != by_name {
-            tables.by_name.remove(by_name, is_it);
+            tables.by_name.remove(by_name, number);
         }
         if places.hostname && !workload.hostname.is_empty() {
             let tag = tables.tag((&*workload.namespace, &*workload.hostname));
-            tables.by_hostname.remove(tag, is_it);
+            tables.by_hostname.remove(tag, number);
         }
         if places.addresses {
             for address in indexed_addresses(workload) {
                 let tag = tables.address_tag(address);
-                network_mut(tables, &workload.network).workloads_mut(address).remove(tag, is_it);
+                network_mut(&mut tables.networks, &workload.network).workloads_mut(address).remove(tag, number);
             }
             drop_empty_network(tables, &workload.network);
         }
         if places.rosters {
             for (service, ports) in &workload.services {
-                let tag = tables.tag((&*service.namespace, &*service.hostname));
-                let is_it = |roster: &Arc<Roster>| roster.service == *service;
-                let found = tables.rosters.find_mut(tag, is_it);
-                let roster = Arc::make_mut(found.expect("every service a workload names has a roster"));
-                let kind = Kind::of(workload, ports);
-                let kind = self.kinds.held(&kind).expect("taken when the workload was entered");
-                roster.remove(&tables.workloads, workload, &kind);
-                self.kinds.give_back(&kind);
+                let number = tables.roster_number(&service.namespace, &service.hostname).expect(ROSTER);
+                let roster = Arc::make_mut(tables.rosters.get_mut(number).expect(ROSTER));
+                roster.remove(&tables.workloads, &mut self.kinds, workload, ports);
                 if roster.is_empty() {
-                    tables.rosters.remove(tag, is_it);
+                    drop_roster_of_nobody(tables, &mut self.roster_numbers, service);
                 }
             }
         }
@@ -253,13 +259,15 @@ impl SnapshotBuilder {
         });
         let tables = &mut self.tables;
         for vip in &service.vips {
-            let network = network_mut(tables, &vip.network);
+            let network = network_mut(&mut tables.networks, &vip.network);
             match vip.single() {
                 Some(address) => network.vips.claim(address, &service),
                 None => network.blocks.insert(vip.address, &service),
             }
         }
         tables.services.claim(service.hostname.clone(), &service);
+        let roster = roster_of(tables, &mut self.roster_numbers, &service.key());
+        tables.at_service.insert(place_tag(&service), roster, |_| true);
     }
 
     fn remove_service(&mut self, name: &NamespacedHostname) {
@@ -267,7 +275,7 @@ impl SnapshotBuilder {
         self.touched.service(service.key());
         let tables = &mut self.tables;
         for vip in &service.vips {
-            let network = network_mut(tables, &vip.network);
+            let network = network_mut(&mut tables.networks, &vip.network);
             match vip.single() {
                 Some(address) => network.vips.waive(&address, &service),
                 None => network.blocks.remove(vip.address, &service),
@@ -275,6 +283,9 @@ impl SnapshotBuilder {
             drop_empty_network(tables, &vip.network);
         }
         tables.services.waive(&service.hostname, &service);
+        let roster = tables.roster_number(&service.namespace, &service.hostname).expect(ROSTER);
+        tables.at_service.remove(place_tag(&service), roster);
+        drop_roster_of_nobody(tables, &mut self.roster_numbers, name);
         Service::clone(&service).texts(&mut |text| {
             self.texts.give_back(text);
         });
@@ -294,6 +305,32 @@ impl SnapshotBuilder {
             self.touched.policy(&held.policy);
             self.tables.policies.remove(key);
         }
+    }
+}
+
+const ROSTER: &str = "every service that is there, or that a workload names, has a roster";
+
+/// The number of the roster of a service, which may be new.
+fn roster_of(tables: &mut Tables, numbers: &mut Numbers, service: &NamespacedHostname) -> u32 {
+    if let Some(number) = tables.roster_number(&service.namespace, &service.hostname) {
+        return number;
+    }
+    let number = numbers.take();
+    let tag = tables.tag((&*service.namespace, &*service.hostname));
+    tables.by_service.insert(tag, number, |_| true);
+    tables.rosters.set(number, Some(Arc::new(Roster::new(service.clone()))));
+    number
+}
+
+/// Lets the roster go of a service that is neither there nor named by a workload.
+fn drop_roster_of_nobody(tables: &mut Tables, numbers: &mut Numbers, service: &NamespacedHostname) {
+    let Some(number) = tables.roster_number(&service.namespace, &service.hostname) else { return };
+    let is_empty = tables.rosters.get(number).is_some_and(|roster| roster.is_empty());
+    if is_empty && find_service(tables, service).is_none() {
+        let tag = tables.tag((&*service.namespace, &*service.hostname));
+        tables.by_service.remove(tag, number);
+        tables.rosters.set(number, None);
+        numbers.give_back(number);
     }
 }
 
@@ -348,12 +385,12 @@ fn find_service<'t>(tables: &'t Tables, name: &NamespacedHostname) -> Option<&'t
     tables.services.get(&*name.hostname).iter().find(|service| service.namespace == name.namespace)
 }
 
-fn network_mut<'t>(tables: &'t mut Tables, name: &NetworkId) -> &'t mut Network {
-    let networks = Arc::make_mut(&mut tables.networks);
+fn network_mut<'n>(networks: &'n mut Arc<Vec<Network>>, name: &NetworkId) -> &'n mut Network {
+    let networks = Arc::make_mut(networks);
     let at = networks.binary_search_by(|network| network.name.cmp(name)).unwrap_or_else(|at| {
         let name = name.clone();
         let (vips, blocks) = (ServiceIndex::default(), CidrVips::default());
-        networks.insert(at, Network { name, v4: Trie::default(), v6: Trie::default(), vips, blocks });
+        networks.insert(at, Network { name, v4: HashIndex::default(), v6: HashIndex::default(), vips, blocks });
         at
     });
     &mut networks[at]

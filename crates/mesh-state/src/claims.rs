@@ -84,6 +84,10 @@ pub(crate) fn precedence(one: &Workload, other: &Workload) -> Ordering {
 /// Of services that share a key, the one a client in `namespace` means: among those it may see, its own namespace's before a
 /// canonical one before the first (§8.4).
 pub(crate) fn visible<'a>(services: &'a [Arc<Service>], namespace: &str) -> Option<&'a Arc<Service>> {
+    // Nearly always there is one, and whose namespace it is of does not matter.
+    if let [only] = services {
+        return only.is_visible_to(namespace).then_some(only);
+    }
     let mut chosen: Option<&Arc<Service>> = None;
     for service in services.iter().filter(|service| service.is_visible_to(namespace)) {
         if &*service.namespace == namespace {

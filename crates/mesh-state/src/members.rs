@@ -7,6 +7,8 @@ use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::iter;
 
+use crate::arcs::{fetch_counts, is_shared};
+
 /// Members of a leaf: 12 bytes each.
 const LEAF_MAX: usize = 32;
 /// Nodes below a branch: 40 bytes each.
@@ -155,7 +157,7 @@ impl Members {
             }
             Members::Branch(nodes) => {
                 let at = nodes.partition_point(|below| place(&below.first).is_lt()).saturating_sub(1);
-                let below = &mut Arc::make_mut(nodes)[at];
+                let below = &mut own(nodes)[at];
                 let upper = below.node.inserted(member, place);
                 below.count();
                 let upper = upper?;
@@ -186,7 +188,7 @@ impl Members {
             }
             Members::Branch(nodes) => {
                 let at = nodes.partition_point(|below| place(&below.first).is_le()).saturating_sub(1);
-                let below = &mut Arc::make_mut(nodes)[at];
+                let below = &mut own(nodes)[at];
                 if !below.node.removed(place) {
                     return false;
                 }
@@ -237,6 +239,18 @@ impl Below {
         self.len = u32::try_from(self.node.len()).expect("numbers of workloads are u32");
         self.first = self.node.first().unwrap_or(self.first);
     }
+}
+
+/// The nodes below a branch, to be changed.
+fn own(nodes: &mut Arc<[Below]>) -> &mut [Below] {
+    if is_shared(nodes) {
+        let leaves = nodes.iter().filter_map(|below| match &below.node {
+            Members::Leaf(members) => Some(members),
+            Members::Branch(_) => None,
+        });
+        fetch_counts(leaves);
+    }
+    Arc::make_mut(nodes)
 }
 
 /// Levels of a list of four billion members: each but the first is at least two wide, and nearly always eight.

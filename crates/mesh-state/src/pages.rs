@@ -1,14 +1,16 @@
-//! A persistent array: values by small numbers that stay theirs while they live. Cloning costs a reference count, a change
+//! A persistent array: references by small numbers that stay theirs while they live. Cloning costs a reference count, a change
 //! copies one page of each level. Indices hold these numbers, so that copying a part of an index touches no value.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use crate::arcs::fetch_counts;
+
 const PAGE_BITS: u32 = 5;
 const PAGE: usize = 1 << PAGE_BITS;
 
 /// A persistent array with holes.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Pages<T> {
     root: Arc<Page<T>>,
     /// Levels of branches above the values.
@@ -16,14 +18,31 @@ pub(crate) struct Pages<T> {
     len: usize,
 }
 
-#[expect(
-    clippy::large_enum_variant,
-    reason = "both are of one size where T is a pointer, as it is wherever there are many"
-)]
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Page<T> {
-    Values([Option<T>; PAGE]),
+    Values([Option<Arc<T>>; PAGE]),
     Branch([Option<Arc<Page<T>>>; PAGE]),
+}
+
+impl<T> Clone for Pages<T> {
+    fn clone(&self) -> Self {
+        Self { root: self.root.clone(), height: self.height, len: self.len }
+    }
+}
+
+impl<T> Clone for Page<T> {
+    fn clone(&self) -> Self {
+        match self {
+            Page::Values(values) => {
+                fetch_counts(values.iter().flatten());
+                Page::Values(values.clone())
+            }
+            Page::Branch(pages) => {
+                fetch_counts(pages.iter().flatten());
+                Page::Branch(pages.clone())
+            }
+        }
+    }
 }
 
 impl<T> Default for Pages<T> {
@@ -38,19 +57,19 @@ impl<T> Pages<T> {
         self.len
     }
 
-    pub(crate) fn get(&self, number: u32) -> Option<&T> {
+    pub(crate) fn get(&self, number: u32) -> Option<&Arc<T>> {
         self.page(number)?[slot(number, 0)].as_ref()
     }
 
     /// All values, in the order of their numbers.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<T>> {
         let end = 1_u64 << ((self.height + 1) * PAGE_BITS);
         // Page by page, so that holes are cheap.
         (0..end).step_by(PAGE).filter_map(|first| self.page(u32::try_from(first).ok()?)).flatten().flatten()
     }
 
     /// The page on which a number's place is.
-    fn page(&self, number: u32) -> Option<&[Option<T>; PAGE]> {
+    fn page(&self, number: u32) -> Option<&[Option<Arc<T>>; PAGE]> {
         if self.is_beyond(number) {
             return None;
         }
@@ -70,9 +89,23 @@ impl<T> Pages<T> {
     }
 }
 
-impl<T: Clone> Pages<T> {
+impl<T> Pages<T> {
     /// Puts a value in its place, or with `None` leaves the place empty. Pages once used stay for the next number.
-    pub(crate) fn set(&mut self, number: u32, value: Option<T>) {
+    pub(crate) fn set(&mut self, number: u32, value: Option<Arc<T>>) {
+        let place = self.place_mut(number);
+        let came = usize::from(value.is_some());
+        let went = usize::from(place.is_some());
+        *place = value;
+        self.len = self.len + came - went;
+    }
+
+    /// The value in a place, to be changed. The copy of it that may be needed is the caller's to make.
+    pub(crate) fn get_mut(&mut self, number: u32) -> Option<&mut Arc<T>> {
+        self.get(number)?;
+        self.place_mut(number).as_mut()
+    }
+
+    fn place_mut(&mut self, number: u32) -> &mut Option<Arc<T>> {
         while self.is_beyond(number) {
             let mut pages = [const { None }; PAGE];
             pages[0] = Some(self.root.clone());
@@ -83,12 +116,7 @@ impl<T: Clone> Pages<T> {
         let mut shift = self.height * PAGE_BITS;
         loop {
             match page {
-                Page::Values(values) => {
-                    let place = &mut values[slot(number, 0)];
-                    self.len = self.len + usize::from(value.is_some()) - usize::from(place.is_some());
-                    *place = value;
-                    return;
-                }
+                Page::Values(values) => return &mut values[slot(number, 0)],
                 Page::Branch(pages) => {
                     let below = pages[slot(number, shift)].get_or_insert_with(|| {
                         Arc::new(match shift == PAGE_BITS {
@@ -153,7 +181,7 @@ mod tests {
                 if step % 50 == 0 {
                     kept.push((pages.clone(), model.clone()));
                 }
-                pages.set(number, value);
+                pages.set(number, value.map(Arc::new));
                 match value {
                     Some(value) => drop(model.insert(number, value)),
                     None => drop(model.remove(&number)),
@@ -162,9 +190,9 @@ mod tests {
             kept.push((pages, model));
             for (pages, model) in kept {
                 prop_assert_eq!(pages.len(), model.len());
-                prop_assert_eq!(pages.iter().copied().collect::<Vec<_>>(), model.values().copied().collect::<Vec<_>>());
+                prop_assert_eq!(pages.iter().map(|value| **value).collect::<Vec<_>>(), model.values().copied().collect::<Vec<_>>());
                 for number in (0..45).chain(model.keys().copied()).chain([4_999, 5_000, 65_536, u32::MAX]) {
-                    prop_assert_eq!(pages.get(number), model.get(&number), "{}", number);
+                    prop_assert_eq!(pages.get(number).map(|value| &**value), model.get(&number), "{}", number);
                 }
             }
         }

@@ -22,6 +22,7 @@ use crate::workload::Workload;
 use index::{Index, Role};
 use matcher::Facts;
 
+mod always;
 mod index;
 mod matcher;
 pub(crate) mod policies;

@@ -6,12 +6,16 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
-use core::iter;
 
+use smallvec::SmallVec;
+
+use crate::arcs::fetch_counts;
+use crate::intern::Pool;
 use crate::members::{Member, Members};
 use crate::name::{NamespacedHostname, NetworkId, Uid};
 use crate::pages::Pages;
 use crate::service::{self, PortMapping};
+use crate::snapshot::is_same_text;
 use crate::workload::{Locality, Status, Workload};
 
 /// A workload as an endpoint of one service.
@@ -43,23 +47,36 @@ pub(crate) fn own_ports<'w>(workload: &'w Workload, namespace: &str, hostname: &
 }
 
 /// The endpoints of one service, there or yet to come.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Roster {
     pub(crate) service: NamespacedHostname,
-    /// In the order of their kinds; never an empty one.
-    groups: Arc<[Group]>,
+    /// In the order of their kinds; never an empty one. Few services have more than so many, and theirs are elsewhere.
+    groups: SmallVec<[Group; 4]>,
 }
 
 /// Endpoints that differ in nothing but their weight, their node and who they are.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     pub(crate) kind: Arc<Kind>,
+    /// Of all members, held here so that groups not chosen are not looked into.
+    pub(crate) weight: u64,
     pub(crate) members: Members,
+}
+
+impl Clone for Roster {
+    fn clone(&self) -> Self {
+        fetch_counts(self.groups.iter().map(|group| &group.kind));
+        fetch_counts(self.groups.iter().filter_map(|group| match &group.members {
+            Members::Leaf(members) => Some(members),
+            Members::Branch(_) => None,
+        }));
+        Self { service: self.service.clone(), groups: self.groups.clone() }
+    }
 }
 
 impl Roster {
     pub(crate) fn new(service: NamespacedHostname) -> Self {
-        Self { service, groups: Arc::default() }
+        Self { service, groups: SmallVec::new() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -71,7 +88,7 @@ impl Roster {
     }
 
     /// The endpoints, group by group, in each by node and key as [`Place`] has it.
-    pub(crate) fn iter<'s>(&'s self, workloads: &'s Pages<Arc<Workload>>) -> impl Iterator<Item = Endpoint<'s>> {
+    pub(crate) fn iter<'s>(&'s self, workloads: &'s Pages<Workload>) -> impl Iterator<Item = Endpoint<'s>> {
         self.groups.iter().flat_map(|group| group.members.iter()).map(move |member| {
             let workload = workloads.get(member.number).expect(PRESENT);
             Endpoint::of(workload, &self.service.namespace, &self.service.hostname)
@@ -79,57 +96,58 @@ impl Roster {
         })
     }
 
-    /// Enters a workload that is in `workloads` under `number` and not here yet.
+    /// Enters a workload that is in `workloads` under `number` and not here yet. `ports` are the ones that it gives the service of
+    /// its own accord.
     pub(crate) fn insert(
         &mut self,
-        workloads: &Pages<Arc<Workload>>,
+        workloads: &Pages<Workload>,
+        kinds: &mut Pool<Kind>,
         number: u32,
         workload: &Workload,
-        kind: Arc<Kind>,
+        ports: &[PortMapping],
     ) {
         let place = Place::of(workload);
         let member = Member { number, weight: workload.capacity, rank: place.rank };
-        match self.group(&kind) {
-            Ok(at) => {
-                Arc::make_mut(&mut self.groups)[at].members.insert(member, &|held| place.order(workloads, held));
-            }
-            Err(at) => {
-                let (before, after) = self.groups.split_at(at);
-                let new = iter::once(Group { kind, members: Members::one(member) });
-                self.groups = before.iter().cloned().chain(new).chain(after.iter().cloned()).collect();
-            }
+        if let Some(group) = self.groups.iter_mut().find(|group| group.kind.is_of(workload, ports)) {
+            group.weight += u64::from(member.weight);
+            group.members.insert(member, &|held| place.order(workloads, held));
+            return;
         }
+        let kind = kinds.take(&Arc::new(Kind::of(workload, ports)));
+        let at = self.groups.partition_point(|group| group.kind < kind);
+        self.groups.insert(at, Group { kind, weight: member.weight.into(), members: Members::one(member) });
     }
 
     /// Strikes a workload out that is still in `workloads` as it was entered.
-    pub(crate) fn remove(&mut self, workloads: &Pages<Arc<Workload>>, workload: &Workload, kind: &Arc<Kind>) {
-        let at = self.group(kind).expect("entered as it is, so its kind has a group");
+    pub(crate) fn remove(
+        &mut self,
+        workloads: &Pages<Workload>,
+        kinds: &mut Pool<Kind>,
+        workload: &Workload,
+        ports: &[PortMapping],
+    ) {
+        let at = self.groups.iter().position(|group| group.kind.is_of(workload, ports));
+        let at = at.expect("entered as it is, so its kind has a group");
         if self.groups[at].members.len() == 1 {
-            self.groups = self.groups[..at].iter().chain(&self.groups[at + 1..]).cloned().collect();
+            kinds.give_back(&self.groups.remove(at).kind);
             return;
         }
         let place = Place::of(workload);
-        let removed = Arc::make_mut(&mut self.groups)[at].members.remove(&|held| place.order(workloads, held));
+        let group = &mut self.groups[at];
+        group.weight -= u64::from(workload.capacity);
+        let removed = group.members.remove(&|held| place.order(workloads, held));
         assert!(removed, "entered as it is, so it is found where it was entered");
-    }
-
-    /// Equal kinds are one: those that differ need a look at what is in them only for their order.
-    fn group(&self, kind: &Arc<Kind>) -> Result<usize, usize> {
-        if let Some(at) = self.groups.iter().position(|group| Arc::ptr_eq(&group.kind, kind)) {
-            return Ok(at);
-        }
-        self.groups.binary_search_by(|group| group.kind.cmp(kind))
     }
 }
 
 const PRESENT: &str = "a roster names only workloads of its own generation";
 
-pub(crate) fn at_number(workloads: &Pages<Arc<Workload>>, number: u32) -> &Arc<Workload> {
+pub(crate) fn at_number(workloads: &Pages<Workload>, number: u32) -> &Arc<Workload> {
     workloads.get(number).expect(PRESENT)
 }
 
 /// Everything by which an endpoint is chosen, except its weight and node. There are few: one for each place, health and
-/// set of own ports that occurs in the mesh. The builder has one copy of each.
+/// set of own ports that occurs in the mesh. The builder has one copy of each for all groups.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Kind {
     pub(crate) status: Status,
@@ -159,6 +177,21 @@ impl Kind {
             takes_any_port: profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some()),
             ports: ports.to_vec(),
         }
+    }
+
+    /// Whether it is the kind of a workload: whether [`Kind::of`] it would be this.
+    fn is_of(&self, workload: &Workload, of_ports: &[PortMapping]) -> bool {
+        // Taken apart in full, so that a field added to the type cannot be forgotten here.
+        let Self { status, reachable, network, has_gateway, cluster_id, locality, takes_any_port, ports } = self;
+        let Workload { addresses, place, profile, .. } = workload;
+        *status == profile.status
+            && *reachable == (!addresses.is_empty() || !profile.hostname.is_empty())
+            && *has_gateway == profile.network_gateway.is_some()
+            && *takes_any_port == profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some())
+            && ports == of_ports
+            && (Arc::ptr_eq(locality, &place.locality) || *locality == place.locality)
+            && is_same_text(&network.0, &profile.network.0)
+            && is_same_text(cluster_id, &profile.cluster_id)
     }
 }
 
@@ -193,7 +226,7 @@ impl<'w> Place<'w> {
     }
 
     /// Where another stands, seen from here.
-    fn order(&self, workloads: &Pages<Arc<Workload>>, other: &Member) -> Ordering {
+    fn order(&self, workloads: &Pages<Workload>, other: &Member) -> Ordering {
         self.of_node.order(workloads, other).then_with(|| {
             let by_hash = (other.rank as u16).cmp(&(self.rank as u16));
             by_hash.then_with(|| at_number(workloads, other.number).uid.cmp(self.uid))
@@ -203,19 +236,23 @@ impl<'w> Place<'w> {
 
 /// Where the endpoints of a node stand.
 pub(crate) struct NodePlace<'n> {
-    node: &'n str,
+    node: &'n Arc<str>,
     rank: u16,
 }
 
 impl<'n> NodePlace<'n> {
-    pub(crate) fn of(node: &'n str) -> Self {
+    pub(crate) fn of(node: &'n Arc<str>) -> Self {
         Self { node, rank: half_hash(node) }
     }
 
     /// Where a member stands, seen from here.
-    pub(crate) fn order(&self, workloads: &Pages<Arc<Workload>>, other: &Member) -> Ordering {
+    pub(crate) fn order(&self, workloads: &Pages<Workload>, other: &Member) -> Ordering {
         let by_hash = ((other.rank >> 16) as u16).cmp(&self.rank);
-        by_hash.then_with(|| (*at_number(workloads, other.number).place.node).cmp(self.node))
+        by_hash.then_with(|| {
+            let other = &at_number(workloads, other.number).place.node;
+            // Nearly always it is the same node, whose name a mesh has once.
+            if Arc::ptr_eq(other, self.node) { Ordering::Equal } else { other.cmp(self.node) }
+        })
     }
 }
 

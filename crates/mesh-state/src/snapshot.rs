@@ -5,12 +5,14 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::hash::Hash;
 use core::net::IpAddr;
+use core::ptr;
 
 use hashbrown::DefaultHashBuilder;
 
 use crate::absence::Absences;
 use crate::cidr::CidrVips;
 use crate::claims::{precedence, visible};
+use crate::hash_index::HashIndex;
 use crate::intern::tag;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use crate::pages::Pages;
@@ -21,7 +23,6 @@ use crate::roster::{Roster, at_number};
 use crate::service::Service;
 use crate::service_index::ServiceIndex;
 use crate::touched::{Changed, Log};
-use crate::trie::Trie;
 use crate::wanted::{Knowledge, Sought};
 use crate::workload::Workload;
 
@@ -197,7 +198,14 @@ impl Snapshot {
     }
 
     pub(crate) fn roster(&self, service: &Service) -> Option<&Roster> {
-        self.tables.roster(&service.namespace, &service.hostname).map(|roster| &**roster)
+        let tables = &self.tables;
+        let here = tables
+            .at_service
+            .with_tag(place_tag(service))
+            .find(|number| tables.is_roster_of(*number, &service.namespace, &service.hostname));
+        // Who asks may hold a service of another generation.
+        let number = here.or_else(|| tables.roster_number(&service.namespace, &service.hostname))?;
+        tables.rosters.get(number).map(|roster| &**roster)
     }
 
     pub(crate) fn tables(&self) -> &Tables {
@@ -205,7 +213,7 @@ impl Snapshot {
     }
 
     /// By the numbers that this generation's rosters hold.
-    pub(crate) fn numbered(&self) -> &Pages<Arc<Workload>> {
+    pub(crate) fn numbered(&self) -> &Pages<Workload> {
         &self.tables.workloads
     }
 }
@@ -226,18 +234,22 @@ impl fmt::Debug for Snapshot {
 pub(crate) struct Tables {
     pub(crate) generation: u64,
     /// By the numbers that the indices hold.
-    pub(crate) workloads: Pages<Arc<Workload>>,
+    pub(crate) workloads: Pages<Workload>,
     /// By what a key ends with, which nearly always is the workload's namespace and name.
-    pub(crate) by_uid: Trie<u32>,
+    pub(crate) by_uid: HashIndex,
     /// By namespace and name; those whose key does not end with them.
-    pub(crate) by_name: Trie<u32>,
+    pub(crate) by_name: HashIndex,
     /// By hostname and namespace; those that have one.
-    pub(crate) by_hostname: Trie<u32>,
+    pub(crate) by_hostname: HashIndex,
     /// Sorted by their names; there are few.
     pub(crate) networks: Arc<Vec<Network>>,
     pub(crate) services: ServiceIndex<Arc<str>>,
-    /// By namespace and hostname. Has the endpoints of services that have not come yet, or are gone.
-    pub(crate) rosters: Trie<Arc<Roster>>,
+    /// By numbers of their own. Has the endpoints of services that have not come yet, or are gone.
+    pub(crate) rosters: Pages<Roster>,
+    /// By namespace and hostname.
+    pub(crate) by_service: HashIndex,
+    /// By where a service of this generation is in memory, so that finding its endpoints looks at no name.
+    pub(crate) at_service: HashIndex,
     pub(crate) policies: Policies,
     /// Whether the control plane sends only what it is asked for.
     pub(crate) on_demand: bool,
@@ -250,14 +262,14 @@ pub(crate) struct Tables {
 #[derive(Clone, Debug)]
 pub(crate) struct Network {
     pub(crate) name: NetworkId,
-    pub(crate) v4: Trie<u32>,
-    pub(crate) v6: Trie<u32>,
+    pub(crate) v4: HashIndex,
+    pub(crate) v6: HashIndex,
     pub(crate) vips: ServiceIndex<IpAddr>,
     pub(crate) blocks: CidrVips,
 }
 
 impl Network {
-    pub(crate) fn workloads_mut(&mut self, address: IpAddr) -> &mut Trie<u32> {
+    pub(crate) fn workloads_mut(&mut self, address: IpAddr) -> &mut HashIndex {
         match address {
             IpAddr::V4(_) => &mut self.v4,
             IpAddr::V6(_) => &mut self.v6,
@@ -293,7 +305,7 @@ impl Tables {
 
     /// The number of the workload with a key.
     pub(crate) fn number(&self, uid: &Uid) -> Option<u32> {
-        self.by_uid.find(self.tag(tail(uid)), |number| at_number(&self.workloads, *number).uid == *uid).copied()
+        self.by_uid.with_tag(self.tag(tail(uid))).find(|number| at_number(&self.workloads, *number).uid == *uid)
     }
 
     pub(crate) fn network(&self, name: &NetworkId) -> Option<&Network> {
@@ -301,14 +313,31 @@ impl Tables {
         Some(&self.networks[at])
     }
 
-    pub(crate) fn roster(&self, namespace: &str, hostname: &str) -> Option<&Arc<Roster>> {
-        let is_it =
-            |roster: &Arc<Roster>| *roster.service.hostname == *hostname && *roster.service.namespace == *namespace;
-        self.rosters.find(self.tag((namespace, hostname)), is_it)
+    /// The number of the roster of a service.
+    pub(crate) fn roster_number(&self, namespace: &Arc<str>, hostname: &Arc<str>) -> Option<u32> {
+        let mut numbers = self.by_service.with_tag(self.tag((&**namespace, &**hostname)));
+        numbers.find(|number| self.is_roster_of(*number, namespace, hostname))
     }
 
-    fn workload(&self, index: &Trie<u32>, tag: u32, is_it: impl Fn(&Workload) -> bool) -> Option<&Arc<Workload>> {
-        let workloads = index.with_tag(tag).iter().map(|entry| at_number(&self.workloads, entry.value));
-        workloads.into_iter().find(|workload| is_it(workload))
+    fn is_roster_of(&self, number: u32, namespace: &Arc<str>, hostname: &Arc<str>) -> bool {
+        self.rosters.get(number).is_some_and(|roster| {
+            is_same_text(&roster.service.hostname, hostname) && is_same_text(&roster.service.namespace, namespace)
+        })
     }
+
+    fn workload(&self, index: &HashIndex, tag: u32, is_it: impl Fn(&Workload) -> bool) -> Option<&Arc<Workload>> {
+        let mut workloads = index.with_tag(tag).map(|number| at_number(&self.workloads, number));
+        workloads.find(|workload| is_it(workload))
+    }
+}
+
+/// Of where a service is in memory. Who shares its tag is told apart by name, so it need not be a good hash.
+pub(crate) fn place_tag(service: &Service) -> u32 {
+    let at = ptr::from_ref(service).addr() as u64;
+    (at.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> u32::BITS) as u32
+}
+
+/// Texts of one builder that are equal are one, so that nearly always none is looked at.
+pub(crate) fn is_same_text(one: &Arc<str>, other: &Arc<str>) -> bool {
+    Arc::ptr_eq(one, other) || one == other
 }

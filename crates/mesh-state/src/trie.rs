@@ -60,8 +60,7 @@ impl<T> Trie<T> {
                     node = &children[slot(tag, shift)];
                 }
                 Node::Leaf(entries) => {
-                    let from = entries.partition_point(|entry| entry.tag < tag);
-                    let rest = &entries[from..];
+                    let rest = &entries[start(entries, tag, shift)..];
                     let count = rest.iter().take_while(|entry| entry.tag == tag).count();
                     return &rest[..count];
                 }
@@ -192,6 +191,26 @@ impl<T: Clone> Node<T> {
             }
         }
     }
+}
+
+/// Where the first entry of a tag is, or would be, in a leaf of tags that have all but the last `shift` bits in common. Tags are
+/// evenly spread, so it is sought where it would stand if they were perfectly so: entries may be large, and each step of a
+/// search by halves would be a line of the cache.
+fn start<T>(entries: &[Entry<T>], tag: u32, shift: u32) -> usize {
+    let below = |entry: &Entry<T>| entry.tag < tag;
+    if entries.len() > LEAF_MAX {
+        return entries.partition_point(below);
+    }
+    let part = u64::from(tag.checked_shl(u32::BITS - shift).unwrap_or(0));
+    // Below the length, since the part is below 1.
+    let mut at = ((part * entries.len() as u64) >> u32::BITS) as usize;
+    while entries.get(at).is_some_and(below) {
+        at += 1;
+    }
+    while at > 0 && !below(&entries[at - 1]) {
+        at -= 1;
+    }
+    at
 }
 
 /// Sorted by tag, so each child gets a part of the slice.

@@ -24,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
 const MEASURING: [&str; 2] = ["benches", "perf-tests"];
 
 /// What mesh-state may use: `no_std` crates without a clock, a socket or a thread in them.
-const MESH_STATE_USES: [&str; 4] = ["hashbrown", "ipnet", "rpds", "thiserror"];
+const MESH_STATE_USES: [&str; 5] = ["hashbrown", "ipnet", "rpds", "smallvec", "thiserror"];
 
 /// The runtime's own crates: one door.
 const BEHIND_THE_REACTOR: [&str; 2] = ["glommio", "io-uring"];

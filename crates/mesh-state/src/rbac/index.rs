@@ -2,8 +2,8 @@
 //!
 //! Each rule is filed under keys of which a connection that it matches has at least one: a principal, a namespace, a block,
 //! a port. A connection is looked up by each kind of key in use, and the rules found are asked in full. So an evaluation
-//! costs one lookup per kind and length in use, plus the rules that name something of the connection, plus those that name
-//! nothing a key can be made of (only `not_` fields, or nothing at all): these are asked every time.
+//! costs one lookup per kind and length in use, plus the rules that name something of the connection. Those that name nothing a
+//! key can be made of (only `not_` fields, or nothing at all) are [`super::always`]'s.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -18,6 +18,7 @@ use crate::identity::Identity;
 use crate::policy::{Action, Policy, StringMatch};
 
 use super::Deciding;
+use super::always::{ALTERNATIVES_MAX, Always, Exclusion};
 use super::matcher::{Compiled, Condition, Entry, Facts, Values, matches_of};
 use super::posting::Posting;
 
@@ -30,6 +31,8 @@ pub(super) struct Index {
     /// The kinds of keys in use, sorted, with how many times each is. At most a few hundred: lengths are bounded by what
     /// names and addresses can have.
     kinds: Arc<Vec<(Role, Kind, u32)>>,
+    /// The rules under no key, by the role's number.
+    always: Arc<[Always; 4]>,
     /// How many policies have each role, by the role's number.
     policies: [u32; 4],
 }
@@ -56,9 +59,7 @@ impl Role {
 
 /// How a key is made of a connection. Lengths are in bytes of text and bits of address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Kind {
-    /// The same for all.
-    Any,
+pub(super) enum Kind {
     /// The same for all without identity.
     Plaintext,
     /// The same for all with one.
@@ -95,31 +96,45 @@ impl Index {
     pub(super) fn insert(&mut self, compiled: &Arc<Compiled>) {
         let role = Role::of(&compiled.policy);
         self.policies[role as usize] += 1;
-        self.each_key(compiled, |index, kind, key, rule| {
-            index.count(role, kind, 1);
-            if let Some(posting) = index.postings.get_mut(&key) {
+        for rule in compiled.entries() {
+            let Some(keys) = self.keys(role, &rule) else {
+                let (alternatives, exclusions) = self.exclusions(role, &rule);
+                Arc::make_mut(&mut self.always)[role as usize].insert(&rule, alternatives, exclusions);
+                continue;
+            };
+            for (kind, key) in keys {
+                self.count(role, kind, 1);
+                if let Some(posting) = self.postings.get_mut(&key) {
+                    posting.insert(rule.clone());
+                    continue;
+                }
+                let mut posting = Posting::default();
                 posting.insert(rule.clone());
-                return;
+                self.postings.insert_mut(key, posting);
             }
-            let mut posting = Posting::default();
-            posting.insert(rule.clone());
-            index.postings.insert_mut(key, posting);
-        });
+        }
     }
 
     /// Takes out a policy that is here.
     pub(super) fn remove(&mut self, compiled: &Arc<Compiled>) {
         let role = Role::of(&compiled.policy);
         self.policies[role as usize] -= 1;
-        self.each_key(compiled, |index, kind, key, rule| {
-            index.count(role, kind, -1);
-            // Gone already when a rule names the same thing twice.
-            let Some(posting) = index.postings.get_mut(&key) else { return };
-            posting.remove(rule);
-            if posting.is_empty() {
-                index.postings.remove_mut(&key);
+        for rule in compiled.entries() {
+            let Some(keys) = self.keys(role, &rule) else {
+                let (alternatives, exclusions) = self.exclusions(role, &rule);
+                Arc::make_mut(&mut self.always)[role as usize].remove(&rule, alternatives, exclusions);
+                continue;
+            };
+            for (kind, key) in keys {
+                self.count(role, kind, -1);
+                // Gone already when a rule names the same thing twice.
+                let Some(posting) = self.postings.get_mut(&key) else { continue };
+                posting.remove(&rule);
+                if posting.is_empty() {
+                    self.postings.remove_mut(&key);
+                }
             }
-        });
+        }
     }
 
     /// Of the rules of a role that match, the first in the order of their policies' keys.
@@ -130,6 +145,10 @@ impl Index {
             let found = posting.iter().take_while(before).find(|rule| rule.matches(facts));
             first = found.or(first);
         }
+        let always = &self.always[role as usize];
+        if !always.is_empty() {
+            first = always.first(facts, first, |kind| self.key_of(role, kind, facts)).or(first);
+        }
         first.map(|rule| rule.deciding())
     }
 
@@ -139,6 +158,7 @@ impl Index {
         for posting in self.candidates(role, facts) {
             found.extend(posting.iter().filter(|rule| rule.matches(facts)));
         }
+        found.extend(self.always[role as usize].all(facts, |kind| self.key_of(role, kind, facts)));
         found.sort_by(|one, other| one.precedence(other));
         found.dedup_by(|one, other| one.is_sibling_of(other));
         found.into_iter().map(|rule| rule.deciding()).collect()
@@ -154,7 +174,6 @@ impl Index {
     fn key_of(&self, role: Role, kind: Kind, facts: &Facts<'_>) -> Option<u64> {
         let principal = || facts.identity.map(Identity::principal);
         match kind {
-            Kind::Any => Some(self.hash(role, kind, ())),
             Kind::Plaintext => facts.identity.is_none().then(|| self.hash(role, kind, ())),
             Kind::Identified => facts.identity.is_some().then(|| self.hash(role, kind, ())),
             Kind::Principal => Some(self.hash(role, kind, principal()?)),
@@ -197,66 +216,89 @@ impl Index {
         }
     }
 
-    /// Calls for each key under which each rule of a policy is filed.
-    fn each_key(&mut self, compiled: &Arc<Compiled>, mut file: impl FnMut(&mut Self, Kind, u64, &Entry)) {
-        let role = Role::of(&compiled.policy);
-        for rule in compiled.entries() {
-            let mut file = |index: &mut Self, kind, key| file(index, kind, key, &rule);
-            let Some(clause) = most_telling(&rule) else {
-                let key = self.hash(role, Kind::Any, ());
-                file(self, Kind::Any, key);
-                continue;
-            };
-            for conditions in matches_of(clause) {
-                let (_, condition) = best_of(conditions).expect("checked of every match by `most_telling`");
-                self.each_key_of(role, condition, &mut file);
+    /// The keys under which a rule is filed; `None` when a connection may match it without any.
+    fn keys(&self, role: Role, rule: &Entry) -> Option<Vec<(Kind, u64)>> {
+        let mut keys = Vec::new();
+        for conditions in matches_of(most_telling(rule)?) {
+            let (_, condition) = best_of(conditions).expect("checked of every match by `most_telling`");
+            match condition.negated {
+                // Only `not_principals` of everything tells anything, see `telling`.
+                true => keys.push((Kind::Plaintext, self.hash(role, Kind::Plaintext, ()))),
+                false => self.each_key_of(role, &condition.values, &mut |kind, key| keys.push((kind, key))),
             }
         }
+        Some(keys)
     }
 
-    fn each_key_of(&mut self, role: Role, condition: &Condition, file: &mut impl FnMut(&mut Self, Kind, u64)) {
-        // Presence: no identity has an empty principal or namespace, and plaintext has neither.
-        let mut text = |index: &mut Self, value: &StringMatch, kinds: [Kind; 3]| {
-            let [exact, prefix, suffix] = kinds;
-            let (kind, key) = match value {
-                StringMatch::Exact(text) => (exact, index.hash(role, exact, &**text)),
-                StringMatch::Prefix(text) => (prefix, index.hash(role, prefix, &**text)),
-                StringMatch::Suffix(text) => (suffix, index.hash(role, suffix, &**text)),
-                StringMatch::Presence => (Kind::Identified, index.hash(role, Kind::Identified, ())),
-            };
-            file(index, kind, key);
+    /// Into how many alternatives a rule is taken apart, all of which must be excluded for it not to match, and the values each of
+    /// which excludes one. Clauses of one match all say the same: one value in a `not_` field of any of them is enough. Without
+    /// such a clause the first that can be excluded at all is taken.
+    fn exclusions(&self, role: Role, rule: &Entry) -> (u32, Vec<Exclusion>) {
+        let mut exclusions = Vec::new();
+        let mut add = |alternative: u32, conditions: &[Condition]| {
+            for value in conditions.iter().filter(|condition| condition.negated).flat_map(|held| held.values.each()) {
+                self.each_key_of(role, &value, &mut |kind, key| {
+                    exclusions.push(Exclusion { alternative, kind, key, value: value.clone() });
+                });
+            }
         };
-        if condition.negated {
-            // Only `not_principals` of everything is indexed, see `telling`.
-            let key = self.hash(role, Kind::Plaintext, ());
-            return file(self, Kind::Plaintext, key);
+        let excludable = |clause: &&[Condition]| {
+            matches_of(clause).all(|conditions| conditions.iter().any(|condition| condition.negated))
+                && matches_of(clause).count() <= ALTERNATIVES_MAX
+        };
+        let of_one = |clause: &&[Condition]| matches_of(clause).count() == 1;
+        let mut alternatives = 1;
+        if rule.clauses().any(|clause| of_one(&clause) && excludable(&clause)) {
+            rule.clauses().filter(of_one).for_each(|clause| add(0, clause));
+        } else if let Some(clause) = rule.clauses().find(excludable) {
+            alternatives = 0;
+            for conditions in matches_of(clause) {
+                add(alternatives, conditions);
+                alternatives += 1;
+            }
         }
-        match &condition.values {
+        exclusions.sort_by_key(|one| (one.alternative, one.key));
+        exclusions.dedup_by_key(|one| (one.alternative, one.key));
+        (alternatives, exclusions)
+    }
+
+    fn each_key_of(&self, role: Role, values: &Values, file: &mut impl FnMut(Kind, u64)) {
+        // Presence: no identity has an empty principal or namespace, and plaintext has neither.
+        let mut text = |value: &StringMatch, kinds: [Kind; 3]| {
+            let [exact, prefix, suffix] = kinds;
+            match value {
+                StringMatch::Exact(text) => file(exact, self.hash(role, exact, &**text)),
+                StringMatch::Prefix(text) => file(prefix, self.hash(role, prefix, &**text)),
+                StringMatch::Suffix(text) => file(suffix, self.hash(role, suffix, &**text)),
+                StringMatch::Presence => file(Kind::Identified, self.hash(role, Kind::Identified, ())),
+            }
+        };
+        match values {
             Values::Principals(values) => values.iter().for_each(|value| {
                 let len = len_of(value);
-                text(self, value, [Kind::Principal, Kind::PrincipalPrefix(len), Kind::PrincipalSuffix(len)]);
+                text(value, [Kind::Principal, Kind::PrincipalPrefix(len), Kind::PrincipalSuffix(len)]);
             }),
             Values::Namespaces(values) => values.iter().for_each(|value| {
                 let len = len_of(value);
-                text(self, value, [Kind::Namespace, Kind::NamespacePrefix(len), Kind::NamespaceSuffix(len)]);
+                text(value, [Kind::Namespace, Kind::NamespacePrefix(len), Kind::NamespaceSuffix(len)]);
             }),
             Values::Accounts(values) => values.iter().for_each(|value| {
                 let key = self.hash(role, Kind::Account, (&*value.namespace, &*value.service_account));
-                file(self, Kind::Account, key);
+                file(Kind::Account, key);
             }),
             Values::Sources(blocks) => blocks.iter().for_each(|block| {
                 let kind = Kind::Source { is_ipv4: block.addr().is_ipv4(), prefix_len: block.prefix_len() };
                 let key = self.hash(role, kind, block.network());
-                file(self, kind, key);
+                file(kind, key);
             }),
             Values::Destinations(blocks) => blocks.iter().for_each(|block| {
                 let kind = Kind::Destination { is_ipv4: block.addr().is_ipv4(), prefix_len: block.prefix_len() };
                 let key = self.hash(role, kind, block.network());
-                file(self, kind, key);
+                file(kind, key);
             }),
             Values::Ports(ports) => ports.iter().for_each(|port| {
                 let key = self.hash(role, Kind::Port, *port);
-                file(self, Kind::Port, key);
+                file(Kind::Port, key);
             }),
         }
     }

@@ -61,6 +61,8 @@ pub(super) struct Entry {
     compiled: Arc<Compiled>,
     /// Its place among `compiled.rules`.
     at: u32,
+    /// Where [`super::always`] has it, if it does.
+    slot: u32,
 }
 
 /// A populated field: one of its values holds, or none when it is a `not_` field.
@@ -80,7 +82,7 @@ enum Ends {
 }
 
 /// The values of a field.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Values {
     Namespaces(Few<StringMatch>),
     Principals(Few<StringMatch>),
@@ -91,7 +93,7 @@ pub(super) enum Values {
 }
 
 /// One in place, or several elsewhere.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Few<T> {
     One([T; 1]),
     Many(Box<[T]>),
@@ -149,7 +151,7 @@ impl Compiled {
 
     /// The rules one by one.
     pub(super) fn entries(self: &Arc<Self>) -> impl Iterator<Item = Entry> {
-        (0..).zip(&self.rules).map(|(at, _)| Entry { compiled: self.clone(), at })
+        (0..).zip(&self.rules).map(|(at, _)| Entry { compiled: self.clone(), at, slot: 0 })
     }
 
     fn conditions_of(&self, rule: Span) -> &[Condition] {
@@ -162,6 +164,18 @@ impl Compiled {
 }
 
 impl Entry {
+    pub(super) fn policy(&self) -> &Arc<Compiled> {
+        &self.compiled
+    }
+
+    pub(super) fn slot(&self) -> u32 {
+        self.slot
+    }
+
+    pub(super) fn in_slot(&self, slot: u32) -> Self {
+        Self { slot, ..self.clone() }
+    }
+
     pub(super) fn matches(&self, facts: &Facts<'_>) -> bool {
         hold(self.compiled.conditions_of(self.span()), facts)
     }
@@ -219,8 +233,15 @@ pub(super) fn matches_of(clause: &[Condition]) -> impl Iterator<Item = &[Conditi
 
 impl Condition {
     fn holds(&self, facts: &Facts<'_>) -> bool {
+        self.values.any_holds(facts) != self.negated
+    }
+}
+
+impl Values {
+    /// Whether one of them does.
+    pub(super) fn any_holds(&self, facts: &Facts<'_>) -> bool {
         let identity = facts.identity;
-        let any = match &self.values {
+        match self {
             Values::Namespaces(values) => values.iter().any(|value| text_matches(value, facts.namespace())),
             Values::Principals(values) => {
                 identity.is_some_and(|identity| values.iter().any(|value| text_matches(value, identity.principal())))
@@ -234,8 +255,22 @@ impl Condition {
             Values::Sources(values) => values.iter().any(|block| block.contains(&facts.peer)),
             Values::Destinations(values) => values.iter().any(|block| block.contains(&facts.target.ip())),
             Values::Ports(values) => values.contains(&facts.target.port()),
-        };
-        any != self.negated
+        }
+    }
+
+    /// Each of them alone.
+    pub(super) fn each(&self) -> Vec<Self> {
+        fn alone<T: Clone>(values: &Few<T>, of: fn(Few<T>) -> Values) -> Vec<Values> {
+            values.iter().map(|value| of(Few::One([value.clone()]))).collect()
+        }
+        match self {
+            Values::Namespaces(values) => alone(values, Values::Namespaces),
+            Values::Principals(values) => alone(values, Values::Principals),
+            Values::Accounts(values) => alone(values, Values::Accounts),
+            Values::Sources(values) => alone(values, Values::Sources),
+            Values::Destinations(values) => alone(values, Values::Destinations),
+            Values::Ports(values) => alone(values, Values::Ports),
+        }
     }
 }
 

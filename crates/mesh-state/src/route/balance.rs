@@ -8,7 +8,7 @@ use core::cmp::Ordering;
 
 use thiserror::Error;
 
-use crate::members::{Member, Members};
+use crate::members::Member;
 use crate::roster::{self, Group, Kind, NodePlace};
 use crate::route::Upstream;
 use crate::service::{self, HealthPolicy, LoadBalancing, Mode, Scope, Service};
@@ -142,7 +142,7 @@ struct Question<'s, 'q> {
 /// Endpoints of one group that are one to this question: those whose weights stand between two sums over the group, or those
 /// around them.
 struct Share<'s> {
-    members: &'s Members,
+    group: &'s Group,
     /// Between the sums, or around them.
     inside: bool,
     between: [u64; 2],
@@ -158,12 +158,11 @@ struct Candidate {
 impl<'s> Question<'s, '_> {
     /// The shares of a group: all of it, or, when nodes matter, those on the source's node and those elsewhere.
     fn shares(&self, group: &'s Group) -> [Option<Share<'s>>; 2] {
-        let Group { kind, members } = group;
+        let Group { kind, weight, members } = group;
         let LoadBalancing { scopes, mode, .. } = &self.service.load_balancing;
         let by_node = matches!(mode, Mode::Strict | Mode::Failover) && scopes.contains(&Scope::Node);
         if !by_node {
-            let between = [0, members.weight()];
-            return [Some(Share { members, inside: true, between, judged: self.judge(kind, false) }), None];
+            return [Some(Share { group, inside: true, between: [0, *weight], judged: self.judge(kind, false) }), None];
         }
         // Where the source's node begins among them, and where it ends.
         let node = NodePlace::of(&self.source.place.node);
@@ -173,8 +172,8 @@ impl<'s> Question<'s, '_> {
         let here = last.1 > first.1;
         let elsewhere = last.1 - first.1 < members.len();
         [
-            here.then(|| Share { members, inside: true, between, judged: self.judge(kind, true) }),
-            elsewhere.then(|| Share { members, inside: false, between, judged: self.judge(kind, false) }),
+            here.then(|| Share { group, inside: true, between, judged: self.judge(kind, true) }),
+            elsewhere.then(|| Share { group, inside: false, between, judged: self.judge(kind, false) }),
         ]
     }
 
@@ -210,16 +209,16 @@ impl Share<'_> {
         let [from, to] = self.between;
         match self.inside {
             true => to - from,
-            false => self.members.weight() - (to - from),
+            false => self.group.weight - (to - from),
         }
     }
 
     fn at_weight(&self, left: u64) -> Option<Member> {
         let [from, to] = self.between;
         match self.inside {
-            true => self.members.at_weight(from + left),
-            false if left < from => self.members.at_weight(left),
-            false => self.members.at_weight(left + (to - from)),
+            true => self.group.members.at_weight(from + left),
+            false if left < from => self.group.members.at_weight(left),
+            false => self.group.members.at_weight(left + (to - from)),
         }
     }
 }
