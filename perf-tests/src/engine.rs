@@ -5,6 +5,7 @@ pub mod both_ends;
 pub mod child;
 pub mod cpus;
 pub mod crowd;
+pub mod flood;
 pub mod isolation;
 pub mod paired;
 pub mod ratios;

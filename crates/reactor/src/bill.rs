@@ -23,12 +23,12 @@ pub(crate) enum Work {
 
 impl Work {
     /// What it costs, roughly in nanoseconds of the machine these were measured on (docs/decisions/0010).
-    fn cost(self) -> u64 {
+    pub(crate) fn cost(self) -> u64 {
         let copying = |bytes: usize| bytes as u64 / COPIED_BYTES_PER_NS;
         match self {
             Self::Armed => 300,
             Self::Send(bytes) => 6_000 + copying(bytes),
-            Self::Connect => 12_000,
+            Self::Connect => 17_000,
             Self::Accepted => 2_500,
             Self::Completed => 80,
         }

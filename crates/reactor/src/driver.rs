@@ -131,12 +131,14 @@ fn round(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Afte
 
 /// Enters the kernel, to stay there if nobody is runnable.
 fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
-    let Core { inside, timers, engine, pipes, .. } = &*reactor.0;
+    let core = &*reactor.0;
+    let Core { inside, timers, engine, pipes, .. } = core;
     let began_ns = inside.now_ns();
     let idle = inside.queue.borrow().is_empty() && Limit::ALONE.holds(engine.total_load()) && inside.park();
     let worked_ns = if !idle {
         inside.view.pulse.works(began_ns);
-        engine.enter(None, |row| limit(inside, row), aftermath);
+        let several_ask = engine.several_ask();
+        engine.enter(None, |row| if several_ask { Limit::CONTENDED } else { limit_by_turns(core, row) }, aftermath);
         let now_ns = inside.read_clock();
         books.worked_of(now_ns - began_ns, now_ns)
     } else {
@@ -187,7 +189,7 @@ fn take_turn(core: &Core, pace: &Pace, books: &mut Books, turn: Turn) {
         if poll_began_ns - began_ns >= lasts && polls > 0 {
             break TurnEnd::Time;
         }
-        if limit(inside, row).reached(engine.load(row)) {
+        if limit(core, row).reached(engine.load(row)) {
             break TurnEnd::Requests;
         }
         let Some(runnable) = pop(core, row) else { break TurnEnd::Idle };
@@ -210,9 +212,14 @@ fn take_turn(core: &Core, pace: &Pace, books: &mut Books, turn: Turn) {
     );
 }
 
-/// How much of a row an entry carries now.
-fn limit(inside: &Inside, row: Row) -> Limit {
-    if inside.queue.borrow().others_wait(row) { Limit::CONTENDED } else { Limit::ALONE }
+/// How much of a row an entry carries now. Whoever waits for its turn is another, and so is who has asked for something that
+/// goes with the same entry: a tenant of one flow is always in one of the two, and never in both.
+fn limit(core: &Core, row: Row) -> Limit {
+    if core.engine.others_ask(row) { Limit::CONTENDED } else { limit_by_turns(core, row) }
+}
+
+fn limit_by_turns(core: &Core, row: Row) -> Limit {
+    if core.inside.queue.borrow().others_wait(row) { Limit::CONTENDED } else { Limit::ALONE }
 }
 
 fn pop(core: &Core, row: Row) -> Option<Runnable> {

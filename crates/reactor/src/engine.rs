@@ -33,7 +33,7 @@ use crate::EngineKind;
 
 use crate::{
     bill::Bill,
-    submit::{Limit, Load, Submissions},
+    submit::{Limit, Load, Size, Submissions},
     tenant::Row,
 };
 
@@ -50,6 +50,7 @@ pub(crate) struct Engine {
 }
 
 /// The way to the kernel.
+#[expect(clippy::large_enum_variant, reason = "there is one in a core")]
 enum Kernel {
     Uring(Ring),
     Epoll(Poller),
@@ -138,7 +139,7 @@ impl Engine {
     /// # Errors
     /// [`io::ErrorKind::ResourceBusy`] when as many operations are under way as there may be.
     pub(crate) fn start(self: &Rc<Self>, mut operation: Operation, row: Row) -> io::Result<Op> {
-        let bytes = operation.bytes_max();
+        let size = Size { cost_ns: operation.submitted(0).cost(), bytes: operation.bytes_max() };
         let mut table = self.table.borrow_mut();
         let Some(key) = table.begin(Held { operation, row, submitted: false, asked_once: true }) else {
             self.count(|counts| counts.refused += 1);
@@ -147,7 +148,7 @@ impl Engine {
                 format!("{} socket operations are under way on this core, which is its limit", table.live_max()),
             ));
         };
-        self.submissions.borrow_mut().add(row, key, bytes);
+        self.submissions.borrow_mut().add(row, key, size);
         Ok(Op { engine: self.clone(), key: Some(key), asked: false })
     }
 
@@ -216,16 +217,13 @@ impl Engine {
                 Kernel::Uring(ring) => {
                     let entry = operation.entry(bytes_max);
                     let expected = i32::try_from(bytes).unwrap_or(i32::MAX);
+                    let silent = *asked_once && operation.is_no_news(expected);
                     #[expect(unsafe_code, reason = "the kernel is handed addresses")]
                     // SAFETY: the entry refers to heap memory that the operation owns, and the table keeps the operation
                     // until the completion of `key` is reaped, or for ever. One that is silent is over when the enter that
                     // carries it returns, and completed not before.
                     unsafe {
-                        if *asked_once && operation.is_no_news(expected) {
-                            ring.push_silent(key, entry, expected);
-                        } else {
-                            ring.push(key, entry);
-                        }
+                        ring.push(key, entry, silent.then_some(expected));
                     }
                 }
                 Kernel::Epoll(poller) => poller.push(key, bytes_max),
@@ -237,6 +235,17 @@ impl Engine {
     /// What waits of a row for the next enter.
     pub(crate) fn load(&self, row: Row) -> Load {
         self.submissions.borrow().load(row)
+    }
+
+    /// Whether something of another row than this waits for the next enter.
+    pub(crate) fn others_ask(&self, row: Row) -> bool {
+        let submissions = self.submissions.borrow();
+        submissions.total().requests > submissions.load(row).requests
+    }
+
+    /// Whether something of more than one row waits for the next enter.
+    pub(crate) fn several_ask(&self) -> bool {
+        self.submissions.borrow().waiting().nth(1).is_some()
     }
 
     /// What waits of all rows.

@@ -12,28 +12,28 @@ use crate::tenant::Row;
 /// How much of one tenant's requests one entry into the kernel carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Limit {
-    /// Requests.
-    pub(crate) requests_max: usize,
+    /// What the kernel takes for them by estimate, in nanoseconds: the request that reaches it is the last.
+    pub(crate) cost_max_ns: u64,
     /// Bytes that the kernel may move for them. A first request that alone is larger is to be cut to it.
     pub(crate) bytes_max: usize,
 }
 
 impl Limit {
     /// Nobody else waits now, but somebody may wake while the kernel works, and then waits for all of it: about 100 us.
-    pub(crate) const ALONE: Self = Self { requests_max: 32, bytes_max: 256 << 10 };
+    pub(crate) const ALONE: Self = Self { cost_max_ns: 100_000, bytes_max: 256 << 10 };
     /// All there is.
-    pub(crate) const NONE: Self = Self { requests_max: usize::MAX, bytes_max: usize::MAX };
+    pub(crate) const NONE: Self = Self { cost_max_ns: u64::MAX, bytes_max: usize::MAX };
     /// Somebody else waits. 64 KiB are about 15 us of copying, and eight small sends about 50 us of TCP.
-    pub(crate) const CONTENDED: Self = Self { requests_max: 8, bytes_max: 64 << 10 };
+    pub(crate) const CONTENDED: Self = Self { cost_max_ns: 50_000, bytes_max: 64 << 10 };
 
     /// Whether one entry could not carry more than `load`.
     pub(crate) fn reached(self, load: Load) -> bool {
-        load.requests >= self.requests_max || load.bytes >= self.bytes_max
+        load.cost_ns >= self.cost_max_ns || load.bytes >= self.bytes_max
     }
 
     /// Whether one entry carries all of `load`.
     pub(crate) fn holds(self, load: Load) -> bool {
-        load.requests <= self.requests_max && load.bytes <= self.bytes_max
+        load.cost_ns <= self.cost_max_ns && load.bytes <= self.bytes_max
     }
 }
 
@@ -42,6 +42,8 @@ impl Limit {
 pub(crate) struct Load {
     /// Requests, among them perhaps some that were withdrawn.
     pub(crate) requests: usize,
+    /// What the kernel takes for them by estimate, in nanoseconds.
+    pub(crate) cost_ns: u64,
     /// Bytes that the kernel may move for them.
     pub(crate) bytes: usize,
 }
@@ -49,7 +51,11 @@ pub(crate) struct Load {
 impl Load {
     /// Both.
     pub(crate) fn and(self, other: Self) -> Self {
-        Self { requests: self.requests + other.requests, bytes: self.bytes.saturating_add(other.bytes) }
+        Self {
+            requests: self.requests + other.requests,
+            cost_ns: self.cost_ns.saturating_add(other.cost_ns),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
     }
 }
 
@@ -62,8 +68,17 @@ pub(crate) struct Submissions<T> {
     total: Load,
 }
 
+/// Of one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    /// What the kernel takes for it besides the bytes, in nanoseconds.
+    pub(crate) cost_ns: u64,
+    /// Bytes that the kernel may move for it.
+    pub(crate) bytes: usize,
+}
+
 struct Queue<T> {
-    requests: VecDeque<(T, usize)>,
+    requests: VecDeque<(T, Size)>,
     load: Load,
     /// Whether the tenant had a turn since its last requests went.
     due: bool,
@@ -80,8 +95,8 @@ impl<T> Submissions<T> {
         Self { queues: Vec::new(), waiting: Vec::new(), total: Load::default() }
     }
 
-    /// Queues a request of `row` for which the kernel may move up to `bytes`.
-    pub(crate) fn add(&mut self, row: Row, request: T, bytes: usize) {
+    /// Queues a request of `row`.
+    pub(crate) fn add(&mut self, row: Row, request: T, size: Size) {
         if self.queues.len() <= row.index() {
             self.queues.resize_with(row.index() + 1, Queue::default);
         }
@@ -89,10 +104,11 @@ impl<T> Submissions<T> {
         if queue.requests.is_empty() {
             self.waiting.push(row);
         }
-        queue.requests.push_back((request, bytes));
+        queue.requests.push_back((request, size));
         for load in [&mut queue.load, &mut self.total] {
             load.requests += 1;
-            load.bytes += bytes;
+            load.cost_ns += size.cost_ns;
+            load.bytes += size.bytes;
         }
     }
 
@@ -128,19 +144,21 @@ impl<T> Submissions<T> {
                 return true;
             }
             let mut carried = Load::default();
-            while let Some((_, bytes)) = queue.requests.front() {
-                let (bytes, room) = (*bytes, limit.bytes_max.saturating_sub(carried.bytes));
+            while let Some((_, Size { cost_ns, bytes })) = queue.requests.front() {
+                let (cost_ns, bytes, room) = (*cost_ns, *bytes, limit.bytes_max.saturating_sub(carried.bytes));
                 let fits = carried.requests == 0 || bytes <= room;
-                if !fits || carried.requests >= limit.requests_max {
+                if !fits || carried.cost_ns >= limit.cost_max_ns {
                     return true;
                 }
                 let (request, _) = queue.requests.pop_front().expect("it was just looked at");
                 for load in [&mut queue.load, &mut *total] {
                     load.requests -= 1;
+                    load.cost_ns -= cost_ns;
                     load.bytes -= bytes;
                 }
                 if let Some(moved) = hand_over(*row, request, room) {
                     carried.requests += 1;
+                    carried.cost_ns += cost_ns;
                     carried.bytes += moved;
                 }
             }
@@ -159,7 +177,9 @@ impl<T> Submissions<T> {
 mod tests {
     use super::*;
 
-    const LIMIT: Limit = Limit { requests_max: 3, bytes_max: 100 };
+    /// Three requests of the usual cost.
+    const LIMIT: Limit = Limit { cost_max_ns: 3 * COST, bytes_max: 100 };
+    const COST: u64 = 7;
 
     /// What an entry carries: row, request and bytes that it may move.
     fn entry(submissions: &mut Submissions<&'static str>, limit: Limit) -> Vec<(usize, &'static str, usize)> {
@@ -178,7 +198,7 @@ mod tests {
     fn of(rows: &[(usize, &'static str, usize)]) -> Submissions<&'static str> {
         let mut submissions = Submissions::new();
         for (row, request, bytes) in rows {
-            submissions.add(Row::at(*row), *request, *bytes);
+            submissions.add(Row::at(*row), *request, Size { cost_ns: COST, bytes: *bytes });
         }
         submissions
     }
@@ -209,11 +229,22 @@ mod tests {
         assert!(LIMIT.reached(submissions.load(Row::at(1))));
         submissions.had_a_turn(Row::at(1));
         assert_eq!(entry(&mut submissions, LIMIT), [(1, "a", 100), (1, "b", 60), (1, "c", 20)], "three requests");
-        assert_eq!(submissions.load(Row::at(1)), Load { requests: 3, bytes: 70 });
+        assert_eq!(submissions.load(Row::at(1)), Load { requests: 3, cost_ns: 3 * COST, bytes: 70 });
         submissions.had_a_turn(Row::at(1));
         assert_eq!(entry(&mut submissions, LIMIT), [(1, "d", 100), (1, "e", 60)], "40 bytes find room for 20");
         submissions.had_a_turn(Row::at(1));
         assert_eq!(entry(&mut submissions, LIMIT), [(1, "f", 100)]);
+    }
+
+    #[test]
+    fn dear_requests_fill_an_entry_sooner_than_cheap_ones() {
+        let mut submissions = Submissions::new();
+        for (request, cost_ns) in [("arm", 1), ("connect", 2 * COST), ("connect", 2 * COST), ("arm", 1)] {
+            submissions.add(Row::at(1), request, Size { cost_ns, bytes: 0 });
+        }
+        submissions.had_a_turn(Row::at(1));
+        assert_eq!(entry(&mut submissions, LIMIT).len(), 3);
+        assert_eq!(submissions.load(Row::at(1)), Load { requests: 1, cost_ns: 1, bytes: 0 });
     }
 
     #[test]

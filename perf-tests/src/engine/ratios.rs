@@ -49,7 +49,14 @@ pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
     let sink = Server::start(loopback()?, Role::Sink)?;
     let route = |to| Route { tenant: 1, weight: 1, to };
     let routes = vec![route(ends.address()?), route(sink.address())];
-    let plan = |kind, buffer, accounts| Plan { kind, cpu: run.relay_cpu, buffer, accounts, routes: routes.clone() };
+    let plan = |kind, buffer, accounts| Plan {
+        kind,
+        cpu: run.relay_cpu,
+        buffer,
+        accounts,
+        copy: false,
+        routes: routes.clone(),
+    };
     let mut ours = Relay::start(&plan(Kind::Ours, 0, true))?;
     let silent = Relay::start(&plan(Kind::Ours, 0, false))?;
     let tokio = Relay::start(&plan(Kind::Tokio, 16 << 10, true))?;
@@ -161,7 +168,8 @@ fn idle_cpu(run: &Run, relay: &Relay) -> Result<f64> {
 fn idle_memory(run: &Run) -> Result<f64> {
     let echo = Echo::start()?;
     let routes = vec![Route { tenant: 1, weight: 1, to: echo.address() }];
-    let relay = Relay::start(&Plan { kind: Kind::Ours, cpu: run.relay_cpu, buffer: 0, accounts: true, routes })?;
+    let relay =
+        Relay::start(&Plan { kind: Kind::Ours, cpu: run.relay_cpu, buffer: 0, accounts: true, copy: false, routes })?;
     // What the first connections bring into memory once is no connection's own.
     drop(Crowd::open(relay.address(0), 64)?);
     let before = relay.resident()?;

@@ -40,6 +40,9 @@ pub struct Options {
     /// Bytes of each of tokio's two buffers per connection; the engine's relay sizes its own
     #[arg(long, default_value_t = 16 << 10)]
     pub buffer: usize,
+    /// Let the engine copy bulk, and not splice it
+    #[arg(long)]
+    pub copy: bool,
     /// Let the engine keep no accounts
     #[arg(long)]
     pub no_accounts: bool,
@@ -97,7 +100,10 @@ fn say(value: &serde_json::Value) -> io::Result<()> {
 }
 
 fn ours(options: &Options, listeners: Vec<(Route, TcpListener)>, addresses: &[String]) -> Result<()> {
-    let config = CoreConfig { cpu: Some(options.cpu), accounts: !options.no_accounts, ..CoreConfig::default() };
+    let mut config = CoreConfig { cpu: Some(options.cpu), accounts: !options.no_accounts, ..CoreConfig::default() };
+    if options.copy {
+        config.pipes_max = 0;
+    }
     let core = reactor::start(config, move |reactor| async move {
         for (route, listener) in listeners {
             let weight = Weight::new(route.weight).unwrap_or(Weight::DEFAULT);
@@ -116,7 +122,8 @@ fn ours(options: &Options, listeners: Vec<(Route, TcpListener)>, addresses: &[St
                 .iter()
                 .map(|account| {
                     json!({ "tenant": account.tenant.0, "cpu_ns": account.cpu_ns(), "polls": account.polls,
-                    "operations": account.operations, "received": account.received_bytes, "sent": account.sent_bytes })
+                    "operations": account.operations, "received": account.received_bytes, "sent": account.sent_bytes,
+                    "waits": account.waits })
                 })
                 .collect();
             let counts = view.counts();

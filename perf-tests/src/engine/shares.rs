@@ -1,7 +1,6 @@
 //! How the core's CPU is shared between two tenants that both want all of it, by the engine's own accounts; what the tenants' bytes
 //! say stands beside it.
 
-use std::net::TcpStream;
 use std::thread;
 use std::time::Duration;
 
@@ -10,10 +9,10 @@ use serde_json::{Map, Value, json};
 
 use super::Run;
 use super::child::{Plan, Relay};
+use super::crowd::beside;
+use super::flood::Flood;
 use super::relay::{Kind, Route};
-use crate::bulk;
 use crate::cpu::Meter;
-use crate::serve::{Role, Server, loopback};
 
 /// How long both flows have been under way before anything counts.
 const WARM_UP: Duration = Duration::from_millis(300);
@@ -37,34 +36,35 @@ pub(super) fn measure(run: &Run) -> Result<Map<String, Value>> {
 
 /// The second tenant's share.
 fn share(run: &Run, name: &str, weights: [u32; 2], flows: [usize; 2]) -> Result<f64> {
-    let sink = Server::start(loopback()?, Role::Sink)?;
-    let route = |tenant: u32| Route { tenant, weight: weights[tenant as usize - 1], to: sink.address() };
-    let routes = vec![route(1), route(2)];
-    let mut relay = Relay::start(&Plan { kind: Kind::Ours, cpu: run.relay_cpu, buffer: 0, accounts: true, routes })?;
+    // A load of its own for each: a single one would share its own time out by flows.
+    let floods = [Flood::listen()?, Flood::listen()?];
+    let mut routes = Vec::new();
+    for (tenant, flood) in (1..).zip(&floods) {
+        routes.push(Route { tenant, weight: weights[routes.len()], to: flood.address()? });
+    }
+    // Copying, which costs more than the load does: a tenant is to want more CPU than it gets all of the time.
+    let plan = Plan { kind: Kind::Ours, cpu: run.relay_cpu, buffer: 0, accounts: true, copy: true, routes };
+    let mut relay = Relay::start(&plan)?;
     let time = run.scale.long_sample;
-    let addresses = [relay.address(0), relay.address(1)];
-    let (charged, busy, bytes) = thread::scope(|scope| -> Result<_> {
-        let loads = [0, 1].map(|tenant| {
-            let to = addresses[tenant];
-            let plan = bulk::Plan {
-                flows: flows[tenant],
-                bytes_per_flow: u64::MAX,
-                // Both go on for longer than what is measured.
-                duration_max: WARM_UP * 3 + time,
-                patience: Duration::from_secs(20),
-                ..bulk::Plan::default()
-            };
-            scope.spawn(move || bulk::run(&|| TcpStream::connect(to), &plan))
-        });
-        thread::sleep(WARM_UP);
-        let before = [relay.charged(1)?, relay.charged(2)?];
-        let meter = Meter::start(&[relay.process()])?;
-        thread::sleep(time);
-        let busy = meter.spent()?[0].as_secs_f64() / time.as_secs_f64();
-        let charged = [relay.charged(1)? - before[0], relay.charged(2)? - before[1]];
-        let [first, second] = loads.map(crate::joined);
-        Ok((charged, busy, [first?.bytes as f64, second?.bytes as f64]))
-    })?;
+    let at = [relay.address(0), relay.address(1)];
+    let ((charged, busy), bytes) = beside(
+        |stop| {
+            thread::scope(|scope| {
+                let first = scope.spawn(|| floods[0].run(at[0], flows[0], stop));
+                let second = floods[1].run(at[1], flows[1], stop)?;
+                Ok([crate::joined(first)?, second])
+            })
+        },
+        || {
+            thread::sleep(WARM_UP);
+            let before = [relay.charged(1)?, relay.charged(2)?];
+            let meter = Meter::start(&[relay.process()])?;
+            thread::sleep(time);
+            let busy = meter.spent()?[0].as_secs_f64() / time.as_secs_f64();
+            Ok(([relay.charged(1)? - before[0], relay.charged(2)? - before[1]], busy))
+        },
+    )?;
+    let bytes = [bytes[0] as f64, bytes[1] as f64];
     let second = |pair: [f64; 2]| pair[1] / (pair[0] + pair[1]);
     let warning = if busy < 0.9 { ", NOT SATURATED: the load did not keep up" } else { "" };
     run.say(&format!(

@@ -60,28 +60,20 @@ impl Ring {
         })
     }
 
-    /// Hands a request to the kernel with the next enter.
+    /// Hands a request to the kernel with the next enter. One for which a result is `expected` is over as soon as the kernel
+    /// has seen it, and wakes nobody unless it fails: otherwise it is complete with that result after the enter that
+    /// carries it.
     ///
     /// # Safety
     /// Whatever `entry` refers to stays in place until the completion of `key` was reaped.
-    pub(crate) unsafe fn push(&mut self, key: OpKey, entry: squeue::Entry) {
-        // SAFETY: passed on to the caller.
-        unsafe { self.queue(entry.user_data(key.user_data())) };
-    }
-
-    /// As [`Ring::push`], for a request that is over as soon as the kernel has seen it. It wakes nobody unless it fails:
-    /// otherwise it is complete with `result` after the enter that carries it.
-    ///
-    /// # Safety
-    /// As [`Ring::push`].
-    pub(crate) unsafe fn push_silent(&mut self, key: OpKey, entry: squeue::Entry, result: i32) {
-        if !self.ring.params().is_feature_skip_cqe_on_success() {
-            // SAFETY: passed on to the caller.
-            return unsafe { self.push(key, entry) };
+    pub(crate) unsafe fn push(&mut self, key: OpKey, entry: squeue::Entry, expected: Option<i32>) {
+        let mut entry = entry.user_data(key.user_data());
+        if let Some(result) = expected.filter(|_| self.ring.params().is_feature_skip_cqe_on_success()) {
+            self.silent.push(Reaped { key, result });
+            entry = entry.flags(squeue::Flags::SKIP_SUCCESS);
         }
-        self.silent.push(Reaped { key, result });
         // SAFETY: passed on to the caller.
-        unsafe { self.push(key, entry.flags(squeue::Flags::SKIP_SUCCESS)) };
+        unsafe { self.queue(entry) };
     }
 
     /// Asks the kernel to end an operation early. Its completion comes in any case.
@@ -249,7 +241,7 @@ mod tests {
 
     fn nop(ring: &mut Ring, index: u64) {
         // SAFETY: a no-op refers to nothing.
-        unsafe { ring.push(key(index), opcode::Nop::new().build()) };
+        unsafe { ring.push(key(index), opcode::Nop::new().build(), None) };
     }
 
     #[test]
@@ -288,7 +280,7 @@ mod tests {
         let mut ring = Ring::new(4, bell.as_fd()).unwrap();
         let poll = opcode::PollAdd::new(Fd(idle.as_raw_fd()), libc::POLLIN as u32).build();
         // SAFETY: a poll refers to nothing.
-        unsafe { ring.push(key(7), poll) };
+        unsafe { ring.push(key(7), poll, None) };
         ring.cancel(key(7));
         let mut reaped = Vec::new();
         ring.enter(Some(Duration::from_secs(60)), &mut reaped).unwrap();
