@@ -45,7 +45,8 @@ impl Source {
             MeshSource::ControlPlane(plane) => {
                 let (trust_domain, cluster) = (config.trust_domain.clone(), config.cluster.clone());
                 let on_demand = plane.on_demand.then(OnDemand::default);
-                let session = Session::new(plane.proxy.node(), convert::Defaults { trust_domain, cluster }, on_demand);
+                let session = Session::new(plane.proxy.node(), convert::Defaults { trust_domain, cluster }, on_demand)
+                    .for_node(config.node.as_deref());
                 Self::ControlPlane(Box::new(Stream::new(plane.server.clone(), session, status.clone())))
             }
         })

@@ -22,6 +22,7 @@ use super::{
     convert::{self, Defaults},
     on_demand::{self, OnDemand},
     response::{Part, Response},
+    withheld::{Waiting, Withheld},
 };
 use crate::proto::{
     discovery::{DeltaDiscoveryRequest, Node, Resource},
@@ -46,6 +47,7 @@ pub struct Session {
     authorizations: Subscription,
     /// `None` subscribes to everything.
     on_demand: Option<OnDemand>,
+    withheld: Withheld,
     versions_bytes_max: usize,
 }
 
@@ -78,6 +80,17 @@ enum What {
     Policy,
 }
 
+impl What {
+    /// What the resource is of which this is the change.
+    fn of(change: &Change) -> Self {
+        match change {
+            Change::Workload(_) => Self::Workload,
+            Change::Service(_) => Self::Service,
+            _ => Self::Policy,
+        }
+    }
+}
+
 /// A response that is being taken.
 #[derive(Debug)]
 pub struct Receiving {
@@ -100,7 +113,16 @@ impl Session {
     /// One that has heard nothing yet.
     pub fn new(node: Node, defaults: Defaults, on_demand: Option<OnDemand>) -> Self {
         let (addresses, authorizations) = (Subscription::default(), Subscription::default());
-        Self { node, defaults, addresses, authorizations, on_demand, versions_bytes_max: VERSIONS_BYTES_MAX }
+        let (withheld, versions_bytes_max) = (Withheld::default(), VERSIONS_BYTES_MAX);
+        Self { node, defaults, addresses, authorizations, on_demand, withheld, versions_bytes_max }
+    }
+
+    /// The same for a node's pods only: a workload of another node never waits for its policies, by which nothing is
+    /// decided here.
+    #[must_use]
+    pub fn for_node(mut self, node: Option<&str>) -> Self {
+        self.withheld = Withheld::of_node(node.map(Into::into));
+        self
     }
 
     /// The same with another limit than [`VERSIONS_BYTES_MAX`].
@@ -133,10 +155,10 @@ impl Session {
     /// When [`Session::on_time`] has something to do.
     pub fn next_due(&self) -> Option<Instant> {
         let due = |of: &Subscription| of.responded_at.filter(|_| !of.unconfirmed.is_empty()).map(|at| at + QUIET_AFTER);
-        due(&self.addresses).into_iter().chain(due(&self.authorizations)).min()
+        [due(&self.addresses), due(&self.authorizations), self.withheld.next_due()].into_iter().flatten().min()
     }
 
-    /// Drops what a quiet stream has not confirmed.
+    /// Drops what a quiet stream has not confirmed, and no longer withholds what has waited for long enough.
     pub fn on_time(&mut self, now: Instant, changes: &mut Vec<Change>) {
         for kind in Kind::ALL {
             let subscription = self.subscription(kind);
@@ -147,6 +169,7 @@ impl Session {
                 }
             }
         }
+        self.release(now, changes);
     }
 
     /// A response has come; its parts follow.
@@ -174,13 +197,16 @@ impl Session {
         }
     }
 
-    /// All its parts are taken or refused: the answer.
-    pub fn on_end(&mut self, receiving: Receiving, now: Instant) -> Bytes {
+    /// All its parts are taken or refused: the answer. What had to wait for it is added to `changes`.
+    pub fn on_end(&mut self, receiving: Receiving, now: Instant, changes: &mut Vec<Change>) -> Bytes {
         let Receiving { kind, type_url, nonce, refused } = receiving;
         if let Some(kind) = kind {
             let subscription = self.subscription(kind);
             subscription.warm |= refused.count == 0;
             subscription.responded_at = Some(now);
+        }
+        if kind == Some(Kind::Authorization) {
+            self.release(now, changes);
         }
         let error_detail = refused.into_status();
         DeltaDiscoveryRequest { type_url, response_nonce: nonce, error_detail, ..Default::default() }
@@ -270,18 +296,16 @@ impl Session {
         if !is_held {
             let change = convert::change(kind, &name, &resource, &self.defaults);
             let change = change.map_err(|refusal| (resource.name.clone(), refusal.to_string()))?;
-            let what = match &change {
-                Change::Workload(_) => What::Workload,
-                Change::Service(_) => What::Service,
-                _ => What::Policy,
-            };
-            let held = Held { version: resource.version.into(), what };
-            if let Some(before) = self.subscription(kind).held.insert(name.clone(), held)
-                && before.what != what
-            {
-                changes.push(gone(before.what, &name));
+            match self.unless_withheld(&name, &resource.version, change, now) {
+                // Without its version, so that a new stream brings it again, and the version before it, too.
+                None => _ = self.hold(kind, &name, "", What::Workload),
+                Some(change) => {
+                    let what = What::of(&change);
+                    let before = self.hold(kind, &name, &resource.version, what);
+                    changes.extend(before.filter(|before| *before != what).map(|before| gone(before, &name)));
+                    changes.push(change);
+                }
             }
-            changes.push(change);
         }
         if let Some(on_demand) = self.on_demand.as_mut().filter(|_| kind == Kind::Address) {
             on_demand.on_taken(&name, &resource.aliases, now);
@@ -289,10 +313,46 @@ impl Session {
         Ok(())
     }
 
+    /// A change, if it takes effect now: a workload of which a version is in force waits for the policies that it names.
+    fn unless_withheld(&mut self, name: &Arc<str>, version: &str, change: Change, now: Instant) -> Option<Change> {
+        let in_force = self.addresses.held.get(name).is_some_and(|held| held.what == What::Workload);
+        match change {
+            Change::Workload(workload) if in_force => {
+                let policies = &self.authorizations.held;
+                let knows = |key: &PolicyKey| policies.contains_key(key.as_str());
+                self.withheld.withhold(name, workload, version, now, knows).map(Change::Workload)
+            }
+            Change::Service(_) => {
+                self.withheld.forget(name);
+                Some(change)
+            }
+            _ => Some(change),
+        }
+    }
+
+    /// A resource is held from now on. Says what it was.
+    fn hold(&mut self, kind: Kind, name: &Arc<str>, version: &str, what: What) -> Option<What> {
+        let held = Held { version: version.into(), what };
+        self.subscription(kind).held.insert(name.clone(), held).map(|before| before.what)
+    }
+
+    /// Lets take effect what need not be withheld any more.
+    fn release(&mut self, now: Instant, changes: &mut Vec<Change>) {
+        let policies = &self.authorizations.held;
+        for (name, waiting) in self.withheld.released(now, |key| policies.contains_key(key.as_str())) {
+            let Waiting { workload, version, .. } = waiting;
+            self.hold(Kind::Address, &name, &version, What::Workload);
+            changes.push(Change::Workload(workload));
+        }
+    }
+
     fn drop_resource(&mut self, kind: Kind, name: &str, changes: &mut Vec<Change>) {
         let subscription = self.subscription(kind);
         subscription.unconfirmed.remove(name);
         if let Some((name, held)) = subscription.held.remove_entry(name) {
+            if kind == Kind::Address {
+                self.withheld.forget(&name);
+            }
             changes.push(gone(held.what, &name));
         }
     }
