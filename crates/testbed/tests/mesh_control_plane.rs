@@ -7,7 +7,9 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use control::proto::discovery::Resource;
 use control::proto::security::{Authorization, Clause, Match, MatchType, Rule, StringMatch};
+use control::xds::Kind;
 use testbed::ca_server::Root;
 use testbed::client::{self, End};
 use testbed::fixture;
@@ -15,7 +17,7 @@ use testbed::log::Log;
 use testbed::mesh::{Mesh, MeshSpec, NodeId, Pod, PodSpec};
 use testbed::serve::{echo, named, who_am_i};
 use testbed::wait;
-use testbed::xds_server::policy;
+use testbed::xds_server::{Seen, policy};
 
 const PORT: u16 = 8080;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -97,6 +99,66 @@ fn a_service_and_a_policy_of_the_control_plane_steer_and_refuse_and_a_live_conne
         wait::until("a refusal", PATIENCE, || client.turned_away(server.at(PORT)).is_ok())?;
         mesh.control_plane().xds.update([], &["istio-system/deny"]);
         wait::until_ok("it to be let in again", PATIENCE, || echoes(&mut client.connect(vip)?))
+    })
+}
+
+/// What STRICT peer authentication becomes: whoever has no identity is refused.
+fn strict() -> Authorization {
+    let not_principals = vec![StringMatch { match_type: Some(MatchType::Presence(())) }];
+    let matches = vec![Match { not_principals, ..Match::default() }];
+    Authorization {
+        name: "strict".into(),
+        namespace: "istio-system".into(),
+        scope: 2,
+        action: 1,
+        rules: vec![Rule { clauses: vec![Clause { matches }] }],
+        ..Authorization::default()
+    }
+}
+
+/// The mesh's workloads and services, the server's naming one more policy.
+fn naming(mesh: &Mesh, policy: &str) -> Result<Vec<Resource>> {
+    let mut model = mesh.model().clone();
+    model.workloads.get_mut("server").context("the server")?.policies.push(policy.into());
+    model.to_resources()
+}
+
+/// As istiod does it: the workload names the policy in one response, and the next one brings the policy. Negative control,
+/// done by hand: with a patience of nothing the first connection is closed.
+#[test]
+fn live_tunnels_survive_a_policy_that_permits_them_and_comes_after_the_workload_that_names_it() -> Result<()> {
+    with_mesh(|mesh| {
+        let (client, server, stranger) = (mesh.pod("client"), mesh.pod("server"), mesh.outside("stranger")?);
+        let _server = server.serve(PORT, echo)?;
+        let mut live = client.connect(server.at(PORT))?;
+        echoes(&mut live)?;
+        let mut plain = stranger.connect(server.at(PORT))?;
+        echoes(&mut plain)?;
+        let before = mesh.control_plane().xds.answers().len();
+        let set = naming(mesh, "istio-system/strict")?;
+        mesh.control_plane().xds.update(set.into_iter().chain([policy(&strict())]), &[]);
+        ensure!(matches!(client::await_end(&plain)?, End::Reset(_) | End::Clean(_)), "what it forbids is closed");
+        wait::until("plaintext to be refused", PATIENCE, || {
+            stranger.connect(server.at(PORT)).and_then(|mut stream| echoes(&mut stream)).is_err()
+        })?;
+        let answers = mesh.control_plane().xds.answers().split_off(before);
+        for stream in answers.iter().map(|seen| seen.stream) {
+            let mut kinds = answers.iter().filter(|seen| seen.stream == stream).map(Seen::kind);
+            ensure!(kinds.next() == Some(Some(Kind::Address)), "the policy came first: {answers:?}");
+        }
+        echoes(&mut live).context("the tunnel of before")?;
+        echoes(&mut client.connect(server.at(PORT))?).context("a new one")?;
+
+        // One that never comes is waited for, and then refuses everybody.
+        let log = mesh.daemon(NodeId::B).log();
+        let mark = log.mark();
+        let set = naming(mesh, "istio-system/never")?;
+        mesh.control_plane().xds.update(set, &[]);
+        ensure!(matches!(client::await_end(&live)?, End::Reset(_) | End::Clean(_)), "closed, however");
+        log.await_line(mark, "the reason", PATIENCE, |line| {
+            line.text().contains("istio-system/never") && line.text().contains("has not come")
+        })?;
+        Ok(())
     })
 }
 
