@@ -63,7 +63,7 @@ pub async fn run(
         CaSource::Server { server, leaf_ttl } => Issuer::Server(CaClient::new((**server).clone(), *leaf_ttl)),
     };
     let mut credentials = Credentials::new(issuer, config.node.clone(), config.trust_domain.clone(), status.clone());
-    let mut mesh = Mesh::new(publish, status.clone());
+    let mut mesh = Mesh::new(publish, status.clone(), config.mesh.is_on_demand());
     let mut source = Source::open(&config, &status)?;
     source.load(&mut mesh, now())?;
     let mut pods = Pods::new(config.zds_socket.as_deref(), status.clone());

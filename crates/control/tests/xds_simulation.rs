@@ -28,7 +28,7 @@ use fastrand::Rng;
 use mesh_state::{
     change::Change,
     name::{NamespacedHostname, NetworkId},
-    wanted::Wanted,
+    wanted::{Sought, Wanted},
 };
 use prost::Message;
 
@@ -374,6 +374,9 @@ impl World {
     fn apply(&mut self, changes: Vec<Change>, unversioned: bool) {
         let policies = self.policies_with(&changes);
         for change in changes {
+            if let Change::Absent(_) | Change::Unknown(_) = change {
+                continue;
+            }
             self.must_be_in_time(&change, &policies);
             let (kind, name, version) = read(change);
             let before = match version {
@@ -434,12 +437,13 @@ fn early<'a>(
 }
 
 fn wanted(key: &str) -> Wanted {
-    match key.strip_prefix("/") {
+    let sought = match key.strip_prefix("/") {
         Some(address) => {
-            Wanted::Address { network: NetworkId::from(""), address: address.parse().expect("an address") }
+            Sought::Address { network: NetworkId::from(""), address: address.parse().expect("an address") }
         }
-        None => Wanted::Hostname(NamespacedHostname::parse(key).expect("a key")),
-    }
+        None => Sought::Hostname(NamespacedHostname::parse(key).expect("a key")),
+    };
+    Wanted::Part { sought, tenant: "tenant".into() }
 }
 
 /// No status, IP family or scope.
@@ -487,6 +491,6 @@ fn read(change: Change) -> (usize, String, Option<u64>) {
         Change::ServiceGone(key) => (0, key.to_string(), None),
         Change::Policy(policy) => (1, policy.key.to_string(), version(&policy.namespace)),
         Change::PolicyGone(key) => (1, key.to_string(), None),
-        Change::Absent(sought) => unreachable!("nothing was asked for on demand: {sought:?}"),
+        Change::Absent(sought) | Change::Unknown(sought) => unreachable!("not applied here: {sought:?}"),
     }
 }

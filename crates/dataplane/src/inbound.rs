@@ -147,7 +147,11 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
         Ok(workload) => workload,
         Err(error) => return early(incoming, &error),
     };
-    let verdict = core.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &core.config));
+    let deciding = core.decided(&pod, |snapshot| facts.admit_or_lack(snapshot, &workload, &core.config));
+    let verdict = match unless_stopped(&tracked, deciding).await {
+        Ok(verdict) => verdict,
+        Err(error) => return early(incoming, &error),
+    };
     let admission = match verdict {
         Err(refusal) if !record::is_a_verdict(&refusal) => return early(incoming, &Error::Refused(refusal)),
         verdict => verdict,

@@ -5,6 +5,7 @@
 //! never waits for one. What this crate is not: it decides nothing about the mesh (`mesh-state` does), speaks no TLS
 //! or HTTP/2 itself (`hbone`), and opens no socket itself (`inpod`, through [`PodNetwork`]).
 
+mod asking;
 mod bell;
 mod command;
 mod config;

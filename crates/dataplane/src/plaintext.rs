@@ -45,7 +45,14 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
             return turn_away(client);
         }
     };
-    let verdict = core.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &core.config));
+    let deciding = core.decided(&pod, |snapshot| facts.admit_or_lack(snapshot, &workload, &core.config));
+    let verdict = match unless_stopped(&tracked, deciding).await {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            early(&error);
+            return turn_away(client);
+        }
+    };
     let service = core.with_snapshot(|snapshot| admit::attribute(snapshot, &workload, None, target.port()));
     let record = Record::inbound(
         &core,

@@ -7,6 +7,7 @@ use std::{
     io,
     pin::pin,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -37,6 +38,8 @@ pub(crate) struct Pod<R: Runtime, N> {
     pub(crate) uid: PodUid,
     pub(crate) info: PodInfo,
     pub(crate) tenant: TenantKey,
+    /// What the tenant is called, for the control thread.
+    pub(crate) tenant_name: Arc<str>,
     pub(crate) network: N,
     /// Whether connections to its applications can keep their client's address.
     pub(crate) keeps_source: bool,
@@ -96,8 +99,9 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
             return Err(PodError::NotTransparent { uid });
         }
         let tenant = core.tenants.key(config.tenant_by, &info);
-        core.runtime.introduce(tenant, &tenants::name(config.tenant_by, &info), config.weights.of(&info.namespace));
-        let pod = Rc::new(Self::new(config, tenant, uid, info, network, keeps_source));
+        let name = tenants::name(config.tenant_by, &info);
+        core.runtime.introduce(tenant, &name, config.weights.of(&info.namespace));
+        let pod = Rc::new(Self::new(config, (tenant, name.into()), uid, info, network, keeps_source));
         serve(core, &pod, outbound, outbound::serve);
         serve(core, &pod, plaintext, plaintext::serve);
         serve(core, &pod, hbone, inbound::serve);
@@ -105,11 +109,19 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
         Ok(pod)
     }
 
-    fn new(config: &Config, tenant: TenantKey, uid: PodUid, info: PodInfo, network: N, keeps_source: bool) -> Self {
+    fn new(
+        config: &Config,
+        (tenant, tenant_name): (TenantKey, Arc<str>),
+        uid: PodUid,
+        info: PodInfo,
+        network: N,
+        keeps_source: bool,
+    ) -> Self {
         Self {
             uid,
             info,
             tenant,
+            tenant_name,
             network,
             keeps_source,
             pool: Pool::new(config.pool.clone()),

@@ -71,6 +71,11 @@ impl Snapshot {
         Changed::new(past.and_then(|count| self.tables.log.last(count)))
     }
 
+    /// Whether its control plane sends only what it is asked for.
+    pub fn is_on_demand(&self) -> bool {
+        self.tables.on_demand
+    }
+
     /// What is known of a part of the mesh: whether it is there, is not, or has to be asked for.
     pub fn knowledge(&self, sought: &Sought) -> Knowledge {
         let present = match sought {

@@ -14,13 +14,14 @@ use mesh_state::{
     change::Change,
     name::{NamespacedHostname, PolicyKey, Uid},
     wanted::Wanted,
+    workload::Workload,
 };
 use prost::Message;
 
 use super::{
     Kind,
     convert::{self, Defaults},
-    on_demand::{self, OnDemand},
+    on_demand::OnDemand,
     response::{Part, Response},
     withheld::{Waiting, Withheld},
 };
@@ -47,6 +48,8 @@ pub struct Session {
     authorizations: Subscription,
     /// `None` subscribes to everything.
     on_demand: Option<OnDemand>,
+    /// `None` takes every workload for one of this node, whose policies are decided by here.
+    local_node: Option<Box<str>>,
     withheld: Withheld,
     versions_bytes_max: usize,
 }
@@ -67,9 +70,11 @@ struct Subscription {
 type SameEachTime = BuildHasherDefault<DefaultHasher>;
 
 struct Held {
-    /// Empty where the server gives none.
+    /// Empty where the server gives none, and of one whose new version is withheld.
     version: Box<str>,
     what: What,
+    /// A workload of this node, which the control plane sends without being asked.
+    is_local: bool,
 }
 
 /// What a resource is in the mesh.
@@ -114,14 +119,14 @@ impl Session {
     pub fn new(node: Node, defaults: Defaults, on_demand: Option<OnDemand>) -> Self {
         let (addresses, authorizations) = (Subscription::default(), Subscription::default());
         let (withheld, versions_bytes_max) = (Withheld::default(), VERSIONS_BYTES_MAX);
-        Self { node, defaults, addresses, authorizations, on_demand, withheld, versions_bytes_max }
+        Self { node, defaults, addresses, authorizations, on_demand, local_node: None, withheld, versions_bytes_max }
     }
 
     /// The same for a node's pods only: a workload of another node never waits for its policies, by which nothing is
     /// decided here.
     #[must_use]
     pub fn for_node(mut self, node: Option<&str>) -> Self {
-        self.withheld = Withheld::of_node(node.map(Into::into));
+        self.local_node = node.map(Into::into);
         self
     }
 
@@ -155,10 +160,17 @@ impl Session {
     /// When [`Session::on_time`] has something to do.
     pub fn next_due(&self) -> Option<Instant> {
         let due = |of: &Subscription| of.responded_at.filter(|_| !of.unconfirmed.is_empty()).map(|at| at + QUIET_AFTER);
-        [due(&self.addresses), due(&self.authorizations), self.withheld.next_due()].into_iter().flatten().min()
+        // Without an answer since the last connection, what was said before is the best there is.
+        let absences = self.on_demand.as_ref().filter(|_| self.addresses.responded_at.is_some());
+        let absences = absences.and_then(OnDemand::next_due);
+        [due(&self.addresses), due(&self.authorizations), self.withheld.next_due(), absences]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Drops what a quiet stream has not confirmed, and no longer withholds what has waited for long enough.
+    /// Drops what a quiet stream has not confirmed, no longer withholds what has waited for long enough, and no longer
+    /// believes what was said too long ago not to be there.
     pub fn on_time(&mut self, now: Instant, changes: &mut Vec<Change>) {
         for kind in Kind::ALL {
             let subscription = self.subscription(kind);
@@ -170,6 +182,9 @@ impl Session {
             }
         }
         self.release(now, changes);
+        if let Some(on_demand) = self.on_demand.as_mut().filter(|_| self.addresses.responded_at.is_some()) {
+            changes.extend(on_demand.too_old(now).into_iter().map(Change::Unknown));
+        }
     }
 
     /// A response has come; its parts follow.
@@ -189,10 +204,10 @@ impl Session {
             }
             Part::Unreadable { cause } => receiving.refused.add("a resource whose name is unreadable", &cause),
             Part::Removed(name) => {
-                if let Some(on_demand) = self.on_demand.as_mut().filter(|_| kind == Kind::Address) {
-                    on_demand.on_removed(&name, now);
-                }
                 self.drop_resource(kind, &name, changes);
+                if let Some(on_demand) = self.on_demand.as_mut().filter(|_| kind == Kind::Address) {
+                    changes.extend(on_demand.on_removed(&name, now).map(Change::Absent));
+                }
             }
         }
     }
@@ -221,10 +236,17 @@ impl Session {
         now: Instant,
         changes: &mut Vec<Change>,
     ) -> Option<Bytes> {
-        let keys = wanted.into_iter().filter_map(on_demand::key);
-        let asks = self.on_demand.as_mut()?.want(keys, now);
+        let parts = wanted.into_iter().filter_map(|wanted| match wanted {
+            Wanted::Part { sought, tenant } => Some((sought, tenant)),
+            Wanted::Identity(_) => None,
+        });
+        let asks = self.on_demand.as_mut()?.want(parts, now);
+        changes.extend(asks.unknown.into_iter().map(Change::Unknown));
         for name in &asks.dropped {
-            self.drop_resource(Kind::Address, name, changes);
+            // A pod of this node is known as long as it is there, whoever has asked for its address, too.
+            if self.local_node.is_none() || !self.addresses.held.get(name).is_some_and(|held| held.is_local) {
+                self.drop_resource(Kind::Address, name, changes);
+            }
         }
         let (subscribe, unsubscribe) = (asks.subscribe, asks.unsubscribe);
         (!subscribe.is_empty() || !unsubscribe.is_empty()).then(|| subscription(subscribe, unsubscribe))
@@ -298,10 +320,11 @@ impl Session {
             let change = change.map_err(|refusal| (resource.name.clone(), refusal.to_string()))?;
             match self.unless_withheld(&name, &resource.version, change, now) {
                 // Without its version, so that a new stream brings it again, and the version before it, too.
-                None => _ = self.hold(kind, &name, "", What::Workload),
+                None => _ = self.hold(kind, &name, "", (What::Workload, true)),
                 Some(change) => {
                     let what = What::of(&change);
-                    let before = self.hold(kind, &name, &resource.version, what);
+                    let is_local = matches!(&change, Change::Workload(workload) if self.is_local(workload));
+                    let before = self.hold(kind, &name, &resource.version, (what, is_local));
                     changes.extend(before.filter(|before| *before != what).map(|before| gone(before, &name)));
                     changes.push(change);
                 }
@@ -317,23 +340,27 @@ impl Session {
     fn unless_withheld(&mut self, name: &Arc<str>, version: &str, change: Change, now: Instant) -> Option<Change> {
         let in_force = self.addresses.held.get(name).is_some_and(|held| held.what == What::Workload);
         match change {
-            Change::Workload(workload) if in_force => {
+            Change::Workload(workload) if in_force && self.is_local(&workload) => {
                 let policies = &self.authorizations.held;
                 let knows = |key: &PolicyKey| policies.contains_key(key.as_str());
                 self.withheld.withhold(name, workload, version, now, knows).map(Change::Workload)
             }
-            Change::Service(_) => {
+            Change::Policy(_) => Some(change),
+            _ => {
                 self.withheld.forget(name);
                 Some(change)
             }
-            _ => Some(change),
         }
     }
 
     /// A resource is held from now on. Says what it was.
-    fn hold(&mut self, kind: Kind, name: &Arc<str>, version: &str, what: What) -> Option<What> {
-        let held = Held { version: version.into(), what };
+    fn hold(&mut self, kind: Kind, name: &Arc<str>, version: &str, (what, is_local): (What, bool)) -> Option<What> {
+        let held = Held { version: version.into(), what, is_local };
         self.subscription(kind).held.insert(name.clone(), held).map(|before| before.what)
+    }
+
+    fn is_local(&self, workload: &Workload) -> bool {
+        self.local_node.as_ref().is_none_or(|node| **node == *workload.place.node)
     }
 
     /// Lets take effect what need not be withheld any more.
@@ -341,7 +368,7 @@ impl Session {
         let policies = &self.authorizations.held;
         for (name, waiting) in self.withheld.released(now, |key| policies.contains_key(key.as_str())) {
             let Waiting { workload, version, .. } = waiting;
-            self.hold(Kind::Address, &name, &version, What::Workload);
+            self.hold(Kind::Address, &name, &version, (What::Workload, true));
             changes.push(Change::Workload(workload));
         }
     }

@@ -24,8 +24,6 @@ pub const WITHHELD_MAX: usize = 1_024;
 /// The workloads that wait, by the names of their resources.
 #[derive(Debug, Default)]
 pub(super) struct Withheld {
-    /// Whose pods' policies are decided by here; `None` takes every workload for one of them.
-    node: Option<Box<str>>,
     waiting: BTreeMap<Arc<str>, Waiting>,
 }
 
@@ -40,11 +38,7 @@ pub(super) struct Waiting {
 }
 
 impl Withheld {
-    pub(super) fn of_node(node: Option<Box<str>>) -> Self {
-        Self { node, waiting: BTreeMap::new() }
-    }
-
-    /// A workload of which there is a version in force has a new one. Gives it back if it need not wait.
+    /// A workload of this node of which there is a version in force has a new one. Gives it back if it need not wait.
     pub(super) fn withhold(
         &mut self,
         name: &Arc<str>,
@@ -55,9 +49,8 @@ impl Withheld {
     ) -> Option<Workload> {
         // The one that waits, if any, is superseded; its time counts on, or a change a second would hold it for ever.
         let since = self.waiting.remove(name).map_or(now, |waiting| waiting.since);
-        let is_local = self.node.as_ref().is_none_or(|node| **node == *workload.place.node);
         let is_complete = workload.authorization_policies.iter().all(knows);
-        if is_complete || !is_local || now >= since + POLICY_PATIENCE || self.waiting.len() >= WITHHELD_MAX {
+        if is_complete || now >= since + POLICY_PATIENCE || self.waiting.len() >= WITHHELD_MAX {
             return Some(workload);
         }
         tracing::debug!(workload = %workload.uid, "names a policy that is not there yet: what was in force stays for now");

@@ -1,6 +1,6 @@
 //! Each rule of the conversation by itself.
 
-use mesh_state::{name::NetworkId, workload::Workload};
+use mesh_state::{name::NetworkId, wanted::Sought, workload::Workload};
 
 use super::{
     super::withheld::{POLICY_PATIENCE, WITHHELD_MAX},
@@ -85,6 +85,7 @@ fn names(changes: &[Change]) -> Vec<String> {
             Change::Policy(policy) => format!("+{}", policy.key),
             Change::PolicyGone(key) => format!("-{key}"),
             Change::Absent(sought) => format!("?{sought:?}"),
+            Change::Unknown(sought) => format!("!{sought:?}"),
         })
         .collect()
 }
@@ -227,8 +228,7 @@ fn on_demand_begins_with_nothing_and_asks_by_name() {
     let requests = connect(&mut session);
     assert_eq!((&requests[0].subscribe[..], &requests[0].unsubscribe[..]), (&["*".into()][..], &["*".into()][..]));
     assert!(requests[1].subscribe.is_empty() && requests[1].unsubscribe.is_empty(), "policies are wanted all");
-    let address = Wanted::Address { network: NetworkId::from("n"), address: "10.0.0.1".parse().expect("an address") };
-    let wanted = [address.clone(), Wanted::Hostname(NamespacedHostname::new("a", "b"))];
+    let wanted = [at("10.0.0.1"), wanted(Sought::Hostname(NamespacedHostname::new("a", "b")))];
     let asked = session.on_wanted(&wanted, now(), &mut Vec::new()).expect("a request");
     assert_eq!(decoded(&asked).subscribe, ["n/10.0.0.1", "a/b"]);
     assert_eq!(decoded(&asked).node, None);
@@ -291,6 +291,49 @@ fn on_demand_asks_by_name_for_what_a_stream_has_no_room_to_be_told() {
     assert!(asked.len() > 2 && requests.iter().all(|request| request.encoded_len() < 10 * 25 + 200), "{asked:?}");
     hear(&mut session, &response(Kind::Address, "2", vec![], &[]));
     assert_eq!(session.next_due(), None);
+}
+
+fn wanted(sought: Sought) -> Wanted {
+    Wanted::Part { sought, tenant: "tenant".into() }
+}
+
+fn at(address: &str) -> Wanted {
+    wanted(Sought::Address { network: NetworkId::from("n"), address: address.parse().expect("an address") })
+}
+
+#[test]
+fn what_is_not_there_is_told_by_its_key_and_not_believed_for_ever_but_without_a_stream() {
+    let (mut session, start) = (hearing(true), now());
+    session.on_wanted(&[at("10.0.0.9")], start, &mut Vec::new());
+    let absent = hear_at(&mut session, start, Kind::Address, vec![], &["n/10.0.0.9", "n/10.0.0.8"]);
+    assert_eq!(absent.len(), 1, "nobody asked for the other: {absent:?}");
+    assert!(absent[0].starts_with("?Address") && absent[0].contains("10.0.0.9"), "{absent:?}");
+    assert_eq!(hear_at(&mut session, start, Kind::Address, vec![], &["n/10.0.0.9"]), [""; 0], "it is known");
+    let due = session.next_due().expect("not for ever");
+    session.on_lost();
+    assert_eq!(session.next_due(), None, "nobody would answer anew");
+    session.on_connected(start);
+    hear_at(&mut session, start, Kind::Address, vec![], &[]);
+    let unknown = time_passes(&mut session, due);
+    assert!(unknown.len() == 1 && unknown[0].starts_with("!Address"), "{unknown:?}");
+    let request = session.on_wanted(&[at("10.0.0.9")], due, &mut Vec::new()).expect("asked for anew");
+    assert_eq!(decoded(&request).subscribe, ["n/10.0.0.9"]);
+}
+
+#[test]
+fn a_pod_of_this_node_outlives_those_who_asked_for_its_address() {
+    let node = Node { id: "id".into(), metadata: None };
+    let mut session = Session::new(node, Defaults::default(), Some(OnDemand::with_limit(1))).for_node(Some("here"));
+    let mut changes = Vec::new();
+    for (number, place) in ["here", "there"].into_iter().enumerate() {
+        let address = format!("10.0.0.{number}");
+        session.on_wanted(&[at(&address)], now(), &mut changes);
+        let answer = Resource { aliases: vec![format!("n/{address}")], ..governed(place, "1", place, &[]) };
+        hear_at(&mut session, now(), Kind::Address, vec![answer], &[]);
+    }
+    session.on_wanted(&[at("10.0.0.9")], now(), &mut changes);
+    assert_eq!(names(&changes), ["-there"]);
+    assert_eq!(session.held(Kind::Address), 1);
 }
 
 /// A workload of `node` that names policies.
