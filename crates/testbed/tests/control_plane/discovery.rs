@@ -14,7 +14,7 @@ use control::{
 };
 use mesh_state::{
     name::{NamespacedHostname, NetworkId, PolicyKey, Uid},
-    wanted::Wanted,
+    wanted::{Knowledge, Sought, Wanted},
 };
 use testbed::xds_server::{self, XdsServer, policy, service};
 use tokio::time::Instant;
@@ -324,12 +324,13 @@ fn names_are_asked_for_when_a_core_lacks_them_and_their_answers_come_by_alias() 
         world.until_mesh(|mesh| mesh.policies().count() == 1).await;
         assert_eq!(uids(&world.mesh), [""; 0], "nobody has asked");
         let address =
-            Wanted::Address { network: NetworkId::from(""), address: "10.0.3.4".parse().expect("an address") };
-        let nobody = Wanted::Hostname(NamespacedHostname::new("shop", "nobody.svc"));
-        for wish in [address.clone(), nobody.clone(), address.clone()] {
+            Sought::Address { network: NetworkId::from(""), address: "10.0.3.4".parse().expect("an address") };
+        let nobody = Sought::Hostname(NamespacedHostname::new("shop", "nobody.svc"));
+        for sought in [&address, &nobody, &address] {
+            let wish = Wanted::Part { sought: sought.clone(), tenant: "shop/web".into() };
             world.wanted.send(wish).await.expect("somebody listens");
         }
-        world.until_mesh(|mesh| uids(mesh) == ["b"]).await;
+        world.until_mesh(|mesh| uids(mesh) == ["b"] && mesh.knowledge(&nobody) == Knowledge::Absent).await;
         let asked = || {
             let requests = world.xds().requests();
             let names = requests.into_iter().filter(|seen| seen.request.node.is_none());
