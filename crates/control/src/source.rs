@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// Policies that a mesh file lacks and that are named in the log each time it changes. The others are counted.
+const WARNINGS_MAX: usize = 8;
+
 /// Where the mesh comes from.
 pub(crate) enum Source {
     /// Nowhere: there is none.
@@ -142,9 +145,24 @@ impl File {
             mesh.apply(changes);
             mesh.changed(now);
             tracing::info!(file = %self.file.origin(), changes = count, "mesh file loaded");
+            self.warn_of_undefined_policies();
         }
         self.refused = None;
         Ok(())
+    }
+
+    /// No error: a policy may be meant to follow, and until it does it refuses.
+    fn warn_of_undefined_policies(&self) {
+        let undefined = self.file.undefined_policies();
+        for (workload, policy) in undefined.iter().take(WARNINGS_MAX) {
+            tracing::warn!(
+                file = %self.file.origin(), %workload, %policy,
+                "the workload names a policy that the file has not: it refuses every connection until it is defined"
+            );
+        }
+        if let more @ 1.. = undefined.len().saturating_sub(WARNINGS_MAX) {
+            tracing::warn!(file = %self.file.origin(), more, "more workloads name policies that the file has not");
+        }
     }
 
     fn reload(&mut self, mesh: &mut Mesh<impl Publish>, now: Instant) {

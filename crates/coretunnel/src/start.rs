@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use control::{CaSource, MeshSource, Status};
-use dataplane::{Cores, CoresConfig};
+use dataplane::{Cores, CoresConfig, NewPods};
 use mesh_state::name::NetworkId;
 use reactor::{CoreConfig, CoreView, EngineChoice, EngineKind, watchdog::Watchdog};
 use telemetry::{exposition::Exposition, log::LogGuard};
@@ -277,6 +277,10 @@ fn engine(settings: &Settings) -> dataplane::Config {
         keep_source: connections.original_source,
         response_baggage: connections.response_baggage,
         localhost_tunnel: connections.localhost_tunnel,
+        new_pods: match connections.serves_new_pods {
+            true => NewPods::Serve { trust_domain: mesh.trust_domain.as_str().into() },
+            false => NewPods::Wait,
+        },
         h2: hbone::H2Config {
             stream_window: connections.stream_window,
             connection_window: connections.connection_window,

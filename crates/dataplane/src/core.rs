@@ -40,8 +40,10 @@ use crate::{
     dial,
     error::Error,
     network::PodNetwork,
+    newcomer::Newcomer,
     park::Unparked,
     pod::{Pod, Pods, Stage},
+    record::Direction,
     tenants::Tenants,
 };
 
@@ -215,9 +217,12 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         // Of a pod that is not touched, only the lookup is done: the slices count pods, too.
         let mut asked = 0;
         for uid in self.connections.pods() {
-            let touched = self.pod(&uid).and_then(|pod| self.look_up(&pod)).map_or_else(Vec::new, |workload| {
-                self.with_snapshot(|snapshot| self.connections.touched(&uid, &workload, &snapshot.changed_since(since)))
-            });
+            let touched =
+                self.pod(&uid).and_then(|pod| self.known(&pod, Direction::Inbound)).map_or_else(Vec::new, |workload| {
+                    self.with_snapshot(|snapshot| {
+                        self.connections.touched(&uid, &workload, &snapshot.changed_since(since))
+                    })
+                });
             for step in iter::once(None).chain(touched.into_iter().map(Some)) {
                 asked += 1;
                 if asked % RECHECK_SLICE == 0 {
@@ -227,7 +232,8 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
                 // By the entry's own pod: after a yield the slot may be another connection's.
                 self.connections.recheck(slot, |uid, facts| {
                     // The workload is looked up anew: a policy may have been attached to it by the change.
-                    let Some(workload) = self.pod(uid).and_then(|pod| self.look_up(&pod)) else { return Ok(()) };
+                    let known = self.pod(uid).and_then(|pod| self.known(&pod, Direction::Inbound));
+                    let Some(workload) = known else { return Ok(()) };
                     // What is lacked, because it was let go meanwhile, is no reason to close what was admitted.
                     let admitted = |snapshot: &Snapshot| facts.admit_or_lack(snapshot, &workload, &self.config);
                     self.with_snapshot(admitted).map_or(Ok(()), |verdict| verdict.map(drop))
@@ -254,15 +260,22 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         })
     }
 
+    /// The workload that `pod` is, or what stands in for it as long as it is new.
+    fn known(&self, pod: &Pod<R, N>, direction: Direction) -> Option<Arc<Workload>> {
+        let stand_in =
+            |newcomer: &Newcomer| self.with_snapshot(|snapshot| newcomer.workload(snapshot, direction).cloned());
+        self.look_up(pod).or_else(|| pod.newcomer.as_ref().and_then(stand_in))
+    }
+
     /// The workload that an address of this network belongs to, for telemetry.
     pub(crate) fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
         self.with_snapshot(|snapshot| snapshot.workload_by_address(&self.config.network, address).cloned())
     }
 
-    /// The workload that `pod` is, parked until it arrives.
-    pub(crate) async fn workload(&self, pod: &Pod<R, N>) -> Result<Arc<Workload>, Error> {
+    /// The workload that `pod` is for a connection out of it or into it, parked until it arrives.
+    pub(crate) async fn workload(&self, pod: &Pod<R, N>, direction: Direction) -> Result<Arc<Workload>, Error> {
         let waited = self.config.park_timeout;
-        let found = pod.lot.until(&self.runtime, &self.news, waited, || self.look_up(pod)).await;
+        let found = pod.lot.until(&self.runtime, &self.news, waited, || self.known(pod, direction)).await;
         found.map_err(|unparked| match unparked {
             Unparked::TimedOut => Error::UnknownWorkload { pod: pod.name(), waited },
             Unparked::Full => Error::TooManyParked { pod: pod.name(), parked: self.config.parked_max },

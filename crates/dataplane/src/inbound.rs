@@ -68,7 +68,7 @@ async fn tunnel<R: Runtime, N: PodNetwork<R>>(
     local: SocketAddr,
 ) -> Result<(), Error> {
     let _place = pod.tunnel_place()?;
-    let workload = core.workload(pod).await?;
+    let workload = core.workload(pod, Direction::Inbound).await?;
     let credential = core.credential(pod, &workload.identity).await?;
     let shake = async {
         let (tls, identity) = credential.acceptor().accept(stream.into_io()).await?;
@@ -143,7 +143,7 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
     };
     // Entered before the verdict, so that a policy that arrives in between finds the connection.
     let tracked = core.connections.track(pod.uid.clone(), Some(facts.clone()));
-    let workload = match unless_stopped(&tracked, core.workload(&pod)).await {
+    let workload = match unless_stopped(&tracked, core.workload(&pod, Direction::Inbound)).await {
         Ok(workload) => workload,
         Err(error) => return early(incoming, &error),
     };

@@ -18,6 +18,7 @@ mod dial;
 mod error;
 mod inbound;
 mod network;
+mod newcomer;
 mod outbound;
 mod park;
 mod placement;
@@ -28,7 +29,7 @@ mod relay;
 mod tenants;
 
 pub use command::{CapturedPod, Command, Issued, PodError};
-pub use config::{Config, Ports, TenantBy, Weights};
+pub use config::{Config, NewPods, Ports, TenantBy, Weights};
 pub use core::{Core, CoreParts};
 pub use cores::{Cores, CoresConfig, Retired, StartError};
 pub use network::{InPod, PodListener, PodNetwork, PodSocket};

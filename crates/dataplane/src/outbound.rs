@@ -93,7 +93,7 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
         if target.ip().is_loopback() && core.config.ports.forbidden().contains(&target.port()) {
             return Err(Error::RecursiveCall { target });
         }
-        let source = core.workload(self.pod).await?;
+        let source = core.workload(self.pod, Direction::Outbound).await?;
         let query = route::Query { source: &source, peer: peer.ip(), target };
         let draw = core.runtime.draw();
         let route = core.decided(self.pod, |snapshot| {

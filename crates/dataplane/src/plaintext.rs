@@ -38,7 +38,7 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
     let facts = InboundFacts { peer, local: target.ip(), identity: None, request: InboundRequest::Plaintext(target) };
     // Entered before the verdict, so that a policy that arrives in between finds the connection.
     let tracked = core.connections.track(pod.uid.clone(), Some(facts.clone()));
-    let workload = match unless_stopped(&tracked, core.workload(&pod)).await {
+    let workload = match unless_stopped(&tracked, core.workload(&pod, Direction::Inbound)).await {
         Ok(workload) => workload,
         Err(error) => {
             early(&error);

@@ -93,6 +93,12 @@ impl Snapshot {
         }
     }
 
+    /// Whether there are policies that are for the workloads that name them: of a workload that is not known, nobody can say
+    /// which.
+    pub fn has_selective_policies(&self) -> bool {
+        self.tables.policies.has_selective()
+    }
+
     /// The workload with a key.
     pub fn workload(&self, uid: &Uid) -> Option<&Arc<Workload>> {
         self.tables.workloads.get(self.tables.number(uid)?)

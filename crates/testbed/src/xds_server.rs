@@ -45,7 +45,7 @@ struct State {
     requests: Vec<Seen>,
     /// Resources per response.
     per_response: usize,
-    /// Keys that are asked for and get no answer.
+    /// Keys that are asked for and get no answer, and resources that are not sent.
     muted: Option<fn(&str) -> bool>,
 }
 
@@ -151,9 +151,15 @@ impl XdsServer {
         self.lock().per_response = resources;
     }
 
-    /// Leaves these keys without an answer when they are asked for.
+    /// Leaves these keys without an answer when they are asked for, and sends no resources of these names.
     pub fn mute(&self, muted: fn(&str) -> bool) {
         self.lock().muted = Some(muted);
+    }
+
+    /// Sends what was muted.
+    pub fn unmute(&self) {
+        self.lock().muted = None;
+        self.update([], &[]);
     }
 
     /// Sends a response to every stream, exactly as it is.
@@ -324,7 +330,8 @@ impl State {
         };
         let mut resources: Vec<Resource> = Vec::new();
         for (name, resource) in &self.mesh[index] {
-            if wanted(name, resource) && !has(name, resource) {
+            let is_muted = self.muted.is_some_and(|muted| muted(name));
+            if !is_muted && wanted(name, resource) && !has(name, resource) {
                 resources.push(resource.clone());
             }
         }

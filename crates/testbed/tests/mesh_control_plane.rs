@@ -162,6 +162,95 @@ fn live_tunnels_survive_a_policy_that_permits_them_and_comes_after_the_workload_
     })
 }
 
+/// Adds a pod that the CNI agent tells of and the control plane does not yet.
+fn unheard_of(mesh: &mut Mesh) -> Result<Pod> {
+    mesh.control_plane().xds.mute(|name| name.ends_with("/late"));
+    mesh.add_pod(&PodSpec::new("late", NodeId::B).tenant("shop", "late"))
+}
+
+#[test]
+fn a_new_pod_waits_for_its_workload_unless_it_is_to_be_served_before() -> Result<()> {
+    with_mesh(|mesh| {
+        let late = unheard_of(mesh)?;
+        let log = mesh.daemon(NodeId::B).log();
+        let mark = log.mark();
+        late.turned_away(mesh.pod("server").at(PORT))?;
+        log.await_access(mark, "the reason", |line| line.field("error").contains("local workload: shop/late did not"))?;
+        mesh.remove_pod(&late)
+    })
+}
+
+#[test]
+fn a_new_pod_is_served_by_what_the_cni_agent_says_of_it_as_far_as_policy_permits() -> Result<()> {
+    let spec = MeshSpec::with_control_plane().with("CORETUNNEL_NEW_PODS", "serve");
+    fixture::run(spec, &pods(), |mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _server = server.serve(PORT, echo)?;
+        let vip = mesh.add_service("web", "shop", [10, 96, 0, 7].into(), 80, &[(&server, PORT)])?;
+        let late = unheard_of(mesh)?;
+        let _late = late.serve(PORT, echo)?;
+        // Out of it: by its own identity, through the mesh's services.
+        let log = mesh.daemon(NodeId::B).log().clone();
+        let mark = log.mark();
+        wait::until_ok("the service", PATIENCE, || echoes(&mut late.connect(vip)?))?;
+        log.await_access(mark, "the tunnel", |line| {
+            line.has("direction", "inbound") && line.has("src.identity", &late.identity())
+        })?;
+        // Into it: the other node does not know it either, so in plain.
+        echoes(&mut client.connect(late.at(PORT))?)?;
+        // A policy that selects some workloads: nobody can say whether this one is among them.
+        let stranger = mesh.outside("stranger")?;
+        let set = naming(mesh, "istio-system/strict")?;
+        let set = set.into_iter().filter(|resource| resource.name.ends_with("/server"));
+        mesh.control_plane().xds.update(set.chain([policy(&strict())]), &[]);
+        wait::until("the policy", PATIENCE, || {
+            stranger.connect(server.at(PORT)).and_then(|mut stream| echoes(&mut stream)).is_err()
+        })?;
+        let mark = log.mark();
+        ensure!(client.connect(late.at(PORT)).and_then(|mut stream| echoes(&mut stream)).is_err(), "it was let in");
+        log.await_access(mark, "the reason", |line| line.field("error").contains("local workload: shop/late did not"))?;
+        echoes(&mut late.connect(vip)?).context("out of it, policy is the other end's")?;
+        // Its workload, which names no policy.
+        mesh.control_plane().xds.unmute();
+        wait::until_ok("its workload", PATIENCE, || {
+            let mark = log.mark();
+            echoes(&mut client.connect(late.at(PORT))?)?;
+            let line = log.await_access(mark, "inbound", |line| line.has("direction", "inbound"))?;
+            ensure!(line.field("src.identity") == client.identity(), "in plain: {line}");
+            Ok(())
+        })?;
+        mesh.remove_pod(&late)
+    })
+}
+
+/// PING after 30 s, and 10 s to answer it (§8.1); TCP would take hours.
+const UNTIL_SILENCE_IS_NOTICED: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_control_plane_that_falls_silent_is_noticed_left_and_found_again() -> Result<()> {
+    with_mesh(|mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _server = server.serve(PORT, echo)?;
+        let mut stream = client.connect(server.at(PORT))?;
+        echoes(&mut stream)?;
+        let log = mesh.daemon(NodeId::B).log();
+        let mark = log.mark();
+        mesh.control_plane().fall_silent()?;
+        mesh.control_plane().xds.update([policy(&deny(&client.principal()))], &[]);
+        let line = log.await_line(mark, "the end of the connection", UNTIL_SILENCE_IS_NOTICED, |line| {
+            line.text().contains("no connection to the control plane")
+        })?;
+        ensure!(line.text().contains("keep-alive"), "another reason: {}", line.text());
+        echoes(&mut stream).context("nobody was told of the policy")?;
+        mesh.control_plane().speak_again()?;
+        // An attempt takes 5 s to fail, and waits grow to 15 s.
+        wait::until("the policy", PATIENCE * 4, || client.turned_away(server.at(PORT)).is_ok())?;
+        let end = client::await_end(&stream)?;
+        ensure!(matches!(end, End::Reset(_) | End::Clean(_)), "the connection of before: {end:?}");
+        Ok(())
+    })
+}
+
 #[test]
 fn a_control_plane_that_goes_away_takes_nothing_with_it_and_what_is_new_waits_for_its_return() -> Result<()> {
     with_mesh(|mesh| {

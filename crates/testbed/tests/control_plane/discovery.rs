@@ -7,6 +7,7 @@ use control::{
     proto::{
         discovery::{AUTHORIZATION_TYPE, DeltaDiscoveryResponse, Resource},
         security::Authorization,
+        well_known::Any,
         workload::Service,
     },
     token::Token,
@@ -16,6 +17,7 @@ use mesh_state::{
     name::{NamespacedHostname, NetworkId, PolicyKey, Uid},
     wanted::{Knowledge, Sought, Wanted},
 };
+use prost::Message;
 use testbed::xds_server::{self, XdsServer, policy, service};
 use tokio::time::Instant;
 
@@ -405,5 +407,48 @@ fn a_slow_push_is_taken_when_it_has_come() {
     setting.run(async |world| {
         let generations = world.until_mesh(|mesh| mesh.workloads().count() == 200).await;
         assert_eq!(generations, 1, "never half of it");
+    });
+}
+
+/// A response of exactly so many bytes, with one workload.
+fn response_of(bytes: usize, name: &str) -> DeltaDiscoveryResponse {
+    let mut response = DeltaDiscoveryResponse {
+        type_url: Kind::Address.type_url().into(),
+        nonce: name.into(),
+        resources: vec![resource(name, "1")],
+        ..Default::default()
+    };
+    let content = response.resources[0].resource.take().expect("a workload");
+    // A field of the next version of the protocol, which nobody here reads.
+    let padded = |padding: usize| {
+        let mut value = content.value.to_vec();
+        prost::encoding::bytes::encode(1000, &vec![0_u8; padding], &mut value);
+        Any { value: value.into(), ..content.clone() }
+    };
+    let mut padding = bytes - (1 << 20);
+    for _ in 0..2 {
+        response.resources[0].resource = Some(padded(padding));
+        padding += bytes;
+        padding -= response.encoded_len();
+    }
+    assert_eq!(response.encoded_len(), bytes);
+    response
+}
+
+#[test]
+fn a_response_of_200_mib_is_taken_and_a_longer_one_ends_its_stream_and_nothing_else() {
+    const LONGEST: usize = 200 << 20;
+    Setting::new().run(async |world| {
+        world.xds().until(|xds| xds.answers().len() == 2).await;
+        world.xds().send(&response_of(LONGEST, "longest"));
+        world.until_mesh(|mesh| uids(mesh) == ["longest"]).await;
+        world.xds().until(|xds| xds.answers().len() == 3).await;
+        assert_eq!(world.status.xds().terminations, [0; 4]);
+        world.xds().send(&response_of(LONGEST + 1, "longer"));
+        world.xds().until(|xds| xds.streams_ever() == 2).await;
+        assert_eq!(world.status.xds().terminations[control::Termination::Error as usize], 1);
+        assert_eq!(uids(&world.mesh), ["longest"]);
+        world.xds().update([resource("next", "1")], &[]);
+        world.until_mesh(|mesh| uids(mesh) == ["next"]).await;
     });
 }
