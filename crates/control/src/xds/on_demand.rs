@@ -114,8 +114,10 @@ impl OnDemand {
         asks
     }
 
-    /// A resource has been taken, with all its names.
-    pub fn on_taken(&mut self, name: &Arc<str>, aliases: &[String], now: Instant) {
+    /// A resource has been taken, with all its names. One that is not addressable is on its node's network: the address, which
+    /// it shares, is nobody's. Gives what was asked for and is not there, when that is news.
+    pub fn on_taken(&mut self, name: &Arc<str>, aliases: &[String], addressable: bool, now: Instant) -> Vec<Sought> {
+        let mut absent = Vec::new();
         let is_name = |key: &str| *key == **name || aliases.iter().any(|alias| alias == key);
         // It may have had more names before: an address that it lost is somebody else's, or nobody's.
         let before = self.names.get(name).cloned().unwrap_or_default();
@@ -124,12 +126,16 @@ impl OnDemand {
         }
         for key in aliases.iter().map(String::as_str).chain([&**name]) {
             let Some((key, asked)) = self.keys.get_key_value(key) else { continue };
-            if !matches!(&asked.answer, Answer::Is(is) if is == name) {
+            if !addressable && matches!(asked.sought, Sought::Address { .. }) {
+                let key = key.clone();
+                absent.extend(self.absent(&key, now));
+            } else if !matches!(&asked.answer, Answer::Is(is) if is == name) {
                 let key = key.clone();
                 self.names.entry(name.clone()).or_default().push(key.clone());
                 self.answer(&key, Answer::Is(name.clone()), now + ASK_ANSWERED_AGAIN);
             }
         }
+        absent
     }
 
     /// There is nothing by this name: either it is a key, or a resource that keys were answered with, of which nothing is
@@ -138,11 +144,17 @@ impl OnDemand {
         for key in self.names.remove(name).unwrap_or_default() {
             self.answer(&key, Answer::None, now);
         }
-        let (key, asked) = self.keys.get_key_value(name)?;
-        let is_news = !matches!(asked.answer, Answer::Absent { .. });
-        let (key, sought, until) = (key.clone(), asked.sought.clone(), now + ABSENT_FOR);
-        self.answer(&key, Answer::Absent { until }, until);
-        is_news.then_some(sought)
+        let key = self.keys.get_key_value(name)?.0.clone();
+        self.absent(&key, now)
+    }
+
+    /// There is nothing by this key. Gives what was asked for when that is news.
+    fn absent(&mut self, key: &Arc<str>, now: Instant) -> Option<Sought> {
+        let Asked { sought, answer, .. } = &self.keys[key];
+        let news = (!matches!(answer, Answer::Absent { .. })).then(|| sought.clone());
+        let until = now + ABSENT_FOR;
+        self.answer(key, Answer::Absent { until }, until);
+        news
     }
 
     /// Keys without a resource, which a new connection has to ask for: the server knows of the others by their versions.
@@ -267,12 +279,12 @@ mod tests {
     fn a_key_is_answered_by_an_alias_until_that_is_taken_from_it() {
         let (mut on_demand, start) = (OnDemand::default(), Instant::now());
         want(&mut on_demand, &["/10.0.0.1"], start);
-        on_demand.on_taken(&"uid".into(), &["/10.0.0.1".into(), "/10.0.0.2".into()], start);
+        on_demand.on_taken(&"uid".into(), &["/10.0.0.1".into(), "/10.0.0.2".into()], true, start);
         assert_eq!(want(&mut on_demand, &["/10.0.0.1"], start + ASK_AGAIN), Asks::default());
         assert!(on_demand.unanswered(start).is_empty());
-        on_demand.on_taken(&"uid".into(), &["/10.0.0.2".into()], start);
+        on_demand.on_taken(&"uid".into(), &["/10.0.0.2".into()], true, start);
         assert_eq!(want(&mut on_demand, &["/10.0.0.1"], start).subscribe, ["/10.0.0.1"]);
-        on_demand.on_taken(&"uid".into(), &["/10.0.0.1".into()], start);
+        on_demand.on_taken(&"uid".into(), &["/10.0.0.1".into()], true, start);
         assert_eq!(on_demand.on_removed("uid", start), None, "that the address is nobody's was not said");
         assert_eq!(on_demand.unanswered(start + ASK_AGAIN), ["/10.0.0.1"]);
     }
@@ -290,9 +302,20 @@ mod tests {
         assert_eq!((on_demand.next_due(), on_demand.too_old(start + ABSENT_FOR)), (None, vec![]));
         assert_eq!(want(&mut on_demand, &["/10.0.0.9"], start + ABSENT_FOR).subscribe, ["/10.0.0.9"]);
         on_demand.on_removed("/10.0.0.9", start);
-        on_demand.on_taken(&"uid".into(), &["/10.0.0.9".into()], start);
+        on_demand.on_taken(&"uid".into(), &["/10.0.0.9".into()], true, start);
         assert_eq!(on_demand.next_due(), None, "it came into being");
         assert!(on_demand.unanswered(start).is_empty());
+    }
+
+    #[test]
+    fn an_address_of_what_is_on_its_nodes_network_is_nobodys() {
+        let (mut on_demand, start) = (OnDemand::default(), Instant::now());
+        want(&mut on_demand, &["/10.0.0.1", "a/b"], start);
+        let aliases = ["/10.0.0.1".to_owned(), "a/b".to_owned()];
+        assert_eq!(on_demand.on_taken(&"uid".into(), &aliases, false, start), [sought("/10.0.0.1")]);
+        assert_eq!(on_demand.on_taken(&"uid".into(), &aliases, false, start), [], "that is no news");
+        assert_eq!(on_demand.unanswered(start), ["/10.0.0.1"], "its hostname is answered");
+        assert_eq!(on_demand.too_old(start + ABSENT_FOR), [sought("/10.0.0.1")]);
     }
 
     #[test]
@@ -300,7 +323,7 @@ mod tests {
         let (mut on_demand, start) = (OnDemand::with_limit(2), Instant::now());
         let name: Arc<str> = "a/b".into();
         want(&mut on_demand, &["/10.0.0.1", "a/b"], start);
-        on_demand.on_taken(&name, &["/10.0.0.1".into()], start);
+        on_demand.on_taken(&name, &["/10.0.0.1".into()], true, start);
         let asks = want(&mut on_demand, &["a/c"], start);
         assert_eq!((asks.unsubscribe, asks.dropped), (vec!["/10.0.0.1".to_owned()], vec![]), "`a/b` asks for it, too");
         let asks = want(&mut on_demand, &["a/d"], start);

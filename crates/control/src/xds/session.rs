@@ -14,7 +14,7 @@ use mesh_state::{
     change::Change,
     name::{NamespacedHostname, PolicyKey, Uid},
     wanted::Wanted,
-    workload::Workload,
+    workload::{NetworkMode, Workload},
 };
 use prost::Message;
 
@@ -75,6 +75,8 @@ struct Held {
     what: What,
     /// A workload of this node, which the control plane sends without being asked.
     is_local: bool,
+    /// What is on its node's network has no address of its own.
+    is_addressable: bool,
 }
 
 /// What a resource is in the mesh.
@@ -320,18 +322,19 @@ impl Session {
             let change = change.map_err(|refusal| (resource.name.clone(), refusal.to_string()))?;
             match self.unless_withheld(&name, &resource.version, change, now) {
                 // Without its version, so that a new stream brings it again, and the version before it, too.
-                None => _ = self.hold(kind, &name, "", (What::Workload, true)),
+                None => self.addresses.held.get_mut(&name).expect("of which a version is in force").version = "".into(),
                 Some(change) => {
                     let what = What::of(&change);
-                    let is_local = matches!(&change, Change::Workload(workload) if self.is_local(workload));
-                    let before = self.hold(kind, &name, &resource.version, (what, is_local));
+                    let before = self.hold(kind, &name, &resource.version, &change);
                     changes.extend(before.filter(|before| *before != what).map(|before| gone(before, &name)));
                     changes.push(change);
                 }
             }
         }
         if let Some(on_demand) = self.on_demand.as_mut().filter(|_| kind == Kind::Address) {
-            on_demand.on_taken(&name, &resource.aliases, now);
+            let addressable = self.addresses.held.get(&name).is_none_or(|held| held.is_addressable);
+            let absent = on_demand.on_taken(&name, &resource.aliases, addressable, now);
+            changes.extend(absent.into_iter().map(Change::Absent));
         }
         Ok(())
     }
@@ -354,8 +357,12 @@ impl Session {
     }
 
     /// A resource is held from now on. Says what it was.
-    fn hold(&mut self, kind: Kind, name: &Arc<str>, version: &str, (what, is_local): (What, bool)) -> Option<What> {
-        let held = Held { version: version.into(), what, is_local };
+    fn hold(&mut self, kind: Kind, name: &Arc<str>, version: &str, change: &Change) -> Option<What> {
+        let (is_local, is_addressable) = match change {
+            Change::Workload(workload) => (self.is_local(workload), workload.network_mode == NetworkMode::Standard),
+            _ => (false, true),
+        };
+        let held = Held { version: version.into(), what: What::of(change), is_local, is_addressable };
         self.subscription(kind).held.insert(name.clone(), held).map(|before| before.what)
     }
 
@@ -368,8 +375,9 @@ impl Session {
         let policies = &self.authorizations.held;
         for (name, waiting) in self.withheld.released(now, |key| policies.contains_key(key.as_str())) {
             let Waiting { workload, version, .. } = waiting;
-            self.hold(Kind::Address, &name, &version, (What::Workload, true));
-            changes.push(Change::Workload(workload));
+            let change = Change::Workload(workload);
+            self.hold(Kind::Address, &name, &version, &change);
+            changes.push(change);
         }
     }
 

@@ -276,7 +276,11 @@ impl Stream {
         let delivered = matches!(self.state, State::Open { delivered: true, .. });
         let wait = self.backoff.wait(fastrand::u64(..));
         if delivered && matches!(how, Termination::Complete | Termination::Reconnect) {
-            tracing::info!(%why, ?wait, "the control plane ended the connection; connecting again");
+            // hyper does not tell one from the other: a PING without an answer ends the connection as the server does.
+            tracing::info!(
+                %why, ?wait,
+                "the connection ended: the control plane closed it or did not answer a PING; connecting again"
+            );
         } else {
             tracing::warn!(%why, ?wait, server = %self.server.address, "no connection to the control plane; trying again");
         }

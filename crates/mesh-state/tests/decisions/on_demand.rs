@@ -3,6 +3,8 @@
 use mesh_state::admit::{self, Request};
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
+use mesh_state::dns::{self, Naming, RecordKind};
+use mesh_state::name::NamespacedHostname;
 use mesh_state::route::{self, Query};
 use mesh_state::snapshot::Snapshot;
 use mesh_state::wanted::Sought;
@@ -76,6 +78,46 @@ fn a_route_lacks_whoever_is_at_the_target_and_then_its_waypoint() {
         None,
         "the same address"
     );
+}
+
+#[test]
+fn a_name_lacks_each_service_that_it_may_be_until_one_is_there() {
+    let client = pod("retail/client-0", "10.40.9.9");
+    let naming = Naming { cluster_domain: "cluster.local", preferred_namespace: None, ipv6: true };
+    let lacked = |name: &str, changes: &[Change]| {
+        let query = dns::Query { client: &client, name, kind: RecordKind::A, naming: &naming };
+        match dns::lacking(&mesh(changes), &query) {
+            Some(Sought::Hostname(name)) => Some(name.to_string()),
+            Some(other) => panic!("{other:?}"),
+            None => None,
+        }
+    };
+    let absent = |key: &str| Change::Absent(Sought::Hostname(NamespacedHostname::parse(key).expect(key)));
+    // Whatever is asked for is answered with nothing, until nothing more is asked for.
+    let all = |name: &str| {
+        let (mut changes, mut asked) = (Vec::new(), Vec::new());
+        while let Some(key) = lacked(name, &changes) {
+            changes.push(absent(&key));
+            asked.push(key);
+            assert!(asked.len() < 20, "{asked:?}");
+        }
+        asked
+    };
+    let keys = [
+        "retail/shop.retail.svc.cluster.local",
+        "retail/shop",
+        "retail/shop.retail",
+        "retail/shop.retail.retail.svc.cluster.local",
+        "retail/shop.retail.svc",
+        "svc/shop.retail.svc.svc.cluster.local",
+    ];
+    assert_eq!(all("shop.retail.svc.cluster.local"), keys);
+    assert_eq!(all("www.example.com")[0], "retail/www.example.com", "a service entry's, of the client's namespace");
+    let shop = Change::Service(service("retail/shop", "10.96.0.7", &[(80, 8080)]));
+    assert_eq!(lacked("shop.retail.svc.cluster.local", &[shop.clone()]), None);
+    let first = lacked("shop", &[shop.clone()]).expect("the name itself may be somebody's");
+    assert_eq!(first, "retail/shop");
+    assert_eq!(lacked("shop", &[shop, absent("retail/shop")]), None, "completed, it is there");
 }
 
 #[test]
