@@ -26,6 +26,7 @@ use telemetry::{exposition::Exposition, log::LogGuard};
 
 use crate::{
     admin::{Asked, Server, Stop},
+    aside,
     config::{LocalMesh, Settings, Sockets},
     limits,
     metrics_page::{self, Standing},
@@ -98,6 +99,7 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
     .context("cannot start the cores; `coretunnel preflight` tells more")?;
     let views = cores.views();
     let _watchdog = Watchdog::start(views.clone(), STALL).context("cannot start the watchdog's thread")?;
+    aside::step(&settings.cores);
     let cores = Rc::new(RefCell::new(cores));
 
     let runtime = tokio::runtime::Builder::new_current_thread()
