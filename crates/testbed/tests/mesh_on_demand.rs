@@ -112,7 +112,7 @@ fn on_demand_without_a_control_plane_what_is_known_goes_on_and_what_is_not_is_re
     })
 }
 
-/// Negative control, done by hand: with one queue for all tenants the quiet one waits for hundreds of answers.
+/// Negative control, done by hand: without the limit per tenant all 200 are asked for at once.
 #[test]
 fn on_demand_a_tenant_that_scans_a_network_keeps_no_other_waiting() -> Result<()> {
     with_mesh(|mesh| {
