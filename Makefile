@@ -74,13 +74,19 @@ bench-engine: ## The engine by itself on two CPUs: against tokio, shares, isolat
 	@$(TARGET)/release/bench-engine
 
 .PHONY: interop
-interop: ## Both ways with a real Envoy (pinned, checked, installed under target), as root
+interop: ## With real peers, as root: Envoy both ways, then istio's own istiod, CA and CNI agent (needs Go; says what is missing)
+	@.ci/need --check interop
+	@$(MAKE) interop-envoy
+	@$(MAKE) interop-istio
+
+.PHONY: interop-envoy
+interop-envoy: ## Both ways with a real Envoy (pinned, checked, installed under target), as root
 	@.ci/need --check test
 	cargo build -p coretunnel
 	ENVOY_BIN="$$(perf-tests/interop/install-envoy)" cargo test -p testbed --features interop --test interop_envoy
 
 .PHONY: interop-istio
-interop-istio: ## With istio's own istiod, CA and CNI agent (pinned, built under target in some minutes; needs Go), as root
+interop-istio: ## With istio's own istiod, CA and CNI agent (pinned, built under target in some minutes), as root
 	@.ci/need --check interop
 	cargo build -p coretunnel
 	ISTIO_PEERS_BIN="$$(perf-tests/interop/build-istio-peers)" \

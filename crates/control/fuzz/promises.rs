@@ -71,9 +71,10 @@ pub(crate) fn of_a_response(bytes: &[u8]) -> bool {
         for part in response.clone() {
             session.on_part(&mut receiving, part, Instant::now(), &mut changes);
         }
+        let answer = session.on_end(receiving, Instant::now(), &mut changes);
+        let answer = DeltaDiscoveryRequest::decode(answer).expect("an answer");
         changes.into_iter().for_each(|change| builder.apply(change));
         builder.freeze();
-        let answer = DeltaDiscoveryRequest::decode(session.on_end(receiving, Instant::now())).expect("an answer");
         assert_eq!(answer.response_nonce, response.nonce());
         all_taken &= answer.error_detail.is_none();
         session.on_connected(Instant::now());

@@ -36,6 +36,13 @@ pub enum MeshSource {
     ControlPlane(Box<ControlPlane>),
 }
 
+impl MeshSource {
+    /// Whether it says only what it is asked for.
+    pub(crate) fn is_on_demand(&self) -> bool {
+        matches!(self, Self::ControlPlane(plane) if plane.on_demand)
+    }
+}
+
 /// A control plane.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ControlPlane {

@@ -17,8 +17,8 @@ pub(crate) struct Mesh<P> {
 }
 
 impl<P: Publish> Mesh<P> {
-    pub(crate) fn new(publish: P, status: Status) -> Self {
-        let mut builder = SnapshotBuilder::new();
+    pub(crate) fn new(publish: P, status: Status, on_demand: bool) -> Self {
+        let mut builder = if on_demand { SnapshotBuilder::on_demand() } else { SnapshotBuilder::new() };
         let snapshot = Arc::new(builder.freeze());
         Self { builder, snapshot, pacer: Pacer::default(), publish, status }
     }

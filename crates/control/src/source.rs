@@ -16,6 +16,9 @@ use crate::{
     },
 };
 
+/// Policies that a mesh file lacks and that are named in the log each time it changes. The others are counted.
+const WARNINGS_MAX: usize = 8;
+
 /// Where the mesh comes from.
 pub(crate) enum Source {
     /// Nowhere: there is none.
@@ -45,7 +48,8 @@ impl Source {
             MeshSource::ControlPlane(plane) => {
                 let (trust_domain, cluster) = (config.trust_domain.clone(), config.cluster.clone());
                 let on_demand = plane.on_demand.then(OnDemand::default);
-                let session = Session::new(plane.proxy.node(), convert::Defaults { trust_domain, cluster }, on_demand);
+                let session = Session::new(plane.proxy.node(), convert::Defaults { trust_domain, cluster }, on_demand)
+                    .for_node(config.node.as_deref());
                 Self::ControlPlane(Box::new(Stream::new(plane.server.clone(), session, status.clone())))
             }
         })
@@ -141,9 +145,24 @@ impl File {
             mesh.apply(changes);
             mesh.changed(now);
             tracing::info!(file = %self.file.origin(), changes = count, "mesh file loaded");
+            self.warn_of_undefined_policies();
         }
         self.refused = None;
         Ok(())
+    }
+
+    /// No error: a policy may be meant to follow, and until it does it refuses.
+    fn warn_of_undefined_policies(&self) {
+        let undefined = self.file.undefined_policies();
+        for (workload, policy) in undefined.iter().take(WARNINGS_MAX) {
+            tracing::warn!(
+                file = %self.file.origin(), %workload, %policy,
+                "the workload names a policy that the file has not: it refuses every connection until it is defined"
+            );
+        }
+        if let more @ 1.. = undefined.len().saturating_sub(WARNINGS_MAX) {
+            tracing::warn!(file = %self.file.origin(), more, "more workloads name policies that the file has not");
+        }
     }
 
     fn reload(&mut self, mesh: &mut Mesh<impl Publish>, now: Instant) {

@@ -63,19 +63,22 @@ pub async fn run(
         CaSource::Server { server, leaf_ttl } => Issuer::Server(CaClient::new((**server).clone(), *leaf_ttl)),
     };
     let mut credentials = Credentials::new(issuer, config.node.clone(), config.trust_domain.clone(), status.clone());
-    let mut mesh = Mesh::new(publish, status.clone());
+    let mut mesh = Mesh::new(publish, status.clone(), config.mesh.is_on_demand());
     let mut source = Source::open(&config, &status)?;
     source.load(&mut mesh, now())?;
     let mut pods = Pods::new(config.zds_socket.as_deref(), status.clone());
 
+    let mut warm = false;
     let mut shutdown = pin!(shutdown);
     loop {
-        if source.is_whole() && mesh.publish_due(now()) {
+        let published = source.is_whole() && mesh.publish_due(now());
+        if published {
             // It is the mesh that says whose workload a pod is.
             credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish);
         }
         // Until it is warm, policy that refuses may be missing: no pod is captured before.
-        let warm = source.is_warm();
+        // Nor before the cores have been given what it is warm with.
+        warm |= source.is_warm() && (published || mesh.next_due().is_none());
         if warm {
             status.set_pending(STATE_MANAGER, false);
         }

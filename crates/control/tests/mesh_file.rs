@@ -40,6 +40,22 @@ fn a_whole_mesh_is_read_with_its_defaults() {
 }
 
 #[test]
+fn policies_that_are_named_and_not_defined_are_told_by_workload() {
+    let mut source = source();
+    source.apply(GOOD).expect("it is good");
+    assert!(source.undefined_policies().is_empty());
+    let misspelt = GOOD.replacen("retail/only-web", "retail/onlyweb", 1);
+    assert_ne!(misspelt, GOOD);
+    source.apply(&misspelt).expect("it is no mistake of the file's form");
+    let told: Vec<String> =
+        source.undefined_policies().into_iter().map(|(workload, policy)| format!("{workload} {policy}")).collect();
+    assert_eq!(told.len(), 1);
+    assert!(told[0].ends_with("shop-0 retail/onlyweb"), "{told:?}");
+    source.apply(GOOD).expect("it is good");
+    assert!(source.undefined_policies().is_empty());
+}
+
+#[test]
 fn a_file_without_a_word_is_one_that_is_being_written() {
     for text in ["", "\n \n"] {
         let mut source = source();

@@ -1,9 +1,11 @@
 //! Conversations with a control plane that changes, repeats itself, sends what cannot be taken and loses connections, by
 //! seed. What must hold: after quiet both sides have the same; every refusal names what was bad and nothing else; nothing
-//! is applied that is in force already.
+//! is applied that is in force already; no workload that was known comes to name a policy that is not, but one whose
+//! policy was waited for.
 //!
 //! Negative control, done by hand: a session that forgets to record a version fails with "in force already"; one that
-//! leaves out the initial versions, or drops nothing of what they had no room for, fails with "after quiet".
+//! leaves out the initial versions, or drops nothing of what they had no room for, or withholds for ever, fails with
+//! "after quiet"; one that withholds nothing fails with "too early".
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -18,13 +20,15 @@ use control::{
         well_known::Any,
         workload,
     },
-    xds::{Kind, convert::Defaults, on_demand::OnDemand, response::Response, session::Session},
+    xds::{
+        Kind, convert::Defaults, on_demand::OnDemand, response::Response, session::Session, withheld::POLICY_PATIENCE,
+    },
 };
 use fastrand::Rng;
 use mesh_state::{
     change::Change,
     name::{NamespacedHostname, NetworkId},
-    wanted::Wanted,
+    wanted::{Sought, Wanted},
 };
 use prost::Message;
 
@@ -64,6 +68,8 @@ struct Content {
     version: u64,
     bad: bool,
     aliases: Vec<String>,
+    /// Of a workload: a policy that it names, which may not be there.
+    policy: Option<String>,
 }
 
 /// By type (0 addresses, 1 authorizations) and name.
@@ -80,6 +86,8 @@ struct World {
     session: Session,
     /// What has been applied, by type and name.
     applied: [BTreeMap<String, u64>; 2],
+    /// Workloads in force of which a version came before the policy that it names, and when the first such came.
+    early: BTreeMap<String, Instant>,
     /// Asked for since the beginning.
     asked: BTreeSet<String>,
     /// The server leaves nothing for the next response.
@@ -114,6 +122,7 @@ impl World {
             server: None,
             session,
             applied: Default::default(),
+            early: BTreeMap::new(),
             asked: BTreeSet::new(),
             hurries: false,
         }
@@ -122,6 +131,7 @@ impl World {
     fn run(mut self) {
         for _ in 0..STEPS {
             self.now += Duration::from_millis(self.rng.u64(0..2000));
+            self.time_passes();
             match self.rng.u8(0..20) {
                 0 => self.disconnect(),
                 1..=5 => self.change(),
@@ -197,9 +207,16 @@ impl World {
                 self.client_hears();
             }
             self.now += Duration::from_secs(60);
+            self.time_passes();
+        }
+    }
+
+    fn time_passes(&mut self) {
+        if self.session.next_due().is_some_and(|due| due <= self.now) {
             let mut changes = Vec::new();
             self.session.on_time(self.now, &mut changes);
             self.apply(changes, false);
+            assert!(self.session.next_due().is_none_or(|due| due > self.now), "seed {}: still due", self.seed);
         }
     }
 
@@ -218,7 +235,8 @@ impl World {
         } else {
             // Addresses wander from one to the other.
             let aliases = vec![format!("/10.0.0.{}", self.rng.u8(0..NAMES))];
-            let content = Content { version: self.versions, bad: self.rng.u8(0..6) == 0, aliases };
+            let policy = (kind == 0 && self.rng.bool()).then(|| format!("n/policy-{}", self.rng.u8(0..NAMES)));
+            let content = Content { version: self.versions, bad: self.rng.u8(0..6) == 0, aliases, policy };
             self.mesh[kind].insert(name, content);
         }
     }
@@ -337,18 +355,29 @@ impl World {
                 && self.rng.bool(),
         );
         let Some(response) = stream.to_client.remove(at) else { return };
+        self.early.extend(
+            early(&response, &self.applied)
+                .filter(|name| !self.early.contains_key(name))
+                .map(|name| (name, self.now))
+                .collect::<Vec<_>>(),
+        );
         let unversioned = response.type_url == Kind::Authorization.type_url();
         let response = Response::read(response.encode_to_vec().into()).expect("a response");
         let (mut receiving, mut changes) = (self.session.on_response(&response), Vec::new());
         for part in response {
             self.session.on_part(&mut receiving, part, self.now, &mut changes);
         }
-        stream.to_server.push_back(self.session.on_end(receiving, self.now));
+        stream.to_server.push_back(self.session.on_end(receiving, self.now, &mut changes));
         self.apply(changes, unversioned);
     }
 
     fn apply(&mut self, changes: Vec<Change>, unversioned: bool) {
+        let policies = self.policies_with(&changes);
         for change in changes {
+            if let Change::Absent(_) | Change::Unknown(_) = change {
+                continue;
+            }
+            self.must_be_in_time(&change, &policies);
             let (kind, name, version) = read(change);
             let before = match version {
                 Some(version) => self.applied[kind].insert(name.clone(), version),
@@ -357,21 +386,73 @@ impl World {
             assert!(before != version || unversioned, "seed {}: {name} {version:?} is in force already", self.seed);
         }
     }
+
+    /// The policies that are in force with these changes.
+    fn policies_with(&self, changes: &[Change]) -> BTreeSet<String> {
+        let mut policies: BTreeSet<String> = self.applied[1].keys().cloned().collect();
+        for change in changes {
+            match change {
+                Change::Policy(policy) => _ = policies.insert(policy.key.to_string()),
+                Change::PolicyGone(key) => _ = policies.remove(key.as_str()),
+                _ => {}
+            }
+        }
+        policies
+    }
+
+    /// A workload in force does not come to name a policy that is not, but when it has waited for that.
+    fn must_be_in_time(&mut self, change: &Change, policies: &BTreeSet<String>) {
+        match change {
+            Change::Workload(workload) => {
+                let name = workload.uid.to_string();
+                let waited = self.early.remove(&name).map(|since| self.now - since);
+                let is_known = workload.authorization_policies.iter().all(|key| policies.contains(key.as_str()));
+                let is_new = !self.applied[0].contains_key(&name);
+                let in_time = is_known || is_new || waited.is_some_and(|waited| waited >= POLICY_PATIENCE);
+                assert!(in_time, "seed {}: {name} takes effect too early, after {waited:?}", self.seed);
+            }
+            Change::WorkloadGone(uid) => _ = self.early.remove(&uid.to_string()),
+            _ => {}
+        }
+    }
+}
+
+/// The workloads in force of which a response has a version that names a policy that is not.
+fn early<'a>(
+    response: &'a DeltaDiscoveryResponse,
+    applied: &'a [BTreeMap<String, u64>; 2],
+) -> impl Iterator<Item = String> + 'a {
+    let names_unknown = |resource: &&Resource| {
+        let value = resource.resource.as_ref().map(|any| any.value.clone()).unwrap_or_default();
+        match workload::Address::decode(value).map(|address| address.kind) {
+            Ok(Some(workload::Kind::Workload(workload))) if workload.status != BAD => {
+                applied[0].contains_key(&resource.name)
+                    && workload.authorization_policies.iter().any(|key| !applied[1].contains_key(key))
+            }
+            _ => false,
+        }
+    };
+    let is_address = response.type_url == Kind::Address.type_url();
+    response.resources.iter().filter(move |_| is_address).filter(names_unknown).map(|resource| resource.name.clone())
 }
 
 fn wanted(key: &str) -> Wanted {
-    match key.strip_prefix("/") {
+    let sought = match key.strip_prefix("/") {
         Some(address) => {
-            Wanted::Address { network: NetworkId::from(""), address: address.parse().expect("an address") }
+            Sought::Address { network: NetworkId::from(""), address: address.parse().expect("an address") }
         }
-        None => Wanted::Hostname(NamespacedHostname::parse(key).expect("a key")),
-    }
+        None => Sought::Hostname(NamespacedHostname::parse(key).expect("a key")),
+    };
+    Wanted::Part { sought, tenant: "tenant".into() }
 }
+
+/// No status, IP family or scope.
+const BAD: i32 = 9;
 
 /// The version is in the content, too, so that what is applied tells which it was.
 fn resource(kind: usize, name: &str, content: &Content) -> Resource {
     let text = content.version.to_string();
-    let bad = if content.bad { 9 } else { 0 };
+    let bad = if content.bad { BAD } else { 0 };
     let (value, version) = match (kind, name.split_once('/')) {
         (0, Some((namespace, hostname))) if !hostname.contains('/') => {
             let service = workload::Service {
@@ -389,6 +470,7 @@ fn resource(kind: usize, name: &str, content: &Content) -> Resource {
                 namespace: "n".into(),
                 name: text.clone(),
                 status: bad,
+                authorization_policies: content.policy.iter().cloned().collect(),
                 ..Default::default()
             };
             (workload::Address { kind: Some(workload::Kind::Workload(Box::new(workload))) }.encode_to_vec(), text)
@@ -409,6 +491,6 @@ fn read(change: Change) -> (usize, String, Option<u64>) {
         Change::ServiceGone(key) => (0, key.to_string(), None),
         Change::Policy(policy) => (1, policy.key.to_string(), version(&policy.namespace)),
         Change::PolicyGone(key) => (1, key.to_string(), None),
-        Change::Absent(sought) => unreachable!("nothing was asked for on demand: {sought:?}"),
+        Change::Absent(sought) | Change::Unknown(sought) => unreachable!("not applied here: {sought:?}"),
     }
 }

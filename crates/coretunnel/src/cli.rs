@@ -192,6 +192,12 @@ pub(crate) struct Flags {
     /// How long an unused tunnel is kept, 1s to 1d. [env: POOL_UNUSED_RELEASE_TIMEOUT] [default: 5m]
     #[arg(long, value_name = "DURATION", help_heading = "Connections")]
     pub(crate) pool_idle_timeout: Option<String>,
+    /// What connections of a pod do until the control plane tells of it: `wait`, for 5s at most; or `serve`, as the pod that
+    /// the CNI agent names, by its service account in --trust-domain: out of it always, into it only while no policy in
+    /// the mesh selects workloads, since nobody can say yet whether one selects this pod.
+    /// [env: CORETUNNEL_NEW_PODS] [default: wait]
+    #[arg(long, value_name = "WHAT", help_heading = "Connections")]
+    pub(crate) new_pods: Option<String>,
     /// Keep clients' addresses towards applications: `true`, or the pod is not served; `false`; `auto`, where it can be
     /// done. [env: ENABLE_ORIG_SRC] [default: auto]
     #[arg(long, value_name = "WHEN", help_heading = "Connections")]

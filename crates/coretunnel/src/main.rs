@@ -1,6 +1,7 @@
 //! The daemon: command line, settings, wiring. Everything it does is done by the crates below.
 
 mod admin;
+mod aside;
 mod cli;
 mod config;
 mod cores_page;

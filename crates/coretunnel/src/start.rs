@@ -19,13 +19,14 @@ use tokio::{
 };
 
 use control::{CaSource, MeshSource, Status};
-use dataplane::{Cores, CoresConfig};
+use dataplane::{Cores, CoresConfig, NewPods};
 use mesh_state::name::NetworkId;
 use reactor::{CoreConfig, CoreView, EngineChoice, EngineKind, watchdog::Watchdog};
 use telemetry::{exposition::Exposition, log::LogGuard};
 
 use crate::{
     admin::{Asked, Server, Stop},
+    aside,
     config::{LocalMesh, Settings, Sockets},
     limits,
     metrics_page::{self, Standing},
@@ -98,6 +99,7 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
     .context("cannot start the cores; `coretunnel preflight` tells more")?;
     let views = cores.views();
     let _watchdog = Watchdog::start(views.clone(), STALL).context("cannot start the watchdog's thread")?;
+    aside::step(&settings.cores);
     let cores = Rc::new(RefCell::new(cores));
 
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -277,6 +279,10 @@ fn engine(settings: &Settings) -> dataplane::Config {
         keep_source: connections.original_source,
         response_baggage: connections.response_baggage,
         localhost_tunnel: connections.localhost_tunnel,
+        new_pods: match connections.serves_new_pods {
+            true => NewPods::Serve { trust_domain: mesh.trust_domain.as_str().into() },
+            false => NewPods::Wait,
+        },
         h2: hbone::H2Config {
             stream_window: connections.stream_window,
             connection_window: connections.connection_window,

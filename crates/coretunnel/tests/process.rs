@@ -46,8 +46,12 @@ struct Daemon {
 
 impl Daemon {
     fn start(test: &str, arguments: &[&str]) -> Self {
+        Self::start_on(test, "1", arguments)
+    }
+
+    fn start_on(test: &str, cores: &str, arguments: &[&str]) -> Self {
         let directory = directory(test);
-        let mut child = command(&["run", "--cores", "1", "--log-format", "json", "--local-xds-path", "mesh.yaml"])
+        let mut child = command(&["run", "--cores", cores, "--log-format", "json", "--local-xds-path", "mesh.yaml"])
             .args(["--metrics-addr", "127.0.0.1:0", "--readiness-addr", "127.0.0.1:0"])
             .args(["--ca-root-file", "root.pem", "--zds-socket", "agent.sock"])
             .args(arguments)
@@ -211,6 +215,31 @@ fn it_starts_says_what_it_waits_for_serves_metrics_and_ends_when_told() {
         assert_eq!(code, Some(0), "{rest:?}");
         for message in ["draining", "shutdown complete"] {
             assert!(rest.iter().any(|line| line["message"] == message), "{message} is not in {rest:?}");
+        }
+    }
+}
+
+/// What `/proc` says of a process's first thread, which is the control thread: its CPUs and its nice value.
+fn first_thread(child: &Child) -> (String, i32) {
+    let read = |file: &str| fs::read_to_string(format!("/proc/{0}/task/{0}/{file}", child.id())).expect("it runs");
+    let cpus = read("status").lines().find_map(|line| Some(line.strip_prefix("Cpus_allowed_list:")?.trim().to_owned()));
+    // The fields after the name, which is in parentheses, begin with the third; the nice value is the 19th.
+    let nice = read("stat").rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(16)?.parse().ok());
+    (cpus.expect("it is there"), nice.expect("a number"))
+}
+
+#[test]
+fn the_control_thread_runs_where_no_core_does_or_behind_them() {
+    let own = rustix::thread::sched_getaffinity(None).expect("every process runs somewhere").count();
+    for (cores, has_spare) in [("0", false), ("1", own > 1)] {
+        let test = format!("aside-{cores}");
+        fs::write(directory(&test).join("mesh.yaml"), "workloads: []\n").expect("the directory is ours");
+        let daemon = Daemon::start_on(&test, cores, &[]);
+        let (cpus, nice) = first_thread(&daemon.child);
+        if has_spare {
+            assert!(!cpus.split([',', '-']).any(|cpu| cpu == "0"), "CPU 0 is the core's: {cpus}");
+        } else {
+            assert!(nice >= 10, "{nice}");
         }
     }
 }

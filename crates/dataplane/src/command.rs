@@ -60,6 +60,8 @@ pub struct CapturedPod<N> {
     pub uid: PodUid,
     /// Who it is.
     pub info: PodInfo,
+    /// The generation of the mesh that was published before it.
+    pub generation: u64,
     /// Where its sockets come from.
     pub network: N,
 }

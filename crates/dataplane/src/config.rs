@@ -1,6 +1,6 @@
 //! What the data plane can be told. Every limit has a name, a default and its worst case.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use hbone::H2Config;
 use hbone::pool::PoolConfig;
@@ -36,6 +36,8 @@ pub struct Config {
     pub response_timeout: Duration,
     /// How long a connection waits for its pod's workload and certificate to arrive.
     pub park_timeout: Duration,
+    /// What connections of a pod do whose workload the mesh does not have yet.
+    pub new_pods: NewPods,
     /// Connections of one pod that may wait at once. Worst case about 2 KiB each: 512 KiB per pod.
     pub parked_max: usize,
     /// Connections of one pod alive at once, either direction, streams counted singly. Worst case per connection is two
@@ -68,6 +70,7 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(20),
             park_timeout: Duration::from_secs(5),
+            new_pods: NewPods::Wait,
             parked_max: 256,
             connections_max: 8_192,
             inbound_tunnels_max: 1_024,
@@ -77,6 +80,20 @@ impl Default for Config {
             ping_timeout: Duration::from_secs(20),
         }
     }
+}
+
+/// What connections of a pod do whose workload the mesh does not have yet.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum NewPods {
+    /// They wait for it, and are refused when it does not come.
+    #[default]
+    Wait,
+    /// They are served as those of the pod that the CNI agent described, as far as policy permits: out of the pod always;
+    /// into it only while no policy in the mesh is for selected workloads. Decision 0017.
+    Serve {
+        /// The trust domain of such a pod's identity.
+        trust_domain: Arc<str>,
+    },
 }
 
 /// Ports of a pod's listeners; fixed by the CNI's redirect rules, settable for tests of the process alone.

@@ -17,6 +17,7 @@ use mesh_state::{
     name::Authority,
     snapshot::Snapshot,
     touched::Changed,
+    wanted::Sought,
     workload::Workload,
 };
 use slab::Slab;
@@ -81,13 +82,13 @@ impl InboundFacts {
         }
     }
 
-    /// Asks a snapshot, for the local `workload`.
-    pub(crate) fn admit(
+    /// Asks a snapshot, for the local `workload`; or says what has to be asked for before its verdict may be relied on.
+    pub(crate) fn admit_or_lack(
         &self,
         snapshot: &Snapshot,
         workload: &Workload,
         config: &Config,
-    ) -> Result<Admission, Refusal> {
+    ) -> Result<Result<Admission, Refusal>, Sought> {
         let query = admit::Query {
             workload,
             peer: self.peer,
@@ -100,7 +101,11 @@ impl InboundFacts {
             proxy_ports: &config.ports.forbidden(),
             localhost_tunnel: config.localhost_tunnel,
         };
-        admit::inbound(snapshot, &query)
+        let verdict = admit::inbound(snapshot, &query);
+        match snapshot.is_on_demand().then(|| admit::lacking(snapshot, &query, &verdict)).flatten() {
+            Some(sought) => Err(sought),
+            None => Ok(verdict),
+        }
     }
 }
 

@@ -13,10 +13,16 @@ use std::{
     time::Duration,
 };
 
+use async_channel::TrySendError;
 use futures_util::future::select;
 use hbone::credential::Credential;
 use inpod::pod::PodUid;
-use mesh_state::{identity::Identity, snapshot::Snapshot, wanted::Wanted, workload::Workload};
+use mesh_state::{
+    identity::Identity,
+    snapshot::Snapshot,
+    wanted::{Sought, Wanted},
+    workload::Workload,
+};
 use reactor::{
     Runtime, TenantKey,
     mailbox::{LatestReceiver, Receiver},
@@ -24,6 +30,7 @@ use reactor::{
 use telemetry::{connection::ConnectionMetrics, recorder::CoreRecorder};
 
 use crate::{
+    asking::{Asking, Waiting},
     bell::Bell,
     command::{CapturedPod, Command, Issued, PodError},
     config::Config,
@@ -33,8 +40,10 @@ use crate::{
     dial,
     error::Error,
     network::PodNetwork,
+    newcomer::Newcomer,
     park::Unparked,
     pod::{Pod, Pods, Stage},
+    record::Direction,
     tenants::Tenants,
 };
 
@@ -43,6 +52,9 @@ const RECHECK_SLICE: usize = 64;
 
 /// After the deadline of a drain: how long stopped connections get to write their records.
 const LAST_RECORDS: Duration = Duration::from_millis(500);
+
+/// Until a wish is posted again for which the channel to the control thread had no room; it takes 64 a turn.
+const WANTED_PAUSE: Duration = Duration::from_millis(5);
 
 /// What a core is started with.
 pub struct CoreParts<R, N> {
@@ -79,6 +91,7 @@ pub struct Core<R: Runtime, N> {
     news: Bell,
     retired: async_channel::Sender<Retired>,
     wanted: async_channel::Sender<Wanted>,
+    asking: Asking,
     draining: Cell<bool>,
 }
 
@@ -99,6 +112,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             news: Bell::default(),
             retired,
             wanted,
+            asking: Asking::default(),
             draining: Cell::new(false),
         });
         let installing = core.clone();
@@ -203,9 +217,12 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         // Of a pod that is not touched, only the lookup is done: the slices count pods, too.
         let mut asked = 0;
         for uid in self.connections.pods() {
-            let touched = self.pod(&uid).and_then(|pod| self.look_up(&pod)).map_or_else(Vec::new, |workload| {
-                self.with_snapshot(|snapshot| self.connections.touched(&uid, &workload, &snapshot.changed_since(since)))
-            });
+            let touched =
+                self.pod(&uid).and_then(|pod| self.known(&pod, Direction::Inbound)).map_or_else(Vec::new, |workload| {
+                    self.with_snapshot(|snapshot| {
+                        self.connections.touched(&uid, &workload, &snapshot.changed_since(since))
+                    })
+                });
             for step in iter::once(None).chain(touched.into_iter().map(Some)) {
                 asked += 1;
                 if asked % RECHECK_SLICE == 0 {
@@ -215,8 +232,11 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
                 // By the entry's own pod: after a yield the slot may be another connection's.
                 self.connections.recheck(slot, |uid, facts| {
                     // The workload is looked up anew: a policy may have been attached to it by the change.
-                    let Some(workload) = self.pod(uid).and_then(|pod| self.look_up(&pod)) else { return Ok(()) };
-                    self.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &self.config).map(drop))
+                    let known = self.pod(uid).and_then(|pod| self.known(&pod, Direction::Inbound));
+                    let Some(workload) = known else { return Ok(()) };
+                    // What is lacked, because it was let go meanwhile, is no reason to close what was admitted.
+                    let admitted = |snapshot: &Snapshot| facts.admit_or_lack(snapshot, &workload, &self.config);
+                    self.with_snapshot(admitted).map_or(Ok(()), |verdict| verdict.map(drop))
                 });
             }
         }
@@ -240,15 +260,22 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         })
     }
 
+    /// The workload that `pod` is, or what stands in for it as long as it is new.
+    fn known(&self, pod: &Pod<R, N>, direction: Direction) -> Option<Arc<Workload>> {
+        let stand_in =
+            |newcomer: &Newcomer| self.with_snapshot(|snapshot| newcomer.workload(snapshot, direction).cloned());
+        self.look_up(pod).or_else(|| pod.newcomer.as_ref().and_then(stand_in))
+    }
+
     /// The workload that an address of this network belongs to, for telemetry.
     pub(crate) fn workload_at(&self, address: IpAddr) -> Option<Arc<Workload>> {
         self.with_snapshot(|snapshot| snapshot.workload_by_address(&self.config.network, address).cloned())
     }
 
-    /// The workload that `pod` is, parked until it arrives.
-    pub(crate) async fn workload(&self, pod: &Pod<R, N>) -> Result<Arc<Workload>, Error> {
+    /// The workload that `pod` is for a connection out of it or into it, parked until it arrives.
+    pub(crate) async fn workload(&self, pod: &Pod<R, N>, direction: Direction) -> Result<Arc<Workload>, Error> {
         let waited = self.config.park_timeout;
-        let found = pod.lot.until(&self.runtime, &self.news, waited, || self.look_up(pod)).await;
+        let found = pod.lot.until(&self.runtime, &self.news, waited, || self.known(pod, direction)).await;
         found.map_err(|unparked| match unparked {
             Unparked::TimedOut => Error::UnknownWorkload { pod: pod.name(), waited },
             Unparked::Full => Error::TooManyParked { pod: pod.name(), parked: self.config.parked_max },
@@ -269,6 +296,53 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             Err(Unparked::TimedOut) => Err(Error::CredentialLate { identity: identity.clone(), waited }),
             Err(Unparked::Full) => Err(Error::TooManyParked { pod: pod.name(), parked: self.config.parked_max }),
         }
+    }
+
+    /// What `decide` makes of the snapshot. As long as it lacks a part of the mesh that has to be asked for, that is asked for
+    /// on behalf of `pod`, and the connection parked until it is known to be there, or not to be.
+    pub(crate) async fn decided<T>(
+        &self,
+        pod: &Pod<R, N>,
+        decide: impl Fn(&Snapshot) -> Result<T, Sought>,
+    ) -> Result<T, Error> {
+        if let Ok(decided) = self.with_snapshot(&decide) {
+            return Ok(decided);
+        }
+        let parked = || Error::TooManyParked { pod: pod.name(), parked: self.config.parked_max };
+        let _place = pod.lot.place().ok_or_else(parked)?;
+        let deciding = async {
+            let mut lacked: Option<Waiting> = None;
+            loop {
+                let seen = self.news.count();
+                let sought = match self.with_snapshot(&decide) {
+                    Ok(decided) => return decided,
+                    Err(sought) => sought,
+                };
+                if lacked.as_ref().is_none_or(|waiting| *waiting.sought() != sought) {
+                    // The place of what has come is given up before the next one's is waited for.
+                    drop(lacked.take());
+                    lacked = Some(self.ask(pod, &sought).await);
+                    continue;
+                }
+                self.news.after(seen).await;
+            }
+        };
+        let waited = self.config.park_timeout;
+        within(&self.runtime, waited, deciding).await.map_err(|_| Error::Unanswered { pod: pod.name(), waited })
+    }
+
+    /// Asks the control thread for a part of the mesh, unless somebody here has and waits for it.
+    async fn ask(&self, pod: &Pod<R, N>, sought: &Sought) -> Waiting {
+        let waiting = self.asking.join(pod.tenant, sought).await;
+        while !waiting.is_sent() {
+            let wish = Wanted::Part { sought: sought.clone(), tenant: pod.tenant_name.clone() };
+            match self.wanted.try_send(wish) {
+                // Nobody listens any more: the process ends.
+                Ok(()) | Err(TrySendError::Closed(_)) => waiting.sent(),
+                Err(TrySendError::Full(_)) => self.runtime.sleep(WANTED_PAUSE).await,
+            }
+        }
+        waiting
     }
 
     /// Closes listeners, tells peers, lets connections finish for at most `limit`, then stops the rest.

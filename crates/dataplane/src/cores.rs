@@ -76,6 +76,8 @@ pub struct Cores {
     sockets: Arc<SocketOptions>,
     tenant_by: crate::TenantBy,
     homes: HashMap<PodUid, Home>,
+    /// Of the mesh, published last.
+    generation: u64,
 }
 
 /// The way to one core.
@@ -135,7 +137,13 @@ impl Cores {
                 thread,
             });
         }
-        let cores = Self { lines, sockets: Arc::new(sockets), tenant_by: engine.tenant_by, homes: HashMap::new() };
+        let cores = Self {
+            lines,
+            sockets: Arc::new(sockets),
+            tenant_by: engine.tenant_by,
+            homes: HashMap::new(),
+            generation: 0,
+        };
         Ok((cores, home))
     }
 
@@ -147,6 +155,7 @@ impl Cores {
 
     /// Publishes a snapshot to every core. A core that has not taken the last one yet gets the newest when it has.
     pub fn snapshot(&mut self, snapshot: &Arc<Snapshot>) {
+        self.generation = snapshot.generation();
         for line in &mut self.lines {
             line.newest = line.snapshots.offer(snapshot.clone());
         }
@@ -192,8 +201,8 @@ impl Cores {
             None => placement::home(&self.loads(&tenant)),
         };
         self.homes.insert(uid.clone(), Home { core, tenant });
-        let network = InPod::new(netns, self.sockets.clone());
-        self.order(core, |receipt| Command::PodUp { pod: CapturedPod { uid, info, network }, receipt })
+        let (generation, network) = (self.generation, InPod::new(netns, self.sockets.clone()));
+        self.order(core, |receipt| Command::PodUp { pod: CapturedPod { uid, info, generation, network }, receipt })
     }
 
     /// Stops a pod. The receiver yields once it is gone.

@@ -26,6 +26,10 @@ pub(crate) enum Error {
     TooManyConnections { pod: PodName, connections: usize },
     #[error("{pod} has accepted {tunnels} tunnels already, its limit")]
     TooManyTunnels { pod: PodName, tunnels: usize },
+    #[error(
+        "the control plane has not said within {waited:?} who is meant; is it reachable? (on-demand discovery asked for {pod})"
+    )]
+    Unanswered { pod: PodName, waited: Duration },
     #[error(transparent)]
     Route(#[from] RouteError),
     #[error("{target} is reached {what}, which is not supported yet")]

@@ -68,7 +68,7 @@ async fn tunnel<R: Runtime, N: PodNetwork<R>>(
     local: SocketAddr,
 ) -> Result<(), Error> {
     let _place = pod.tunnel_place()?;
-    let workload = core.workload(pod).await?;
+    let workload = core.workload(pod, Direction::Inbound).await?;
     let credential = core.credential(pod, &workload.identity).await?;
     let shake = async {
         let (tls, identity) = credential.acceptor().accept(stream.into_io()).await?;
@@ -143,11 +143,15 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
     };
     // Entered before the verdict, so that a policy that arrives in between finds the connection.
     let tracked = core.connections.track(pod.uid.clone(), Some(facts.clone()));
-    let workload = match unless_stopped(&tracked, core.workload(&pod)).await {
+    let workload = match unless_stopped(&tracked, core.workload(&pod, Direction::Inbound)).await {
         Ok(workload) => workload,
         Err(error) => return early(incoming, &error),
     };
-    let verdict = core.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &core.config));
+    let deciding = core.decided(&pod, |snapshot| facts.admit_or_lack(snapshot, &workload, &core.config));
+    let verdict = match unless_stopped(&tracked, deciding).await {
+        Ok(verdict) => verdict,
+        Err(error) => return early(incoming, &error),
+    };
     let admission = match verdict {
         Err(refusal) if !record::is_a_verdict(&refusal) => return early(incoming, &Error::Refused(refusal)),
         verdict => verdict,

@@ -5,6 +5,7 @@
 //! never waits for one. What this crate is not: it decides nothing about the mesh (`mesh-state` does), speaks no TLS
 //! or HTTP/2 itself (`hbone`), and opens no socket itself (`inpod`, through [`PodNetwork`]).
 
+mod asking;
 mod bare;
 mod bell;
 mod command;
@@ -18,6 +19,7 @@ mod dial;
 mod error;
 mod inbound;
 mod network;
+mod newcomer;
 mod outbound;
 mod park;
 mod placement;
@@ -29,7 +31,7 @@ mod tenants;
 
 pub use bare::relay_plain;
 pub use command::{CapturedPod, Command, Issued, PodError};
-pub use config::{Config, Ports, TenantBy, Weights};
+pub use config::{Config, NewPods, Ports, TenantBy, Weights};
 pub use core::{Core, CoreParts};
 pub use cores::{Cores, CoresConfig, Retired, StartError};
 pub use network::{InPod, PodListener, PodNetwork, PodSocket};

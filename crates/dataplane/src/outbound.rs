@@ -93,10 +93,17 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
         if target.ip().is_loopback() && core.config.ports.forbidden().contains(&target.port()) {
             return Err(Error::RecursiveCall { target });
         }
-        let source = core.workload(self.pod).await?;
+        let source = core.workload(self.pod, Direction::Outbound).await?;
         let query = route::Query { source: &source, peer: peer.ip(), target };
         let draw = core.runtime.draw();
-        let route = core.with_snapshot(|snapshot| route::outbound(snapshot, &query, draw))?;
+        let route = core.decided(self.pod, |snapshot| {
+            let route = route::outbound(snapshot, &query, draw);
+            match snapshot.is_on_demand().then(|| route::lacking(snapshot, &query, &route)).flatten() {
+                Some(sought) => Err(sought),
+                None => Ok(route),
+            }
+        });
+        let route = route.await??;
         Ok((source, route))
     }
 

@@ -54,7 +54,8 @@ impl Lot {
         within(runtime, limit, waiting).await.map_err(|_| Unparked::TimedOut)
     }
 
-    fn place(&self) -> Option<Place> {
+    /// A place among the parked.
+    pub(crate) fn place(&self) -> Option<Place> {
         if self.parked.get() >= self.parked_max {
             return None;
         }
@@ -63,7 +64,8 @@ impl Lot {
     }
 }
 
-struct Place(Rc<Cell<usize>>);
+/// A place among the parked; dropping it gives it up.
+pub(crate) struct Place(Rc<Cell<usize>>);
 
 impl Drop for Place {
     fn drop(&mut self) {

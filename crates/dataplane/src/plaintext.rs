@@ -38,14 +38,21 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
     let facts = InboundFacts { peer, local: target.ip(), identity: None, request: InboundRequest::Plaintext(target) };
     // Entered before the verdict, so that a policy that arrives in between finds the connection.
     let tracked = core.connections.track(pod.uid.clone(), Some(facts.clone()));
-    let workload = match unless_stopped(&tracked, core.workload(&pod)).await {
+    let workload = match unless_stopped(&tracked, core.workload(&pod, Direction::Inbound)).await {
         Ok(workload) => workload,
         Err(error) => {
             early(&error);
             return turn_away(client);
         }
     };
-    let verdict = core.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &core.config));
+    let deciding = core.decided(&pod, |snapshot| facts.admit_or_lack(snapshot, &workload, &core.config));
+    let verdict = match unless_stopped(&tracked, deciding).await {
+        Ok(verdict) => verdict,
+        Err(error) => {
+            early(&error);
+            return turn_away(client);
+        }
+    };
     let service = core.with_snapshot(|snapshot| admit::attribute(snapshot, &workload, None, target.port()));
     let record = Record::inbound(
         &core,

@@ -7,6 +7,7 @@ use std::{
     io,
     pin::pin,
     rc::Rc,
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,6 +25,7 @@ use crate::{
     error::Error,
     inbound,
     network::PodNetwork,
+    newcomer::Newcomer,
     outbound,
     park::Lot,
     plaintext, tenants,
@@ -36,7 +38,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Pod<R: Runtime, N> {
     pub(crate) uid: PodUid,
     pub(crate) info: PodInfo,
+    /// What stands in for its workload until that is there.
+    pub(crate) newcomer: Option<Newcomer>,
     pub(crate) tenant: TenantKey,
+    /// What the tenant is called, for the control thread.
+    pub(crate) tenant_name: Arc<str>,
     pub(crate) network: N,
     /// Whether connections to its applications can keep their client's address.
     pub(crate) keeps_source: bool,
@@ -75,7 +81,7 @@ impl fmt::Display for PodName {
 impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
     /// Binds the pod's listeners and starts to serve them.
     pub(crate) fn open(core: &Rc<Core<R, N>>, captured: CapturedPod<N>) -> Result<Rc<Self>, PodError> {
-        let CapturedPod { uid, info, network } = captured;
+        let CapturedPod { uid, info, generation, network } = captured;
         let config = &core.config;
         let listen = |port| {
             let refused = |error: io::Error| PodError::Listen { uid: uid.clone(), port, cause: error.to_string() };
@@ -96,8 +102,11 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
             return Err(PodError::NotTransparent { uid });
         }
         let tenant = core.tenants.key(config.tenant_by, &info);
-        core.runtime.introduce(tenant, &tenants::name(config.tenant_by, &info), config.weights.of(&info.namespace));
-        let pod = Rc::new(Self::new(config, tenant, uid, info, network, keeps_source));
+        let name = tenants::name(config.tenant_by, &info);
+        core.runtime.introduce(tenant, &name, config.weights.of(&info.namespace));
+        let newcomer = Newcomer::of(&info, config, generation);
+        let pod = Self::new(config, (tenant, name.into()), uid, info, network, keeps_source);
+        let pod = Rc::new(Self { newcomer, ..pod });
         serve(core, &pod, outbound, outbound::serve);
         serve(core, &pod, plaintext, plaintext::serve);
         serve(core, &pod, hbone, inbound::serve);
@@ -105,11 +114,20 @@ impl<R: Runtime, N: PodNetwork<R>> Pod<R, N> {
         Ok(pod)
     }
 
-    fn new(config: &Config, tenant: TenantKey, uid: PodUid, info: PodInfo, network: N, keeps_source: bool) -> Self {
+    fn new(
+        config: &Config,
+        (tenant, tenant_name): (TenantKey, Arc<str>),
+        uid: PodUid,
+        info: PodInfo,
+        network: N,
+        keeps_source: bool,
+    ) -> Self {
         Self {
             uid,
             info,
+            newcomer: None,
             tenant,
+            tenant_name,
             network,
             keeps_source,
             pool: Pool::new(config.pool.clone()),

@@ -190,6 +190,7 @@ fn flag(error: &Error) -> ResponseFlag {
         Error::H2Handshake(_) => ResponseFlag::H2HandshakeFailure,
         Error::RecursiveCall { .. }
         | Error::UnknownWorkload { .. }
+        | Error::Unanswered { .. }
         | Error::TooManyParked { .. }
         | Error::TooManyConnections { .. }
         | Error::TooManyTunnels { .. }
@@ -221,6 +222,7 @@ pub(crate) fn status(error: &Error) -> u16 {
         Error::Refused(Refusal::Unresolvable(_) | Refusal::RecursiveCall { .. })
         | Error::RecursiveCall { .. }
         | Error::UnknownWorkload { .. }
+        | Error::Unanswered { .. }
         | Error::TooManyParked { .. }
         | Error::TooManyConnections { .. }
         | Error::TooManyTunnels { .. }

@@ -2,16 +2,18 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::iter;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use thiserror::Error;
 
 use crate::identity::Identity;
-use crate::name::{Authority, NetworkId, Uid};
+use crate::name::{Authority, NamespacedHostname, NetworkId, Uid};
 use crate::rbac::{self, Allowance, Deciding, Denial, DryRun, Verdict};
 use crate::route::waypoint;
 use crate::service::{self, PortMapping, Service};
 use crate::snapshot::Snapshot;
+use crate::wanted::{Knowledge, Sought};
 use crate::workload::{ApplicationProtocol, ApplicationTunnel, GatewayAddress, Workload};
 
 pub use proxy_header::ProxyHeader;
@@ -137,6 +139,33 @@ pub fn inbound(snapshot: &Snapshot, query: &Query<'_>) -> Result<Admission, Refu
     }
 }
 
+/// What has to be asked of a control plane that sends only what it is asked for, before a refusal may be relied on: who is at
+/// the address that a tunnel asks for, then the waypoint that is named there; or the service that it asks for by name.
+/// One at a time, since the next follows from the answer.
+pub fn lacking(snapshot: &Snapshot, query: &Query<'_>, verdict: &Result<Admission, Refusal>) -> Option<Sought> {
+    let not_asked = |sought: &Sought| snapshot.knowledge(sought) == Knowledge::NotAsked;
+    let Query { workload, .. } = query;
+    match verdict {
+        Err(Refusal::Address { requested, .. }) => {
+            let network = &workload.network;
+            let behind = snapshot.workload_by_address(network, *requested);
+            let references = snapshot.services_by_vip(network, *requested).iter().flat_map(waypoint::all_of);
+            let references = behind.and_then(|behind| behind.waypoint.as_ref()).into_iter().chain(references);
+            let address = Sought::Address { network: network.clone(), address: *requested };
+            iter::once(address)
+                .chain(references.map(|reference| Sought::referred(&reference.destination)))
+                .find(not_asked)
+        }
+        Err(Refusal::Unresolvable(Unresolvable::Host { host, .. })) => {
+            // Of services that the workload does not name, those of its own namespace are looked for only.
+            let named = workload.services.iter().map(|(name, _)| name.clone()).filter(|name| name.hostname == *host);
+            let own = NamespacedHostname { namespace: workload.namespace.clone(), hostname: host.clone() };
+            named.chain([own]).map(Sought::Hostname).find(not_asked)
+        }
+        _ => None,
+    }
+}
+
 /// The service meant by a connection to `port` of a workload, for telemetry (§6.5): the one of the workload's that the
 /// sender named in `Forwarded: host=`, else the first with a port behind which `port` is.
 pub fn attribute(
@@ -237,10 +266,7 @@ fn authorize(
 /// tunnels here, with the address of whatever is behind it (§6.3).
 fn is_waypoint_of(snapshot: &Snapshot, workload: &Workload, address: IpAddr) -> bool {
     let refers_here = |reference: &GatewayAddress| waypoint::refers_to(snapshot, reference, workload);
-    let service_refers_here = |service: &Arc<Service>| {
-        let weighted = service.weighted_waypoints.iter().map(|weighted| &weighted.destination);
-        service.waypoint.iter().chain(weighted).any(refers_here)
-    };
+    let service_refers_here = |service: &Arc<Service>| waypoint::all_of(service).any(refers_here);
     let network = &workload.network;
     let behind = snapshot.workload_by_address(network, address);
     behind.and_then(|behind| behind.waypoint.as_ref()).is_some_and(refers_here)

@@ -60,6 +60,7 @@ impl SnapshotBuilder {
             Change::Policy(policy) => self.insert_policy(policy),
             Change::PolicyGone(key) => self.remove_policy(&key),
             Change::Absent(sought) => self.forgetting.add(&mut self.tables.absences, sought.canonical()),
+            Change::Unknown(sought) => self.tables.absences.remove(&sought.canonical()),
         }
     }
 

@@ -24,4 +24,6 @@ pub enum Change {
     /// The control plane was asked for this and has it not. Holds until it comes, or is forgotten: see
     /// [`crate::absence::ABSENT_MAX`].
     Absent(Sought),
+    /// Whether this is there is not known any more: nobody listens for it, or the answer is too old.
+    Unknown(Sought),
 }

@@ -7,9 +7,11 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
+use crate::name::NamespacedHostname;
 use crate::route::{redraw, scale};
 use crate::service::{HealthPolicy, IpFamilies, Service};
 use crate::snapshot::Snapshot;
+use crate::wanted::{Knowledge, Sought};
 use crate::workload::{Status, Workload};
 
 use search::Candidate;
@@ -117,6 +119,35 @@ pub fn answer(snapshot: &Snapshot, query: &Query<'_>, draw: u64) -> Answer {
     shuffle(&mut addresses, draw);
     let canonical_name = candidate.stripped.filter(|_| !by_wildcard && !addresses.is_empty());
     Answer::Local(Records { canonical_name, addresses, service: service.clone() })
+}
+
+/// What has to be asked of a control plane that sends only what it is asked for, before an answer may be relied on: the service
+/// of each name that is looked up, in that order. One at a time: the first that is there ends the search. A name that is not the
+/// cluster's is looked for in the client's namespace only, since a service is asked for by its namespace.
+pub fn lacking(snapshot: &Snapshot, query: &Query<'_>) -> Option<Sought> {
+    let Query { client, kind, naming, .. } = *query;
+    if kind == RecordKind::Other {
+        return None;
+    }
+    let name = search::lower_case(query.name)?;
+    let find = |hostname: &str| meant(snapshot, hostname, client, naming);
+    for candidate in search::candidates(&name, &client.namespace, naming.cluster_domain) {
+        let namespace = namespace_of(&candidate.hostname, naming.cluster_domain).unwrap_or(&client.namespace);
+        let sought = Sought::Hostname(NamespacedHostname::new(namespace, &candidate.hostname));
+        if snapshot.knowledge(&sought) == Knowledge::NotAsked {
+            return Some(sought);
+        }
+        if find_or_wildcard(&candidate, &find).is_some() {
+            return None;
+        }
+    }
+    None
+}
+
+/// The namespace in `NAME.NAMESPACE.svc.DOMAIN`.
+fn namespace_of<'h>(hostname: &'h str, domain: &str) -> Option<&'h str> {
+    let name = hostname.strip_suffix(domain)?.strip_suffix(".svc.")?;
+    name.rsplit_once('.').map(|(_, namespace)| namespace)
 }
 
 struct Found<'s> {

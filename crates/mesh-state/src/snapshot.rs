@@ -72,6 +72,11 @@ impl Snapshot {
         Changed::new(past.and_then(|count| self.tables.log.last(count)))
     }
 
+    /// Whether its control plane sends only what it is asked for.
+    pub fn is_on_demand(&self) -> bool {
+        self.tables.on_demand
+    }
+
     /// What is known of a part of the mesh: whether it is there, is not, or has to be asked for.
     pub fn knowledge(&self, sought: &Sought) -> Knowledge {
         let present = match sought {
@@ -87,6 +92,12 @@ impl Snapshot {
             false if self.tables.on_demand && !self.tables.absences.has(&sought.canonical()) => Knowledge::NotAsked,
             false => Knowledge::Absent,
         }
+    }
+
+    /// Whether there are policies that are for the workloads that name them: of a workload that is not known, nobody can say
+    /// which.
+    pub fn has_selective_policies(&self) -> bool {
+        self.tables.policies.has_selective()
     }
 
     /// The workload with a key.

@@ -20,11 +20,11 @@ pub(crate) struct Limit {
 
 impl Limit {
     /// Nobody else waits now, but somebody may wake while the kernel works, and then waits for all of it: about 100 us.
-    pub(crate) const ALONE: Self = Self { cost_max_ns: 100_000, bytes_max: 256 << 10 };
+    pub(crate) const ALONE: Self = Self { cost_max_ns: 96_000, bytes_max: 256 << 10 };
     /// All there is.
     pub(crate) const NONE: Self = Self { cost_max_ns: u64::MAX, bytes_max: usize::MAX };
     /// Somebody else waits. 64 KiB are about 15 us of copying, and eight small sends about 50 us of TCP.
-    pub(crate) const CONTENDED: Self = Self { cost_max_ns: 50_000, bytes_max: 64 << 10 };
+    pub(crate) const CONTENDED: Self = Self { cost_max_ns: 48_000, bytes_max: 64 << 10 };
 
     /// Whether one entry could not carry more than `load`.
     pub(crate) fn reached(self, load: Load) -> bool {

@@ -254,7 +254,7 @@ fn turns_of_64_sends(bytes: usize, beside_another: bool) -> Vec<(u32, TurnEnd)> 
 }
 
 #[test]
-fn while_another_tenant_waits_a_turn_asks_the_kernel_for_no_more_than_eight_requests_or_64_kib() {
+fn while_another_tenant_waits_a_turn_asks_the_kernel_for_no_more_than_eight_sends_or_64_kib() {
     on_each_engine(|| {
         let small = turns_of_64_sends(64, true);
         assert!(small.iter().all(|(polls, _)| *polls <= 8), "{small:?}");

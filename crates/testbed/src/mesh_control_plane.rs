@@ -12,6 +12,7 @@ use crate::control_plane::{ControlPlane, ServerIdentity};
 use crate::daemon::Source;
 use crate::mesh::Mesh;
 use crate::namespace::Namespace;
+use crate::tool;
 use crate::wait;
 use crate::xds_server::XdsServer;
 
@@ -24,7 +25,8 @@ pub struct ControlPlaneOfMesh {
     pub ca: CaServer,
     /// `None` while it is away.
     running: Option<ControlPlane>,
-    listeners: Vec<TcpListener>,
+    /// Where daemons reach it.
+    listeners: Vec<(Namespace, TcpListener)>,
 }
 
 impl ControlPlaneOfMesh {
@@ -45,7 +47,7 @@ impl ControlPlaneOfMesh {
         if let Some(running) = &self.running {
             running.listen(listener.try_clone()?)?;
         }
-        self.listeners.push(listener);
+        self.listeners.push((namespace.clone(), listener));
         let (address, root_pem) = (format!("https://localhost:{port}"), self.identity.root_pem().to_owned());
         Ok(Source::ControlPlane { address, root_pem, token: Self::TOKEN.to_owned() })
     }
@@ -70,10 +72,37 @@ impl ControlPlaneOfMesh {
     /// When it can't listen.
     pub fn resume(&mut self) -> Result<()> {
         let running = ControlPlane::start(&self.identity, self.xds.clone(), self.ca.clone())?;
-        for listener in &self.listeners {
+        for (_, listener) in &self.listeners {
             running.listen(listener.try_clone()?)?;
         }
         self.running = Some(running);
+        Ok(())
+    }
+}
+
+impl ControlPlaneOfMesh {
+    /// Drops whatever it sends to daemons, as a node that lost its power does; nobody is told.
+    ///
+    /// # Errors
+    /// When `iptables-restore` refuses.
+    pub fn fall_silent(&self) -> Result<()> {
+        self.rule("-A")
+    }
+
+    /// The reverse of [`Self::fall_silent`].
+    ///
+    /// # Errors
+    /// When `iptables-restore` refuses.
+    pub fn speak_again(&self) -> Result<()> {
+        self.rule("-D")
+    }
+
+    fn rule(&self, verb: &str) -> Result<()> {
+        for (namespace, listener) in &self.listeners {
+            let port = listener.local_addr()?.port();
+            let rules = format!("*filter\n{verb} INPUT -p tcp --sport {port} -j DROP\nCOMMIT\n");
+            namespace.run(|| tool::run_with_input("iptables-restore", &["--noflush"], &rules))?;
+        }
         Ok(())
     }
 }

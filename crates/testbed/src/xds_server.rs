@@ -1,4 +1,5 @@
-//! Delta discovery as a control plane serves it: full pushes, deltas, versions echoed on reconnect, names asked for. What
+//! Delta discovery as a control plane serves it: full pushes, deltas, versions echoed on reconnect, names asked for (and, as
+//! istiod does, the workloads of the client's node without being asked, and those of a service with it). What
 //! a test wants beyond that it sends as it is: wrong nonces, bad resources, anything. Behind [`crate::control_plane`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -7,9 +8,9 @@ use std::hash::{Hash, Hasher};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use control::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
+use control::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use control::proto::security::Authorization;
-use control::proto::well_known::Any;
+use control::proto::well_known::{self, Any};
 use control::proto::workload::{self, Address, Service, Workload};
 use control::xds::Kind;
 use hyper::body::Incoming;
@@ -44,6 +45,8 @@ struct State {
     requests: Vec<Seen>,
     /// Resources per response.
     per_response: usize,
+    /// Keys that are asked for and get no answer, and resources that are not sent.
+    muted: Option<fn(&str) -> bool>,
 }
 
 /// A stream.
@@ -54,6 +57,8 @@ struct Stream {
     /// Name and version of what the client has.
     sent: [HashMap<String, String>; 2],
     keys: BTreeSet<String>,
+    /// Of the client.
+    node: String,
 }
 
 /// A request that a client sent.
@@ -146,6 +151,17 @@ impl XdsServer {
         self.lock().per_response = resources;
     }
 
+    /// Leaves these keys without an answer when they are asked for, and sends no resources of these names.
+    pub fn mute(&self, muted: fn(&str) -> bool) {
+        self.lock().muted = Some(muted);
+    }
+
+    /// Sends what was muted.
+    pub fn unmute(&self) {
+        self.lock().muted = None;
+        self.update([], &[]);
+    }
+
     /// Sends a response to every stream, exactly as it is.
     pub fn send(&self, response: &DeltaDiscoveryResponse) {
         for stream in self.lock().streams.values() {
@@ -216,7 +232,9 @@ impl XdsServer {
         let number = state.streams_ever;
         state.streams_ever += 1;
         let (started, by_name, sent) = Default::default();
-        state.streams.insert(number, Stream { responses, started, by_name, sent, keys: BTreeSet::new() });
+        state
+            .streams
+            .insert(number, Stream { responses, started, by_name, sent, keys: BTreeSet::new(), node: String::new() });
         drop(state);
         self.happened();
         let server = self.clone();
@@ -234,15 +252,18 @@ impl XdsServer {
         let mut state = self.lock();
         state.requests.push(Seen { stream: number, request: request.clone(), headers: headers.clone() });
         let kind = Kind::of(&request.type_url);
+        let muted = state.muted;
         if let (Some(kind), Some(stream)) = (kind, state.streams.get_mut(&number)) {
             let index = kind as usize;
             let first = !std::mem::replace(&mut stream.started[index], true);
             if first {
                 stream.by_name[index] = !request.subscribe.is_empty();
+                stream.node = request.node.as_ref().and_then(node_name).unwrap_or_default();
                 stream.keys.extend(request.initial_resource_versions.keys().cloned());
                 stream.sent[index].extend(request.initial_resource_versions);
             }
-            let asked: BTreeSet<String> = request.subscribe.into_iter().filter(|key| key != "*").collect();
+            let is_heard = |key: &String| key != "*" && !muted.is_some_and(|muted| muted(key));
+            let asked: BTreeSet<String> = request.subscribe.into_iter().filter(is_heard).collect();
             for key in request.unsubscribe {
                 stream.keys.remove(&key);
             }
@@ -290,10 +311,17 @@ impl State {
     fn push(&mut self, number: usize, kind: Kind, always: bool) {
         let index = kind as usize;
         let Some(stream) = self.streams.get_mut(&number).filter(|stream| stream.started[index]) else { return };
+        let mesh = &self.mesh[index];
+        let is_asked = |name: &str, resource: &Resource| {
+            stream.keys.contains(name) || resource.aliases.iter().any(|alias| stream.keys.contains(alias))
+        };
+        let comes_along = |resource: &Resource| {
+            let Some(workload) = workload_of(resource) else { return false };
+            let serves = |key: &String| mesh.get(key).is_some_and(|service| is_asked(key, service));
+            (!stream.node.is_empty() && workload.node == stream.node) || workload.services.keys().any(serves)
+        };
         let wanted = |name: &str, resource: &Resource| {
-            !stream.by_name[index]
-                || stream.keys.contains(name)
-                || resource.aliases.iter().any(|alias| stream.keys.contains(alias))
+            !stream.by_name[index] || is_asked(name, resource) || comes_along(resource)
         };
         // Without a version nobody can say that it is the same.
         let has = |name: &str, resource: &Resource| {
@@ -302,11 +330,11 @@ impl State {
         };
         let mut resources: Vec<Resource> = Vec::new();
         for (name, resource) in &self.mesh[index] {
-            if wanted(name, resource) && !has(name, resource) {
+            let is_muted = self.muted.is_some_and(|muted| muted(name));
+            if !is_muted && wanted(name, resource) && !has(name, resource) {
                 resources.push(resource.clone());
             }
         }
-        let mesh = &self.mesh[index];
         let removed: Vec<String> =
             stream.sent[index].keys().filter(|name| !mesh.contains_key(*name)).cloned().collect();
         for name in &removed {
@@ -339,25 +367,42 @@ impl State {
     }
 }
 
+/// What the client says its node is.
+fn node_name(node: &Node) -> Option<String> {
+    match node.metadata.as_ref()?.fields.get("NODE_NAME")?.kind.as_ref()? {
+        well_known::Kind::Text(name) => Some(name.clone()),
+        _ => None,
+    }
+}
+
+fn workload_of(resource: &Resource) -> Option<Workload> {
+    match Address::decode(resource.resource.as_ref()?.value.clone()).ok()?.kind? {
+        workload::Kind::Workload(workload) => Some(*workload),
+        workload::Kind::Service(_) => None,
+    }
+}
+
+/// How an IPv4 address is asked for.
+fn alias(network: &str, address: &[u8]) -> Option<String> {
+    Some(format!("{network}/{}", std::net::Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?)))
+}
+
 /// A workload as a resource, with its addresses as aliases.
 #[must_use]
 pub fn workload(version: &str, workload: Workload) -> Resource {
-    let aliases = workload.addresses.iter().filter_map(|bytes| match bytes.len() {
-        4 => Some(format!("{}/{}", workload.network, std::net::Ipv4Addr::from(<[u8; 4]>::try_from(&bytes[..]).ok()?))),
-        _ => None,
-    });
-    let aliases = aliases.collect();
+    let aliases = workload.addresses.iter().filter_map(|address| alias(&workload.network, address)).collect();
     let name = workload.uid.clone();
     let address = Address { kind: Some(workload::Kind::Workload(Box::new(workload))) };
     resource(Kind::Address, &name, version, aliases, &address)
 }
 
-/// A service as a resource.
+/// A service as a resource, with its addresses as aliases.
 #[must_use]
 pub fn service(version: &str, service: Service) -> Resource {
     let name = format!("{}/{}", service.namespace, service.hostname);
+    let aliases = service.addresses.iter().filter_map(|vip| alias(&vip.network, &vip.address)).collect();
     let address = Address { kind: Some(workload::Kind::Service(Box::new(service))) };
-    resource(Kind::Address, &name, version, Vec::new(), &address)
+    resource(Kind::Address, &name, version, aliases, &address)
 }
 
 /// A policy as a resource; istiod gives it no version.

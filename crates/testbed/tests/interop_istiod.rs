@@ -163,11 +163,13 @@ fn an_authorization_policy_refuses_closes_what_is_open_and_ends_with_its_object(
 }
 
 #[test]
-fn strict_peer_authentication_turns_plaintext_away_and_lets_new_tunnels_in() -> Result<()> {
+fn strict_peer_authentication_turns_plaintext_away_and_leaves_tunnels_alone() -> Result<()> {
     with_mesh(|mesh| {
         let (client, server) = (mesh.pod("client"), mesh.pod("server"));
         let stranger = mesh.outside("stranger")?;
         let _application = server.serve(PORT, echo)?;
+        let mut live = client.connect(server.at(PORT))?;
+        echoes(&mut live)?;
         echoes(&mut stranger.connect(server.at(PORT))?).context("plaintext before")?;
         let strict = json!({
             "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
@@ -177,12 +179,36 @@ fn strict_peer_authentication_turns_plaintext_away_and_lets_new_tunnels_in() -> 
         mesh.istiod_mut().put(&[strict])?;
         let plaintext = || stranger.connect(server.at(PORT)).and_then(|mut stream| echoes(&mut stream));
         wait::until("plaintext to be refused", PATIENCE, || plaintext().is_err())?;
-        // istiod names the policy at the workload in one message and sends it in the next, and between them a policy that is
-        // not known lets nobody in: tunnels of before are reset, new ones are let in as soon as it is there.
-        wait::until_ok("a tunnel", PATIENCE, || tunnelled(mesh, &client, &server))?;
+        // istiod names the policy at the workload in one message and sends it in the next. Between them the daemon goes by
+        // what it had, so neither tunnels of before nor new ones notice.
+        echoes(&mut live).context("the tunnel of before")?;
+        tunnelled(mesh, &client, &server)?;
         ensure!(plaintext().is_err(), "plaintext was let in beside tunnels");
         mesh.istiod_mut().delete("PeerAuthentication", "shop", "strict")?;
-        wait::until_ok("plaintext again", PATIENCE, plaintext)
+        wait::until_ok("plaintext again", PATIENCE, plaintext)?;
+        echoes(&mut live).context("the tunnel of before, at last")
+    })
+}
+
+#[test]
+fn a_policy_that_goes_or_comes_while_istiod_is_away_is_gone_or_in_force_when_it_is_back() -> Result<()> {
+    with_mesh(|mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _application = server.serve(PORT, echo)?;
+        let from_client = json!([{ "from": [{ "source": { "principals": [client.principal()] } }] }]);
+        let asked = || client.connect(server.at(PORT)).and_then(|mut stream| echoes(&mut stream));
+        mesh.istiod_mut().put(&[policy("DENY", &from_client)])?;
+        wait::until("a refusal", PATIENCE, || asked().is_err())?;
+        mesh.istiod_mut().stop();
+        ensure!(asked().is_err(), "it is in force without istiod");
+        mesh.istiod_mut().delete("AuthorizationPolicy", "shop", "decide")?;
+        mesh.istiod_mut().resume()?;
+        wait::until_ok("it to be let in again", PATIENCE * 2, asked)?;
+        mesh.istiod_mut().stop();
+        mesh.istiod_mut().put(&[policy("DENY", &from_client)])?;
+        asked().context("nobody was told")?;
+        mesh.istiod_mut().resume()?;
+        wait::until("another refusal", PATIENCE * 2, || asked().is_err())
     })
 }
 
@@ -434,22 +460,65 @@ fn on_demand_a_daemon_asks_for_no_wildcard_and_is_given_the_pods_of_its_own_node
 }
 
 #[test]
-fn a_daemon_whose_token_may_not_ask_for_others_gets_no_certificate_until_it_may() -> Result<()> {
-    with_mesh(|mesh| {
-        let client = mesh.pod("client");
-        mesh.istiod_mut().grant_token_of("node-b", "somebody")?;
-        let late = mesh.add_pod(&PodSpec::new("late", NodeId::B).tenant("shop", "late"))?;
-        let _application = late.serve(PORT, echo)?;
-        let outcome = |mesh: &Mesh, code: &str| {
-            let calls = mesh.istiod().calls()?;
-            let wanted = calls.iter().any(|call| call.identity == late.identity() && call.code == code);
-            ensure!(wanted, "{code}: {calls:?}");
+fn on_demand_connections_wait_for_what_istiod_says_of_their_targets() -> Result<()> {
+    fixture::run(MeshSpec::with_istiod().with("XDS_ON_DEMAND", "true"), &pods(), |mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _application = server.serve(PORT, echo)?;
+        let stranger = mesh.outside("stranger")?;
+        let _stranger = stranger.serve(PORT, who_am_i)?;
+        mesh.istiod_mut().put(&[service("shop", "web", VIP, 80, "server", PORT)])?;
+        wait::until("the service in istiod", PATIENCE, || {
+            mesh.istiod().index().is_ok_and(|index| index.to_string().contains("shop/web"))
+        })?;
+        let fact = |mesh: &Mesh| -> Result<()> {
+            tunnelled(mesh, &client, &server).context("a pod of the other node")?;
+            let line = sent_to(mesh, (VIP, 80).into())?;
+            ensure!(line.has("dst.hbone_addr", &server.at(PORT).to_string()), "the service's pod: {line}");
+            let seen = client::read_text(&client.connect(stranger.at(PORT))?)?;
+            ensure!(seen.starts_with(&client.address.to_string()), "what is nobody's is passed through: {seen}");
+            let frames = mesh.istiod().frames()?;
+            for address in [server.address, VIP, stranger.address] {
+                let key = format!("/{address}");
+                let asked = frames.iter().filter(|frame| frame.subscribe.contains(&key)).count();
+                ensure!(asked == 1, "{key} was asked for {asked} times: {frames:?}");
+            }
             Ok(())
         };
-        wait::until_ok("the refusal", PATIENCE, || outcome(mesh, "Unauthenticated"))?;
-        ensure!(outcome(mesh, "OK").is_err(), "a certificate for an account that may not have it");
+        fact(mesh).map_err(|error| anyhow!("{error:#}\nistiod:\n{}", mesh.istiod().said()))?;
+        // Who was nobody is a pod now, of which istiod says its own name. It is asked for again when the answer is old.
+        let late = mesh.add_pod(&PodSpec::new("late", NodeId::B).tenant("shop", "late"))?;
+        let _late = late.serve(PORT, echo)?;
+        wait::until_ok("a tunnel to the late pod", Duration::from_secs(60), || tunnelled(mesh, &client, &late))?;
+        mesh.remove_pod(&late)
+    })
+}
+
+#[test]
+fn a_daemon_whose_token_is_unknown_or_may_not_ask_for_others_gets_no_certificate_until_it_may() -> Result<()> {
+    with_mesh(|mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _application = server.serve(PORT, echo)?;
+        mesh.istiod_mut().revoke_token_of("node-b")?;
+        let late = mesh.add_pod(&PodSpec::new("late", NodeId::B).tenant("shop", "late"))?;
+        let _late = late.serve(PORT, echo)?;
+        let outcomes = |mesh: &Mesh, code: &str| -> Result<usize> {
+            let calls = mesh.istiod().calls()?;
+            Ok(calls.iter().filter(|call| call.identity == late.identity() && call.code == code).count())
+        };
+        let another = |mesh: &Mesh, code: &str, before: usize| {
+            wait::until_ok(code, Duration::from_secs(60), || {
+                ensure!(outcomes(mesh, code)? > before, "{:?}", mesh.istiod().calls()?);
+                Ok(())
+            })
+        };
+        another(mesh, "Unauthenticated", 0).context("nobody knows the token")?;
+        mesh.istiod_mut().grant_token_of("node-b", "somebody")?;
+        let refused = outcomes(mesh, "Unauthenticated")?;
+        another(mesh, "Unauthenticated", refused).context("somebody may not")?;
+        ensure!(outcomes(mesh, "OK")? == 0, "a certificate for an account that may not have it");
+        tunnelled(mesh, &client, &server).context("a pod that has its certificate")?;
         mesh.istiod_mut().grant_token_of("node-b", "ztunnel")?;
-        wait::until_ok("the certificate", Duration::from_secs(60), || outcome(mesh, "OK"))?;
+        another(mesh, "OK", 0).context("it may")?;
         wait::until_ok("a tunnel", PATIENCE, || tunnelled(mesh, &client, &late))?;
         mesh.remove_pod(&late)
     })
@@ -497,5 +566,46 @@ fn a_rotated_root_is_trusted_at_once_and_certificates_follow_without_a_failed_co
             late.extend([here, there]);
         }
         late.iter().try_for_each(|pod| mesh.remove_pod(pod))
+    })
+}
+
+/// As an operator replaces a root to its end. Only what is short-lived renews; who has a certificate by the old root is
+/// believed by whoever has one, too.
+#[test]
+fn a_root_is_forgotten_when_all_have_renewed_and_no_connection_fails() -> Result<()> {
+    with_mesh(|mesh| {
+        mesh.istiod().shorten_certificates(8)?;
+        let here = mesh.add_pod(&PodSpec::new("short-a", NodeId::A).tenant("web", "short"))?;
+        let there = mesh.add_pod(&PodSpec::new("short-b", NodeId::B).tenant("shop", "short"))?;
+        let _application = there.serve(PORT, echo)?;
+        wait::until_ok("the first tunnel", PATIENCE, || tunnelled(mesh, &here, &there))?;
+        let mut stream = here.connect(there.at(PORT))?;
+        // Each twice: the first may have been on its way before the step.
+        let all_renewed = |mesh: &Mesh| -> Result<()> {
+            let before = mesh.istiod().calls()?.len();
+            wait::until_ok("renewals", Duration::from_secs(60), || {
+                tunnelled(mesh, &here, &there)?;
+                let calls = mesh.istiod().calls()?.split_off(before);
+                let issued = |pod: &Pod| {
+                    calls.iter().filter(|call| call.identity == pod.identity() && call.code == "OK").count()
+                };
+                ensure!(issued(&here) >= 2 && issued(&there) >= 2, "{calls:?}");
+                Ok(())
+            })
+        };
+        let log = mesh.daemon(NodeId::B).log().clone();
+        let mark = log.mark();
+        for step in [Rotation::Trust, Rotation::Sign, Rotation::Forget] {
+            mesh.istiod().rotate(step)?;
+            all_renewed(mesh).with_context(|| format!("{step:?}"))?;
+        }
+        let failed: Vec<Line> =
+            log.access_since(mark).into_iter().filter(|line| !line.field("error").is_empty()).collect();
+        ensure!(failed.is_empty(), "{failed:?}");
+        echoes(&mut stream).context("the connection of before")?;
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _server = server.serve(PORT, echo)?;
+        tunnelled(mesh, &client, &server).context("pods whose certificates are of the old root")?;
+        [here, there].iter().try_for_each(|pod| mesh.remove_pod(pod))
     })
 }

@@ -7,7 +7,7 @@ mod schema;
 mod watch;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fmt,
     fs::{self, File},
     io::{self, Read as _},
@@ -155,6 +155,15 @@ impl FileSource {
         changes.extend(differences(&old.workloads, &read.workloads, Change::Workload, Change::WorkloadGone));
         self.current = read;
         Ok(changes)
+    }
+
+    /// Policies that workloads name and the file has not, by workload. Whoever names one is reached by nobody.
+    pub fn undefined_policies(&self) -> BTreeSet<(&Uid, &PolicyKey)> {
+        let Contents { workloads, policies, .. } = &self.current;
+        let named = workloads
+            .values()
+            .flat_map(|workload| workload.authorization_policies.iter().map(move |policy| (&workload.uid, policy)));
+        named.filter(|(_, policy)| !policies.contains_key(*policy)).collect()
     }
 }
 

@@ -1,7 +1,8 @@
 //! Delta discovery: the mesh as the control plane tells it.
 //!
 //! [`session`] decides what is asked, taken, refused and answered; [`response`] reads a response piece by piece;
-//! [`convert`] turns a resource into a change; [`on_demand`] knows what was asked for by name; `stream` carries it all out.
+//! [`convert`] turns a resource into a change; [`withheld`] keeps workloads back that came before their policies;
+//! [`on_demand`] knows what was asked for by name; `stream` carries it all out.
 
 pub mod convert;
 pub mod on_demand;
@@ -9,6 +10,7 @@ pub mod proxy;
 pub mod response;
 pub mod session;
 pub(crate) mod stream;
+pub mod withheld;
 
 use crate::proto::discovery::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
 

@@ -14,14 +14,16 @@ use mesh_state::{
     change::Change,
     name::{NamespacedHostname, PolicyKey, Uid},
     wanted::Wanted,
+    workload::{NetworkMode, Workload},
 };
 use prost::Message;
 
 use super::{
     Kind,
     convert::{self, Defaults},
-    on_demand::{self, OnDemand},
+    on_demand::OnDemand,
     response::{Part, Response},
+    withheld::{Waiting, Withheld},
 };
 use crate::proto::{
     discovery::{DeltaDiscoveryRequest, Node, Resource},
@@ -46,6 +48,9 @@ pub struct Session {
     authorizations: Subscription,
     /// `None` subscribes to everything.
     on_demand: Option<OnDemand>,
+    /// `None` takes every workload for one of this node, whose policies are decided by here.
+    local_node: Option<Box<str>>,
+    withheld: Withheld,
     versions_bytes_max: usize,
 }
 
@@ -65,9 +70,13 @@ struct Subscription {
 type SameEachTime = BuildHasherDefault<DefaultHasher>;
 
 struct Held {
-    /// Empty where the server gives none.
+    /// Empty where the server gives none, and of one whose new version is withheld.
     version: Box<str>,
     what: What,
+    /// A workload of this node, which the control plane sends without being asked.
+    is_local: bool,
+    /// What is on its node's network has no address of its own.
+    is_addressable: bool,
 }
 
 /// What a resource is in the mesh.
@@ -76,6 +85,17 @@ enum What {
     Workload,
     Service,
     Policy,
+}
+
+impl What {
+    /// What the resource is of which this is the change.
+    fn of(change: &Change) -> Self {
+        match change {
+            Change::Workload(_) => Self::Workload,
+            Change::Service(_) => Self::Service,
+            _ => Self::Policy,
+        }
+    }
 }
 
 /// A response that is being taken.
@@ -100,7 +120,16 @@ impl Session {
     /// One that has heard nothing yet.
     pub fn new(node: Node, defaults: Defaults, on_demand: Option<OnDemand>) -> Self {
         let (addresses, authorizations) = (Subscription::default(), Subscription::default());
-        Self { node, defaults, addresses, authorizations, on_demand, versions_bytes_max: VERSIONS_BYTES_MAX }
+        let (withheld, versions_bytes_max) = (Withheld::default(), VERSIONS_BYTES_MAX);
+        Self { node, defaults, addresses, authorizations, on_demand, local_node: None, withheld, versions_bytes_max }
+    }
+
+    /// The same for a node's pods only: a workload of another node never waits for its policies, by which nothing is
+    /// decided here.
+    #[must_use]
+    pub fn for_node(mut self, node: Option<&str>) -> Self {
+        self.local_node = node.map(Into::into);
+        self
     }
 
     /// The same with another limit than [`VERSIONS_BYTES_MAX`].
@@ -133,10 +162,17 @@ impl Session {
     /// When [`Session::on_time`] has something to do.
     pub fn next_due(&self) -> Option<Instant> {
         let due = |of: &Subscription| of.responded_at.filter(|_| !of.unconfirmed.is_empty()).map(|at| at + QUIET_AFTER);
-        due(&self.addresses).into_iter().chain(due(&self.authorizations)).min()
+        // Without an answer since the last connection, what was said before is the best there is.
+        let absences = self.on_demand.as_ref().filter(|_| self.addresses.responded_at.is_some());
+        let absences = absences.and_then(OnDemand::next_due);
+        [due(&self.addresses), due(&self.authorizations), self.withheld.next_due(), absences]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Drops what a quiet stream has not confirmed.
+    /// Drops what a quiet stream has not confirmed, no longer withholds what has waited for long enough, and no longer
+    /// believes what was said too long ago not to be there.
     pub fn on_time(&mut self, now: Instant, changes: &mut Vec<Change>) {
         for kind in Kind::ALL {
             let subscription = self.subscription(kind);
@@ -146,6 +182,10 @@ impl Session {
                     self.drop_resource(kind, name, changes);
                 }
             }
+        }
+        self.release(now, changes);
+        if let Some(on_demand) = self.on_demand.as_mut().filter(|_| self.addresses.responded_at.is_some()) {
+            changes.extend(on_demand.too_old(now).into_iter().map(Change::Unknown));
         }
     }
 
@@ -166,21 +206,24 @@ impl Session {
             }
             Part::Unreadable { cause } => receiving.refused.add("a resource whose name is unreadable", &cause),
             Part::Removed(name) => {
-                if let Some(on_demand) = self.on_demand.as_mut().filter(|_| kind == Kind::Address) {
-                    on_demand.on_removed(&name, now);
-                }
                 self.drop_resource(kind, &name, changes);
+                if let Some(on_demand) = self.on_demand.as_mut().filter(|_| kind == Kind::Address) {
+                    changes.extend(on_demand.on_removed(&name, now).map(Change::Absent));
+                }
             }
         }
     }
 
-    /// All its parts are taken or refused: the answer.
-    pub fn on_end(&mut self, receiving: Receiving, now: Instant) -> Bytes {
+    /// All its parts are taken or refused: the answer. What had to wait for it is added to `changes`.
+    pub fn on_end(&mut self, receiving: Receiving, now: Instant, changes: &mut Vec<Change>) -> Bytes {
         let Receiving { kind, type_url, nonce, refused } = receiving;
         if let Some(kind) = kind {
             let subscription = self.subscription(kind);
             subscription.warm |= refused.count == 0;
             subscription.responded_at = Some(now);
+        }
+        if kind == Some(Kind::Authorization) {
+            self.release(now, changes);
         }
         let error_detail = refused.into_status();
         DeltaDiscoveryRequest { type_url, response_nonce: nonce, error_detail, ..Default::default() }
@@ -195,10 +238,17 @@ impl Session {
         now: Instant,
         changes: &mut Vec<Change>,
     ) -> Option<Bytes> {
-        let keys = wanted.into_iter().filter_map(on_demand::key);
-        let asks = self.on_demand.as_mut()?.want(keys, now);
+        let parts = wanted.into_iter().filter_map(|wanted| match wanted {
+            Wanted::Part { sought, tenant } => Some((sought, tenant)),
+            Wanted::Identity(_) => None,
+        });
+        let asks = self.on_demand.as_mut()?.want(parts, now);
+        changes.extend(asks.unknown.into_iter().map(Change::Unknown));
         for name in &asks.dropped {
-            self.drop_resource(Kind::Address, name, changes);
+            // A pod of this node is known as long as it is there, whoever has asked for its address, too.
+            if self.local_node.is_none() || !self.addresses.held.get(name).is_some_and(|held| held.is_local) {
+                self.drop_resource(Kind::Address, name, changes);
+            }
         }
         let (subscribe, unsubscribe) = (asks.subscribe, asks.unsubscribe);
         (!subscribe.is_empty() || !unsubscribe.is_empty()).then(|| subscription(subscribe, unsubscribe))
@@ -270,29 +320,74 @@ impl Session {
         if !is_held {
             let change = convert::change(kind, &name, &resource, &self.defaults);
             let change = change.map_err(|refusal| (resource.name.clone(), refusal.to_string()))?;
-            let what = match &change {
-                Change::Workload(_) => What::Workload,
-                Change::Service(_) => What::Service,
-                _ => What::Policy,
-            };
-            let held = Held { version: resource.version.into(), what };
-            if let Some(before) = self.subscription(kind).held.insert(name.clone(), held)
-                && before.what != what
-            {
-                changes.push(gone(before.what, &name));
+            match self.unless_withheld(&name, &resource.version, change, now) {
+                // Without its version, so that a new stream brings it again, and the version before it, too.
+                None => self.addresses.held.get_mut(&name).expect("of which a version is in force").version = "".into(),
+                Some(change) => {
+                    let what = What::of(&change);
+                    let before = self.hold(kind, &name, &resource.version, &change);
+                    changes.extend(before.filter(|before| *before != what).map(|before| gone(before, &name)));
+                    changes.push(change);
+                }
             }
-            changes.push(change);
         }
         if let Some(on_demand) = self.on_demand.as_mut().filter(|_| kind == Kind::Address) {
-            on_demand.on_taken(&name, &resource.aliases, now);
+            let addressable = self.addresses.held.get(&name).is_none_or(|held| held.is_addressable);
+            let absent = on_demand.on_taken(&name, &resource.aliases, addressable, now);
+            changes.extend(absent.into_iter().map(Change::Absent));
         }
         Ok(())
+    }
+
+    /// A change, if it takes effect now: a workload of which a version is in force waits for the policies that it names.
+    fn unless_withheld(&mut self, name: &Arc<str>, version: &str, change: Change, now: Instant) -> Option<Change> {
+        let in_force = self.addresses.held.get(name).is_some_and(|held| held.what == What::Workload);
+        match change {
+            Change::Workload(workload) if in_force && self.is_local(&workload) => {
+                let policies = &self.authorizations.held;
+                let knows = |key: &PolicyKey| policies.contains_key(key.as_str());
+                self.withheld.withhold(name, workload, version, now, knows).map(Change::Workload)
+            }
+            Change::Policy(_) => Some(change),
+            _ => {
+                self.withheld.forget(name);
+                Some(change)
+            }
+        }
+    }
+
+    /// A resource is held from now on. Says what it was.
+    fn hold(&mut self, kind: Kind, name: &Arc<str>, version: &str, change: &Change) -> Option<What> {
+        let (is_local, is_addressable) = match change {
+            Change::Workload(workload) => (self.is_local(workload), workload.network_mode == NetworkMode::Standard),
+            _ => (false, true),
+        };
+        let held = Held { version: version.into(), what: What::of(change), is_local, is_addressable };
+        self.subscription(kind).held.insert(name.clone(), held).map(|before| before.what)
+    }
+
+    fn is_local(&self, workload: &Workload) -> bool {
+        self.local_node.as_ref().is_none_or(|node| **node == *workload.place.node)
+    }
+
+    /// Lets take effect what need not be withheld any more.
+    fn release(&mut self, now: Instant, changes: &mut Vec<Change>) {
+        let policies = &self.authorizations.held;
+        for (name, waiting) in self.withheld.released(now, |key| policies.contains_key(key.as_str())) {
+            let Waiting { workload, version, .. } = waiting;
+            let change = Change::Workload(workload);
+            self.hold(Kind::Address, &name, &version, &change);
+            changes.push(change);
+        }
     }
 
     fn drop_resource(&mut self, kind: Kind, name: &str, changes: &mut Vec<Change>) {
         let subscription = self.subscription(kind);
         subscription.unconfirmed.remove(name);
         if let Some((name, held)) = subscription.held.remove_entry(name) {
+            if kind == Kind::Address {
+                self.withheld.forget(&name);
+            }
             changes.push(gone(held.what, &name));
         }
     }

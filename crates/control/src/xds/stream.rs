@@ -68,6 +68,20 @@ enum State {
     },
 }
 
+impl State {
+    async fn next(&mut self) -> Happened {
+        match self {
+            Self::Waiting { until } => {
+                time::sleep_until((*until).into()).await;
+                Happened::Due
+            }
+            Self::Connecting(connecting) => Happened::Connected(connecting.await),
+            Self::Opening { opening, .. } => Happened::Opened(opening.await),
+            Self::Open { responses, .. } => Happened::Message(responses.message().await),
+        }
+    }
+}
+
 type Pending<T> = Pin<Box<dyn Future<Output = T>>>;
 type Requests = mpsc::Sender<Bytes>;
 
@@ -96,8 +110,9 @@ pub(crate) enum Happened {
     Message(Result<Option<Bytes>, tonic::Status>),
     /// There is more of the response that is being taken.
     More,
-    /// The stream has sent all there is, though it was not told of everything held.
-    Quiet,
+    /// The session has something to do: the stream has sent all there is, though it was not told of everything held, or a
+    /// policy has not come in time.
+    SessionDue,
 }
 
 /// What came of it.
@@ -134,17 +149,10 @@ impl Stream {
             tokio::task::yield_now().await;
             return Happened::More;
         }
-        match &mut self.state {
-            State::Waiting { until } => {
-                time::sleep_until((*until).into()).await;
-                Happened::Due
-            }
-            State::Connecting(connecting) => Happened::Connected(connecting.await),
-            State::Opening { opening, .. } => Happened::Opened(opening.await),
-            State::Open { responses, .. } => tokio::select! {
-                message = responses.message() => Happened::Message(message),
-                () = until(self.session.next_due()) => Happened::Quiet,
-            },
+        // Also without a stream: what is withheld does not wait for the next one.
+        tokio::select! {
+            happened = self.state.next() => happened,
+            () = until(self.session.next_due()) => Happened::SessionDue,
         }
     }
 
@@ -160,9 +168,12 @@ impl Stream {
             Happened::Message(Ok(None)) => self.lost(Termination::Complete, &"the server ended the stream"),
             Happened::Message(Err(status)) => self.lost(termination(&status), &status),
             Happened::More => return self.take(changes),
-            Happened::Quiet => {
+            Happened::SessionDue => {
                 self.session.on_time(now(), changes);
-                tracing::info!(gone = changes.len(), "what the control plane did not send again is gone");
+                tracing::debug!(
+                    changes = changes.len(),
+                    "what was not sent again is gone, what was withheld takes effect"
+                );
                 self.status.set_held(Kind::ALL.map(|kind| self.session.held(kind)));
                 return if changes.is_empty() { Progress::Unchanged } else { Progress::Changed };
             }
@@ -237,12 +248,13 @@ impl Stream {
         for part in taking.response.by_ref().take(PARTS_PER_TURN) {
             self.session.on_part(&mut taking.receiving, part, now, changes);
         }
-        taking.changed += changes.len() - before;
         if taking.response.has_more() {
+            taking.changed += changes.len() - before;
             self.taking = Some(taking);
             return Progress::Nothing;
         }
-        let answer = self.session.on_end(taking.receiving, now);
+        let answer = self.session.on_end(taking.receiving, now, changes);
+        taking.changed += changes.len() - before;
         self.send(answer);
         self.status.set_held(Kind::ALL.map(|kind| self.session.held(kind)));
         if taking.changed > 0 { Progress::Changed } else { Progress::Unchanged }
@@ -264,7 +276,11 @@ impl Stream {
         let delivered = matches!(self.state, State::Open { delivered: true, .. });
         let wait = self.backoff.wait(fastrand::u64(..));
         if delivered && matches!(how, Termination::Complete | Termination::Reconnect) {
-            tracing::info!(%why, ?wait, "the control plane ended the connection; connecting again");
+            // hyper does not tell one from the other: a PING without an answer ends the connection as the server does.
+            tracing::info!(
+                %why, ?wait,
+                "the connection ended: the control plane closed it or did not answer a PING; connecting again"
+            );
         } else {
             tracing::warn!(%why, ?wait, server = %self.server.address, "no connection to the control plane; trying again");
         }

@@ -49,7 +49,11 @@ pub(super) fn parse(text: &str) -> Result<Asked, String> {
         if first > last || last > CPU_MAX {
             return Err(format!("range {part} is empty or beyond CPU {CPU_MAX}"));
         }
-        list.extend(first..=last);
+        for cpu in first..=last {
+            if !list.insert(cpu) {
+                return Err(format!("CPU {cpu} is named twice: a list is of CPUs, each for one core"));
+            }
+        }
     }
     Ok(Asked::List(list))
 }

@@ -103,6 +103,8 @@ pub(crate) struct Connections {
     pub(crate) original_source: Option<bool>,
     pub(crate) response_baggage: bool,
     pub(crate) localhost_tunnel: bool,
+    /// Pods that the mesh does not know yet are served by what the CNI agent says of them.
+    pub(crate) serves_new_pods: bool,
 }
 
 /// How sockets inside pods are made.
@@ -208,6 +210,14 @@ fn weights(read: &mut Reader<'_>, flags: &Flags) -> Weights {
     let flag = Some(("--tenant-weights", &flags.tenant_weights));
     let accepted = "namespaces, each with a weight from 1 to 10000, such as payments=300,batch=50";
     read.setting(flag, &[], accepted, parse).unwrap_or_default()
+}
+
+fn new_pods(text: &str) -> Result<bool, String> {
+    match text {
+        "wait" => Ok(false),
+        "serve" => Ok(true),
+        _ => Err("unknown way to treat new pods".to_owned()),
+    }
 }
 
 fn engine(read: &mut Reader<'_>, flags: &Flags) -> EngineChoice {
@@ -377,6 +387,9 @@ fn connections(read: &mut Reader<'_>, flags: &Flags) -> Connections {
             )
             .flatten(),
         response_baggage: read.variable("ENABLE_RESPONSE_BAGGAGE", TRUTH, truth).unwrap_or(true),
+        serves_new_pods: read
+            .setting(Some(("--new-pods", &flags.new_pods)), &["CORETUNNEL_NEW_PODS"], "wait or serve", new_pods)
+            .unwrap_or(false),
         localhost_tunnel: read.variable("LOCALHOST_APP_TUNNEL", TRUTH, truth).unwrap_or(true),
     }
 }

@@ -67,6 +67,8 @@ fn every_bad_variable_is_reported_with_its_name_its_value_the_cause_and_what_wou
         ("ZTUNNEL_WORKER_THREADS", "-1", "\"\" is no whole number", "a list of CPUs"),
         ("ZTUNNEL_WORKER_THREADS", "101%", "1% to 100%", "25%"),
         ("ZTUNNEL_WORKER_THREADS", "2-1", "2-1 is empty", "0,2-3"),
+        ("ZTUNNEL_WORKER_THREADS", "0,0", "CPU 0 is named twice", "a list of CPUs"),
+        ("ZTUNNEL_WORKER_THREADS", "0-2,1", "CPU 1 is named twice", "a list of CPUs"),
         ("ZTUNNEL_WORKER_THREADS", "0,7", "may not use CPU 7", "a list of CPUs"),
         ("ZTUNNEL_CPU_LIMIT", "0", "out of range", "above 0"),
         ("ZTUNNEL_RESOURCE_CPU_LIMIT", "-1", "out of range", "quantity"),
@@ -88,6 +90,7 @@ fn every_bad_variable_is_reported_with_its_name_its_value_the_cause_and_what_wou
         ("ENABLE_ORIG_SRC", "perhaps", "neither", "auto"),
         ("ENABLE_RESPONSE_BAGGAGE", "x", "neither", "true or false"),
         ("LOCALHOST_APP_TUNNEL", "x", "neither", "true or false"),
+        ("CORETUNNEL_NEW_PODS", "trust", "unknown way", "wait or serve"),
         ("PACKET_MARK", "0", "out of range", "1 to"),
         ("PACKET_MARK", "0x539", "invalid digit", "1 to"),
         ("INPOD_PORT_REUSE", "x", "neither", "true or false"),
@@ -255,7 +258,7 @@ fn the_help_names_every_variable_that_is_read() {
 }
 
 /// Every variable that is followed. The property below finds one that is missing here.
-const VARIABLES: [&str; 44] = [
+const VARIABLES: [&str; 45] = [
     "XDS_ADDRESS",
     "XDS_ROOT_CA",
     "ALT_XDS_HOSTNAME",
@@ -291,6 +294,7 @@ const VARIABLES: [&str; 44] = [
     "ENABLE_ORIG_SRC",
     "ENABLE_RESPONSE_BAGGAGE",
     "LOCALHOST_APP_TUNNEL",
+    "CORETUNNEL_NEW_PODS",
     "PACKET_MARK",
     "INPOD_PORT_REUSE",
     "KEEPALIVE_ENABLED",

@@ -17,6 +17,8 @@ pub(crate) struct Policies {
     by_key: HashTrieMapSync<PolicyKey, Arc<Compiled>, DefaultHashBuilder>,
     global: Index,
     namespaces: HashTrieMapSync<Arc<str>, Index, DefaultHashBuilder>,
+    /// How many are for workloads that name them.
+    selective: usize,
 }
 
 impl Policies {
@@ -43,6 +45,11 @@ impl Policies {
         self.namespaces.get(namespace)
     }
 
+    /// Whether any is for workloads that name it.
+    pub(crate) fn has_selective(&self) -> bool {
+        self.selective > 0
+    }
+
     /// Puts a policy in the place of whatever had its key.
     pub(crate) fn insert(&mut self, policy: Policy) {
         if self.get(&policy.key).is_some_and(|held| *held.policy == policy) {
@@ -61,7 +68,7 @@ impl Policies {
                     self.namespaces.insert_mut(policy.namespace.clone(), index);
                 }
             },
-            PolicyScope::WorkloadSelector => {}
+            PolicyScope::WorkloadSelector => self.selective += 1,
         }
         self.by_key.insert_mut(policy.key.clone(), compiled);
     }
@@ -80,7 +87,7 @@ impl Policies {
                     }
                 }
             }
-            PolicyScope::WorkloadSelector => {}
+            PolicyScope::WorkloadSelector => self.selective -= 1,
         }
         self.by_key.remove_mut(key);
     }

@@ -10,6 +10,7 @@ use crate::identity::Identity;
 use crate::name::{Authority, Hop};
 use crate::service::{Mode, Service};
 use crate::snapshot::Snapshot;
+use crate::wanted::{Knowledge, Sought};
 use crate::workload::{GatewayAddress, Workload};
 
 use balance::Purpose;
@@ -136,6 +137,20 @@ pub fn outbound(snapshot: &Snapshot, query: &Query<'_>, draw: u64) -> Result<Rou
         return Reach::new(&waypoint, Way::Waypoint { target, service: None }).route(wanted, target);
     }
     Reach::new(&upstream, Way::Receiver).route(target.ip(), target)
+}
+
+/// What has to be asked of a control plane that sends only what it is asked for, before a route may be relied on: who is at
+/// the target, then what a waypoint or gateway reference leads to. One at a time, since the next follows from the answer.
+pub fn lacking(snapshot: &Snapshot, query: &Query<'_>, route: &Result<Route, RouteError>) -> Option<Sought> {
+    let target = Sought::Address { network: query.source.network.clone(), address: query.target.ip().to_canonical() };
+    let reference = match route {
+        Err(
+            RouteError::UnknownWaypoint { waypoint: reference, .. }
+            | RouteError::UnknownNetworkGateway { gateway: reference, .. },
+        ) => Some(Sought::referred(&reference.destination)),
+        _ => None,
+    };
+    [Some(target), reference].into_iter().flatten().find(|sought| snapshot.knowledge(sought) == Knowledge::NotAsked)
 }
 
 /// A workload chosen to receive a connection, and where.

@@ -24,6 +24,11 @@ pub(super) fn of_service(service: &Service, draw: u64) -> Option<&GatewayAddress
     service.waypoint.as_ref()
 }
 
+/// All waypoints that a service's connections may pass.
+pub(crate) fn all_of(service: &Arc<Service>) -> impl Iterator<Item = &GatewayAddress> {
+    service.waypoint.iter().chain(service.weighted_waypoints.iter().map(|weighted| &weighted.destination))
+}
+
 /// Whether `workload` is behind a reference: an endpoint of the service it names, or itself what it names. Asks about this
 /// one workload instead of following the reference and comparing, which for a waypoint of several replicas would find
 /// another one most of the time.

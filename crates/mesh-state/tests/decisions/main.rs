@@ -9,5 +9,6 @@ mod gateways;
 mod hostnames;
 mod lookups;
 mod names;
+mod on_demand;
 mod outbound;
 mod waypoints;

@@ -76,7 +76,7 @@ fn subject(change: &Change) -> String {
         Change::ServiceGone(key) => format!("service {key}"),
         Change::Policy(policy) => format!("policy {}", policy.key),
         Change::PolicyGone(key) => format!("policy {key}"),
-        Change::Absent(sought) => format!("{sought:?}"),
+        Change::Absent(sought) | Change::Unknown(sought) => format!("{sought:?}"),
     }
 }
 

@@ -39,7 +39,7 @@ impl Scan {
             Change::ServiceGone(key) => drop(self.services.remove(&key)),
             Change::Policy(policy) => drop(self.policies.insert(policy.key.clone(), policy)),
             Change::PolicyGone(key) => drop(self.policies.remove(&key)),
-            Change::Absent(_) => {}
+            Change::Absent(_) | Change::Unknown(_) => {}
         }
     }
 

@@ -70,6 +70,9 @@ proptest! {
             if said && !held {
                 absent.push(same(&sought));
                 builder.apply(Change::Absent(sought));
+            } else if said {
+                absent.retain(|one| *one != same(&sought));
+                builder.apply(Change::Unknown(sought));
             }
         }
         builder.apply(Change::Workload(shop.clone()));

@@ -206,6 +206,7 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
         2 => policy().prop_map(Change::Policy),
         1 => select(&POLICIES[..]).prop_map(|key| Change::PolicyGone(key.into())),
         1 => sought().prop_map(Change::Absent),
+        1 => sought().prop_map(Change::Unknown),
     ]
 }
 

@@ -7,6 +7,7 @@ use control::{
     proto::{
         discovery::{AUTHORIZATION_TYPE, DeltaDiscoveryResponse, Resource},
         security::Authorization,
+        well_known::Any,
         workload::Service,
     },
     token::Token,
@@ -14,8 +15,9 @@ use control::{
 };
 use mesh_state::{
     name::{NamespacedHostname, NetworkId, PolicyKey, Uid},
-    wanted::Wanted,
+    wanted::{Knowledge, Sought, Wanted},
 };
+use prost::Message;
 use testbed::xds_server::{self, XdsServer, policy, service};
 use tokio::time::Instant;
 
@@ -324,12 +326,13 @@ fn names_are_asked_for_when_a_core_lacks_them_and_their_answers_come_by_alias() 
         world.until_mesh(|mesh| mesh.policies().count() == 1).await;
         assert_eq!(uids(&world.mesh), [""; 0], "nobody has asked");
         let address =
-            Wanted::Address { network: NetworkId::from(""), address: "10.0.3.4".parse().expect("an address") };
-        let nobody = Wanted::Hostname(NamespacedHostname::new("shop", "nobody.svc"));
-        for wish in [address.clone(), nobody.clone(), address.clone()] {
+            Sought::Address { network: NetworkId::from(""), address: "10.0.3.4".parse().expect("an address") };
+        let nobody = Sought::Hostname(NamespacedHostname::new("shop", "nobody.svc"));
+        for sought in [&address, &nobody, &address] {
+            let wish = Wanted::Part { sought: sought.clone(), tenant: "shop/web".into() };
             world.wanted.send(wish).await.expect("somebody listens");
         }
-        world.until_mesh(|mesh| uids(mesh) == ["b"]).await;
+        world.until_mesh(|mesh| uids(mesh) == ["b"] && mesh.knowledge(&nobody) == Knowledge::Absent).await;
         let asked = || {
             let requests = world.xds().requests();
             let names = requests.into_iter().filter(|seen| seen.request.node.is_none());
@@ -404,5 +407,48 @@ fn a_slow_push_is_taken_when_it_has_come() {
     setting.run(async |world| {
         let generations = world.until_mesh(|mesh| mesh.workloads().count() == 200).await;
         assert_eq!(generations, 1, "never half of it");
+    });
+}
+
+/// A response of exactly so many bytes, with one workload.
+fn response_of(bytes: usize, name: &str) -> DeltaDiscoveryResponse {
+    let mut response = DeltaDiscoveryResponse {
+        type_url: Kind::Address.type_url().into(),
+        nonce: name.into(),
+        resources: vec![resource(name, "1")],
+        ..Default::default()
+    };
+    let content = response.resources[0].resource.take().expect("a workload");
+    // A field of the next version of the protocol, which nobody here reads.
+    let padded = |padding: usize| {
+        let mut value = content.value.to_vec();
+        prost::encoding::bytes::encode(1000, &vec![0_u8; padding], &mut value);
+        Any { value: value.into(), ..content.clone() }
+    };
+    let mut padding = bytes - (1 << 20);
+    for _ in 0..2 {
+        response.resources[0].resource = Some(padded(padding));
+        padding += bytes;
+        padding -= response.encoded_len();
+    }
+    assert_eq!(response.encoded_len(), bytes);
+    response
+}
+
+#[test]
+fn a_response_of_200_mib_is_taken_and_a_longer_one_ends_its_stream_and_nothing_else() {
+    const LONGEST: usize = 200 << 20;
+    Setting::new().run(async |world| {
+        world.xds().until(|xds| xds.answers().len() == 2).await;
+        world.xds().send(&response_of(LONGEST, "longest"));
+        world.until_mesh(|mesh| uids(mesh) == ["longest"]).await;
+        world.xds().until(|xds| xds.answers().len() == 3).await;
+        assert_eq!(world.status.xds().terminations, [0; 4]);
+        world.xds().send(&response_of(LONGEST + 1, "longer"));
+        world.xds().until(|xds| xds.streams_ever() == 2).await;
+        assert_eq!(world.status.xds().terminations[control::Termination::Error as usize], 1);
+        assert_eq!(uids(&world.mesh), ["longest"]);
+        world.xds().update([resource("next", "1")], &[]);
+        world.until_mesh(|mesh| uids(mesh) == ["next"]).await;
     });
 }

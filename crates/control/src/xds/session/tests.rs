@@ -1,8 +1,11 @@
 //! Each rule of the conversation by itself.
 
-use mesh_state::{name::NetworkId, workload::Workload};
+use mesh_state::{name::NetworkId, wanted::Sought, workload::Workload};
 
-use super::*;
+use super::{
+    super::withheld::{POLICY_PATIENCE, WITHHELD_MAX},
+    *,
+};
 use crate::proto::{
     discovery::{AUTHORIZATION_TYPE, DeltaDiscoveryResponse},
     security::Authorization,
@@ -59,7 +62,8 @@ fn hear(session: &mut Session, response: &DeltaDiscoveryResponse) -> (Vec<Change
     for part in response {
         session.on_part(&mut receiving, part, now(), &mut changes);
     }
-    (changes, decoded(&session.on_end(receiving, now())))
+    let answer = session.on_end(receiving, now(), &mut changes);
+    (changes, decoded(&answer))
 }
 
 fn decoded(request: &[u8]) -> DeltaDiscoveryRequest {
@@ -81,6 +85,7 @@ fn names(changes: &[Change]) -> Vec<String> {
             Change::Policy(policy) => format!("+{}", policy.key),
             Change::PolicyGone(key) => format!("-{key}"),
             Change::Absent(sought) => format!("?{sought:?}"),
+            Change::Unknown(sought) => format!("!{sought:?}"),
         })
         .collect()
 }
@@ -223,8 +228,7 @@ fn on_demand_begins_with_nothing_and_asks_by_name() {
     let requests = connect(&mut session);
     assert_eq!((&requests[0].subscribe[..], &requests[0].unsubscribe[..]), (&["*".into()][..], &["*".into()][..]));
     assert!(requests[1].subscribe.is_empty() && requests[1].unsubscribe.is_empty(), "policies are wanted all");
-    let address = Wanted::Address { network: NetworkId::from("n"), address: "10.0.0.1".parse().expect("an address") };
-    let wanted = [address.clone(), Wanted::Hostname(NamespacedHostname::new("a", "b"))];
+    let wanted = [at("10.0.0.1"), wanted(Sought::Hostname(NamespacedHostname::new("a", "b")))];
     let asked = session.on_wanted(&wanted, now(), &mut Vec::new()).expect("a request");
     assert_eq!(decoded(&asked).subscribe, ["n/10.0.0.1", "a/b"]);
     assert_eq!(decoded(&asked).node, None);
@@ -287,4 +291,151 @@ fn on_demand_asks_by_name_for_what_a_stream_has_no_room_to_be_told() {
     assert!(asked.len() > 2 && requests.iter().all(|request| request.encoded_len() < 10 * 25 + 200), "{asked:?}");
     hear(&mut session, &response(Kind::Address, "2", vec![], &[]));
     assert_eq!(session.next_due(), None);
+}
+
+fn wanted(sought: Sought) -> Wanted {
+    Wanted::Part { sought, tenant: "tenant".into() }
+}
+
+fn at(address: &str) -> Wanted {
+    wanted(Sought::Address { network: NetworkId::from("n"), address: address.parse().expect("an address") })
+}
+
+#[test]
+fn what_is_not_there_is_told_by_its_key_and_not_believed_for_ever_but_without_a_stream() {
+    let (mut session, start) = (hearing(true), now());
+    session.on_wanted(&[at("10.0.0.9")], start, &mut Vec::new());
+    let absent = hear_at(&mut session, start, Kind::Address, vec![], &["n/10.0.0.9", "n/10.0.0.8"]);
+    assert_eq!(absent.len(), 1, "nobody asked for the other: {absent:?}");
+    assert!(absent[0].starts_with("?Address") && absent[0].contains("10.0.0.9"), "{absent:?}");
+    assert_eq!(hear_at(&mut session, start, Kind::Address, vec![], &["n/10.0.0.9"]), [""; 0], "it is known");
+    let due = session.next_due().expect("not for ever");
+    session.on_lost();
+    assert_eq!(session.next_due(), None, "nobody would answer anew");
+    session.on_connected(start);
+    hear_at(&mut session, start, Kind::Address, vec![], &[]);
+    let unknown = time_passes(&mut session, due);
+    assert!(unknown.len() == 1 && unknown[0].starts_with("!Address"), "{unknown:?}");
+    let request = session.on_wanted(&[at("10.0.0.9")], due, &mut Vec::new()).expect("asked for anew");
+    assert_eq!(decoded(&request).subscribe, ["n/10.0.0.9"]);
+}
+
+#[test]
+fn a_pod_of_this_node_outlives_those_who_asked_for_its_address() {
+    let node = Node { id: "id".into(), metadata: None };
+    let mut session = Session::new(node, Defaults::default(), Some(OnDemand::with_limit(1))).for_node(Some("here"));
+    let mut changes = Vec::new();
+    for (number, place) in ["here", "there"].into_iter().enumerate() {
+        let address = format!("10.0.0.{number}");
+        session.on_wanted(&[at(&address)], now(), &mut changes);
+        let answer = Resource { aliases: vec![format!("n/{address}")], ..governed(place, "1", place, &[]) };
+        hear_at(&mut session, now(), Kind::Address, vec![answer], &[]);
+    }
+    session.on_wanted(&[at("10.0.0.9")], now(), &mut changes);
+    assert_eq!(names(&changes), ["-there"]);
+    assert_eq!(session.held(Kind::Address), 1);
+}
+
+/// A workload of `node` that names policies.
+fn governed(name: &str, version: &str, node: &str, policies: &[&str]) -> Resource {
+    let workload = workload::Workload {
+        uid: name.into(),
+        namespace: "n".into(),
+        node: node.into(),
+        authorization_policies: policies.iter().map(|&key| key.into()).collect(),
+        ..Default::default()
+    };
+    let address = workload::Address { kind: Some(workload::Kind::Workload(Box::new(workload))) };
+    resource(name, version, Kind::Address, &address)
+}
+
+/// What a response changes at a time.
+fn hear_at(session: &mut Session, at: Instant, kind: Kind, resources: Vec<Resource>, removed: &[&str]) -> Vec<String> {
+    let response = response(kind, "1", resources, removed);
+    let response = Response::read(response.encode_to_vec().into()).expect("good");
+    let (mut receiving, mut changes) = (session.on_response(&response), Vec::new());
+    for part in response {
+        session.on_part(&mut receiving, part, at, &mut changes);
+    }
+    let answer = decoded(&session.on_end(receiving, at, &mut changes));
+    assert_eq!(answer.error_detail, None);
+    names(&changes)
+}
+
+fn time_passes(session: &mut Session, to: Instant) -> Vec<String> {
+    let mut changes = Vec::new();
+    session.on_time(to, &mut changes);
+    names(&changes)
+}
+
+#[test]
+fn a_workload_in_force_waits_for_a_policy_that_it_names_and_takes_effect_with_it() {
+    let (mut session, at) = (hearing(false), now());
+    let addresses = |session: &mut Session, resource| hear_at(session, at, Kind::Address, vec![resource], &[]);
+    assert_eq!(addresses(&mut session, governed("w", "1", "", &[])), ["+w"]);
+    assert_eq!(addresses(&mut session, governed("w", "2", "", &["n/strict"])), [""; 0]);
+    let versions = &connect(&mut session)[0].initial_resource_versions;
+    assert_eq!(*versions, [("w".to_owned(), String::new())].into(), "a new stream brings it again");
+    let other = hear_at(&mut session, at, Kind::Authorization, vec![policy("n/other", 0)], &[]);
+    assert_eq!(other, ["+n/other"], "that is not the one");
+    let policies = hear_at(&mut session, at, Kind::Authorization, vec![policy("n/strict", 0)], &[]);
+    assert_eq!(policies, ["+n/strict", "+w"]);
+    assert_eq!(connect(&mut session)[0].initial_resource_versions, [("w".to_owned(), "2".to_owned())].into());
+    assert_eq!(session.next_due(), None);
+    assert_eq!(addresses(&mut session, governed("w", "3", "", &["n/strict"])), ["+w"], "it is there");
+}
+
+#[test]
+fn a_workload_whose_policy_does_not_come_takes_effect_after_a_while_however_often_it_changes() {
+    let (mut session, start) = (hearing(false), now());
+    hear_at(&mut session, start, Kind::Address, vec![governed("w", "1", "", &[])], &[]);
+    for (version, after) in [("2", 0), ("3", 1)] {
+        let at = start + POLICY_PATIENCE / 2 * after;
+        let heard = hear_at(&mut session, at, Kind::Address, vec![governed("w", version, "", &["n/p"])], &[]);
+        assert_eq!(heard, [""; 0]);
+        assert_eq!(session.next_due(), Some(start + POLICY_PATIENCE));
+    }
+    session.on_lost();
+    assert_eq!(session.next_due(), Some(start + POLICY_PATIENCE), "without a stream, too");
+    assert_eq!(time_passes(&mut session, start + POLICY_PATIENCE - Duration::from_nanos(1)), [""; 0]);
+    assert_eq!(time_passes(&mut session, start + POLICY_PATIENCE), ["+w"]);
+    assert_eq!(session.next_due(), None);
+}
+
+#[test]
+fn what_waits_for_its_policy_is_superseded_by_what_comes_and_goes_with_what_goes() {
+    let (mut session, at) = (hearing(false), now());
+    let later = at + POLICY_PATIENCE * 2;
+    let name = "a/b";
+    let address = |session: &mut Session, resource| {
+        assert_eq!(hear_at(session, at, Kind::Address, vec![governed(name, "1", "", &["n/p"])], &[]), [""; 0]);
+        hear_at(session, at, Kind::Address, vec![resource], &[])
+    };
+    hear_at(&mut session, at, Kind::Address, vec![governed(name, "0", "", &[])], &[]);
+    assert_eq!(address(&mut session, governed(name, "2", "", &[])), ["+a/b"], "the policy is not named any more");
+    assert_eq!(time_passes(&mut session, later), [""; 0]);
+    assert_eq!(address(&mut session, service(name, "3")), ["-a/b", "+a/b"], "it is a service now");
+    assert_eq!(time_passes(&mut session, later), [""; 0]);
+    hear_at(&mut session, at, Kind::Address, vec![governed(name, "4", "", &[])], &[]);
+    assert_eq!(hear_at(&mut session, at, Kind::Address, vec![governed(name, "5", "", &["n/p"])], &[]), [""; 0]);
+    assert_eq!(hear_at(&mut session, at, Kind::Address, vec![], &[name]), ["-a/b"]);
+    assert_eq!(time_passes(&mut session, later), [""; 0]);
+}
+
+#[test]
+fn only_a_bounded_number_of_workloads_of_this_node_that_were_known_wait_for_their_policies() {
+    let mut session = hearing(false).for_node(Some("here"));
+    let at = now();
+    let all = |version: &str, policies: &[&str]| -> Vec<Resource> {
+        (0..WITHHELD_MAX + 1).map(|n| governed(&format!("w{n:04}"), version, "here", policies)).collect()
+    };
+    hear_at(&mut session, at, Kind::Address, all("1", &[]), &[]);
+    let beyond = hear_at(&mut session, at, Kind::Address, all("2", &["n/p"]), &[]);
+    assert_eq!(beyond, [format!("+w{WITHHELD_MAX:04}")], "one beyond the limit takes effect at once");
+    let fresh = hear_at(&mut session, at, Kind::Address, vec![governed("new", "1", "here", &["n/p"])], &[]);
+    assert_eq!(fresh, ["+new"], "closed as it comes");
+    for version in ["1", "2"] {
+        let there = governed("there", version, "there", &["n/p"]);
+        assert_eq!(hear_at(&mut session, at, Kind::Address, vec![there], &[]), ["+there"]);
+    }
 }
