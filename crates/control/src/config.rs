@@ -19,6 +19,8 @@ pub struct Config {
     pub mesh: MeshSource,
     /// Who issues certificates.
     pub ca: CaSource,
+    /// Revocation lists, watched; `None` revokes nobody.
+    pub revocation_file: Option<PathBuf>,
     /// The CNI agent's socket; `None` serves no pods.
     pub zds_socket: Option<PathBuf>,
 }
@@ -78,6 +80,7 @@ impl Default for Config {
                 root_file: "./var/run/secrets/coretunnel/root.pem".into(),
                 leaf_ttl: Duration::from_secs(86_400),
             },
+            revocation_file: None,
             zds_socket: None,
         }
     }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use hbone::credential::Credential;
+use hbone::{credential::Credential, revocation::Revocations};
 use inpod::pod::PodInfo;
 use mesh_state::{identity::Identity, snapshot::Snapshot};
 use time::OffsetDateTime;
@@ -39,8 +39,12 @@ pub(crate) struct Credentials {
     rotation: Rotation,
     /// What a CA over gRPC has issued, as long as it is in use.
     issued: HashMap<Identity, Issued>,
+    /// What the cores have, to be given anew when others are revoked than before.
+    given: HashMap<Identity, Credential>,
     /// Whom everybody here believes.
     roots: String,
+    /// Whom nobody here believes.
+    revocations: Arc<Revocations>,
     answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
     status: Status,
 }
@@ -55,8 +59,29 @@ pub(crate) struct Answer {
 impl Credentials {
     /// `node` is this node's name, `trust_domain` that of pods whose workload is not known.
     pub(crate) fn new(issuer: Issuer, node: Option<String>, trust_domain: String, status: Status) -> Self {
-        let (rotation, issued, roots) = (Rotation::default(), HashMap::new(), String::new());
-        Self { issuer, node, trust_domain, rotation, issued, roots, answers: mpsc::channel(IN_FLIGHT_MAX), status }
+        Self {
+            issuer,
+            node,
+            trust_domain,
+            rotation: Rotation::default(),
+            issued: HashMap::new(),
+            given: HashMap::new(),
+            roots: String::new(),
+            revocations: Arc::default(),
+            answers: mpsc::channel(IN_FLIGHT_MAX),
+            status,
+        }
+    }
+
+    /// Other certificates are revoked than before: everybody is given a credential that knows of it, and then the cores
+    /// look at the tunnels that are up.
+    pub(crate) fn on_revocations(&mut self, revocations: Arc<Revocations>, publish: &mut impl Publish) {
+        self.revocations = revocations;
+        for (identity, credential) in &mut self.given {
+            *credential = credential.clone().with_revocations(self.revocations.clone());
+            publish.credential(identity, Ok(Arc::new(credential.clone())));
+        }
+        publish.revocations(&self.revocations);
     }
 
     /// A pod is captured: it has a certificate before its first connection asks.
@@ -100,6 +125,7 @@ impl Credentials {
         for gone in self.rotation.identities().into_iter().filter(|identity| !here.contains(identity)) {
             self.rotation.forget(&gone);
             self.issued.remove(&gone);
+            self.given.remove(&gone);
             tracing::info!(identity = %gone, "certificate forgotten: no pod here has this identity any more");
             publish.credential_gone(&gone);
         }
@@ -174,7 +200,11 @@ impl Credentials {
         self.roots = roots;
         for (identity, issued) in self.issued.iter().filter(|(identity, _)| *identity != done) {
             match issued.credential(identity, &self.roots) {
-                Ok(credential) => publish.credential(identity, Ok(Arc::new(credential))),
+                Ok(credential) => {
+                    let credential = credential.with_revocations(self.revocations.clone());
+                    self.given.insert(identity.clone(), credential.clone());
+                    publish.credential(identity, Ok(Arc::new(credential)));
+                }
                 // It has ended, and its renewal is late: what the cores know of it stands.
                 Err(error) => tracing::debug!(%identity, %error, "not given the new roots"),
             }
@@ -196,6 +226,8 @@ impl Credentials {
         if wanted {
             tracing::info!(%identity, ?lifetime, "certificate issued");
             self.status.count_certificate(true);
+            let credential = credential.with_revocations(self.revocations.clone());
+            self.given.insert(identity.clone(), credential.clone());
             publish.credential(identity, Ok(Arc::new(credential)));
         }
         wanted
@@ -214,6 +246,7 @@ impl Credentials {
             AfterFailure::Keep => {}
             AfterFailure::Unavailable => {
                 self.issued.remove(identity);
+                self.given.remove(identity);
                 publish.credential(identity, Err(error.to_string().into()));
             }
         }

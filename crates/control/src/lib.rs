@@ -14,6 +14,7 @@ mod pacer;
 mod pods;
 pub mod proto;
 mod publish;
+mod revocations;
 mod source;
 mod status;
 mod thread;

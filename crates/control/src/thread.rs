@@ -16,6 +16,7 @@ use crate::{
     file_source::FileError,
     mesh::Mesh,
     pods::{PodEvent, Pods, PodsError},
+    revocations::RevocationFile,
     source::Source,
     status::STATE_MANAGER,
 };
@@ -64,6 +65,11 @@ pub async fn run(
     };
     let mut credentials = Credentials::new(issuer, config.node.clone(), config.trust_domain.clone(), status.clone());
     let mut mesh = Mesh::new(publish, status.clone());
+    let mut revocations = config.revocation_file.as_deref().map(RevocationFile::new);
+    // Before the first handshake.
+    if let Some(lists) = revocations.as_mut().and_then(RevocationFile::read) {
+        credentials.on_revocations(lists, &mut mesh.publish);
+    }
     let mut source = Source::open(&config, &status)?;
     source.load(&mut mesh, now())?;
     let mut pods = Pods::new(config.zds_socket.as_deref(), status.clone());
@@ -100,6 +106,11 @@ pub async fn run(
                 PodEvent::Released => credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish),
                 PodEvent::Nothing => {}
             },
+            () = changed(revocations.as_mut()) => {
+                if let Some(lists) = revocations.as_mut().and_then(RevocationFile::read) {
+                    credentials.on_revocations(lists, &mut mesh.publish);
+                }
+            }
             answer = credentials.next() => credentials.on_answer(answer, &mut mesh.publish),
             () = until(due) => {
                 credentials.ask(&mut mesh.publish);
@@ -108,6 +119,14 @@ pub async fn run(
                 }
             }
         }
+    }
+}
+
+/// Resolves when the file may have changed, or never where there is none.
+async fn changed(file: Option<&mut RevocationFile>) {
+    match file {
+        Some(file) => file.changed().await,
+        None => std::future::pending().await,
     }
 }
 

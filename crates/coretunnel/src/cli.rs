@@ -174,6 +174,12 @@ pub(crate) struct Flags {
     /// How long a certificate is valid, 1m to 365d; renewed at half of it. [env: SECRET_TTL] [default: 24h]
     #[arg(long, value_name = "DURATION", help_heading = "Certificates")]
     pub(crate) secret_ttl: Option<String>,
+    /// Revocation lists of the mesh's CAs, PEM (any number) or DER, 4 MiB at most; read again when the file changes.
+    /// Peers whose certificate they name, or a CA's above it, are refused, and their tunnels that are up closed. A list
+    /// past its next update still counts; a file that cannot be read is told and leaves the last lists in force.
+    /// [env: CRL_PATH] [default: none, nobody is revoked]
+    #[arg(long, value_name = "FILE", help_heading = "Certificates")]
+    pub(crate) crl_path: Option<String>,
 
     /// Where metrics are served, at `/metrics` and `/stats/prometheus`. [default: `[::]:15020`]
     #[arg(long, value_name = "ADDR", help_heading = "Servers")]

@@ -267,7 +267,7 @@ fn core(index: usize, cpu: usize, way: EngineKind) -> CoreConfig {
 }
 
 fn engine(settings: &Settings) -> dataplane::Config {
-    let Settings { mesh, connections, tenant_by, weights, .. } = settings;
+    let Settings { mesh, certificates, connections, tenant_by, weights, .. } = settings;
     let default = dataplane::Config::default();
     dataplane::Config {
         node: mesh.node.as_deref().map(Into::into),
@@ -277,6 +277,7 @@ fn engine(settings: &Settings) -> dataplane::Config {
         keep_source: connections.original_source,
         response_baggage: connections.response_baggage,
         localhost_tunnel: connections.localhost_tunnel,
+        revocation: certificates.revocation_file.is_some(),
         h2: hbone::H2Config {
             stream_window: connections.stream_window,
             connection_window: connections.connection_window,
@@ -327,6 +328,7 @@ fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Co
         trust_domain: mesh.trust_domain.clone(),
         mesh: source,
         ca,
+        revocation_file: certificates.revocation_file.clone(),
         zds_socket: Some(mesh.zds_socket.clone()),
     }
 }

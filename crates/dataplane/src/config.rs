@@ -36,6 +36,8 @@ pub struct Config {
     pub response_timeout: Duration,
     /// How long a connection waits for its pod's workload and certificate to arrive.
     pub park_timeout: Duration,
+    /// Whether there are revocation lists, now or later: the proofs of live tunnels are kept then, about 1 KiB each.
+    pub revocation: bool,
     /// Connections of one pod that may wait at once. Worst case about 2 KiB each: 512 KiB per pod.
     pub parked_max: usize,
     /// Connections of one pod alive at once, either direction, streams counted singly. Worst case per connection is two
@@ -68,6 +70,7 @@ impl Default for Config {
             handshake_timeout: Duration::from_secs(10),
             response_timeout: Duration::from_secs(20),
             park_timeout: Duration::from_secs(5),
+            revocation: false,
             parked_max: 256,
             connections_max: 8_192,
             inbound_tunnels_max: 1_024,

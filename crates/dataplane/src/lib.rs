@@ -19,6 +19,7 @@ mod inbound;
 mod network;
 mod outbound;
 mod park;
+mod peers;
 mod placement;
 mod plaintext;
 mod pod;

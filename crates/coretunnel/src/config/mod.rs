@@ -81,6 +81,8 @@ pub(crate) struct Certificates {
     /// The root of the CA in this daemon.
     pub(crate) root_file: PathBuf,
     pub(crate) lifetime: Duration,
+    /// Revocation lists.
+    pub(crate) revocation_file: Option<PathBuf>,
 }
 
 /// Where the daemon answers.
@@ -310,6 +312,12 @@ fn certificates(read: &mut Reader<'_>, flags: &Flags, mesh: &Mesh) -> Certificat
                 values::duration(text, SECOND * 60..=DAY * 365)
             })
             .unwrap_or(DAY),
+        revocation_file: read.setting(
+            Some(("--crl-path", &flags.crl_path)),
+            &["CRL_PATH"],
+            "the path of a file of X.509 revocation lists, PEM or DER",
+            values::path,
+        ),
     }
 }
 

@@ -14,7 +14,7 @@ use control::{
     token::Token,
     xds::proxy::Proxy,
 };
-use hbone::credential::Credential;
+use hbone::{credential::Credential, revocation::Revocations};
 use inpod::pod::PodUid;
 use mesh_state::{identity::Identity, snapshot::Snapshot, wanted::Wanted};
 use tempfile::TempDir;
@@ -43,6 +43,7 @@ pub(crate) enum Event {
     Certificate(Identity),
     NoCertificate(Identity, String),
     Gone(Identity),
+    Revocations(usize),
     Up(String),
     Down,
 }
@@ -72,6 +73,10 @@ impl Publish for Recorder {
 
     fn credential_gone(&mut self, identity: &Identity) {
         self.record(Event::Gone(identity.clone()));
+    }
+
+    fn revocations(&mut self, revocations: &Arc<Revocations>) {
+        self.record(Event::Revocations(revocations.len()));
     }
 
     fn pod_up(&mut self, pod: PodUp) -> Receipt {
