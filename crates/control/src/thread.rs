@@ -11,9 +11,11 @@ use crate::{
     ca::{
         client::CaClient,
         embedded::{CaError, EmbeddedCa},
+        roots_file::RootsFile,
     },
     credentials::{Credentials, Issuer},
     file_source::FileError,
+    grpc::Roots,
     mesh::Mesh,
     pods::{PodEvent, Pods, PodsError},
     revocations::RevocationFile,
@@ -59,11 +61,19 @@ pub async fn run(
 ) -> Result<(), ControlError> {
     let issuer = match &config.ca {
         CaSource::Embedded { root_file, leaf_ttl } => {
-            Issuer::Embedded(Box::new(EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?))
+            let ca = Box::new(EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?);
+            Issuer::Embedded { ca, file: root_file.clone(), leaf_ttl: *leaf_ttl }
         }
         CaSource::Server { server, leaf_ttl } => Issuer::Server(CaClient::new((**server).clone(), *leaf_ttl)),
     };
     let mut credentials = Credentials::new(issuer, config.node.clone(), config.trust_domain.clone(), status.clone());
+    let mut roots = match &config.ca {
+        CaSource::Embedded { root_file, .. } => Some(RootsFile::new(root_file)),
+        CaSource::Server { server, .. } => match &server.roots {
+            Roots::File(file) => Some(RootsFile::new(file)),
+            Roots::System | Roots::Given(_) => None,
+        },
+    };
     let mut mesh = Mesh::new(publish, status.clone());
     let mut revocations = config.revocation_file.as_deref().map(RevocationFile::new);
     // Before the first handshake.
@@ -111,6 +121,7 @@ pub async fn run(
                     credentials.on_revocations(lists, &mut mesh.publish);
                 }
             }
+            () = roots_changed(roots.as_mut()) => credentials.on_roots_changed(&mut mesh.publish),
             answer = credentials.next() => credentials.on_answer(answer, &mut mesh.publish),
             () = until(due) => {
                 credentials.ask(&mut mesh.publish);
@@ -124,6 +135,14 @@ pub async fn run(
 
 /// Resolves when the file may have changed, or never where there is none.
 async fn changed(file: Option<&mut RevocationFile>) {
+    match file {
+        Some(file) => file.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the CA's roots are told otherwise, or never where no file tells of them.
+async fn roots_changed(file: Option<&mut RootsFile>) {
     match file {
         Some(file) => file.changed().await,
         None => std::future::pending().await,

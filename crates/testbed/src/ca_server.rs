@@ -98,6 +98,14 @@ impl Root {
     }
 }
 
+impl Root {
+    /// Its certificate.
+    #[must_use]
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+}
+
 impl CaServer {
     /// One that signs with `root`.
     #[must_use]
