@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{grpc::Server, xds::proxy::Proxy};
+use crate::{WarmStart, grpc::Server, xds::proxy::Proxy};
 
 /// Settings of the control thread.
 #[derive(Debug, Clone)]
@@ -21,6 +21,8 @@ pub struct Config {
     pub ca: CaSource,
     /// Revocation lists, watched; `None` revokes nobody.
     pub revocation_file: Option<PathBuf>,
+    /// Where the mesh of a control plane is kept for a start that does not wait for it; `None` keeps none.
+    pub warm_start: Option<WarmStart>,
     /// The CNI agent's socket; `None` serves no pods.
     pub zds_socket: Option<PathBuf>,
 }
@@ -81,6 +83,7 @@ impl Default for Config {
                 leaf_ttl: Duration::from_secs(86_400),
             },
             revocation_file: None,
+            warm_start: None,
             zds_socket: None,
         }
     }

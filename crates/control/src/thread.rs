@@ -21,6 +21,7 @@ use crate::{
     revocations::RevocationFile,
     source::Source,
     status::STATE_MANAGER,
+    warm_start::{Keeper, Written},
 };
 
 /// Wishes that are taken in one turn, and asked for in one request.
@@ -82,6 +83,10 @@ pub async fn run(
     }
     let mut source = Source::open(&config, &status)?;
     source.load(&mut mesh, now())?;
+    let mut keeper = Source::keeper(&config, now());
+    if let Some(restored) = keeper.as_ref().and_then(Keeper::read) {
+        source.restore(restored, &mut mesh, now());
+    }
     let mut pods = Pods::new(config.zds_socket.as_deref(), status.clone());
 
     let mut shutdown = pin!(shutdown);
@@ -89,6 +94,15 @@ pub async fn run(
         if source.is_whole() && mesh.publish_due(now()) {
             // It is the mesh that says whose workload a pod is.
             credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish);
+            // What was restored is not new: it is as old as its file says until a stream confirms it.
+            if let Some(keeper) = keeper.as_mut().filter(|_| source.is_connected()) {
+                keeper.changed();
+            }
+        }
+        let connected = source.is_connected();
+        // While a response is taken, versions are ahead of the snapshot.
+        if let Some(keeper) = keeper.as_mut().filter(|_| source.is_whole() && mesh.next_due().is_none()) {
+            keeper.write(now(), connected, &mesh.snapshot, || source.kept());
         }
         // Until it is warm, policy that refuses may be missing: no pod is captured before.
         let warm = source.is_warm();
@@ -97,9 +111,21 @@ pub async fn run(
         }
         let publish_due = if source.is_whole() { mesh.next_due() } else { None };
         let pods_due = if warm { pods.next_due() } else { None };
-        let due = [credentials.next_due(), publish_due, pods_due].into_iter().flatten().min();
+        let is_quiet = source.is_whole() && mesh.next_due().is_none();
+        let keep_due = keeper.as_ref().filter(|_| is_quiet).and_then(|keeper| keeper.next_due(connected));
+        let due = [credentials.next_due(), publish_due, pods_due, keep_due].into_iter().flatten().min();
         tokio::select! {
-            () = &mut shutdown => return Ok(()),
+            () = &mut shutdown => {
+                if let Some(keeper) = keeper.filter(|_| source.is_whole() && mesh.next_due().is_none()) {
+                    keeper.finish(&mesh.snapshot, || source.kept());
+                }
+                return Ok(());
+            }
+            written = written(keeper.as_mut()) => {
+                if let Some(keeper) = &mut keeper {
+                    keeper.on_written(written, now());
+                }
+            }
             happened = source.next() => source.on(happened, &mut mesh, now()),
             // Closed once the cores have ended, which is before this loop does.
             Ok(wish) = wanted.recv(), if !wanted.is_closed() => {
@@ -145,6 +171,14 @@ async fn changed(file: Option<&mut RevocationFile>) {
 async fn roots_changed(file: Option<&mut RootsFile>) {
     match file {
         Some(file) => file.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the mesh was kept, or never where it is not.
+async fn written(keeper: Option<&mut Keeper>) -> Written {
+    match keeper {
+        Some(keeper) => keeper.next().await,
         None => std::future::pending().await,
     }
 }

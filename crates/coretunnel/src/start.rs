@@ -148,7 +148,8 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         // Control goes on meanwhile: a policy that changes during the drain still closes what it refuses.
         drain(&cores, deadline, &mut signals).await;
         drop(stop_control);
-        Ok(())
+        // It may have something to keep for the next start.
+        control.await.context("the control task panicked")?.context("the control plane ended")
     });
     // Whatever ended it: the cores are told, and end.
     if !cores.borrow().ended() {
@@ -309,7 +310,7 @@ fn socket_options(sockets: &Sockets) -> inpod::socket::SocketOptions {
     }
 }
 
-fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Config {
+fn control_config(Settings { mesh, certificates, warm_start, .. }: &Settings) -> control::Config {
     let source = match (&mesh.local, &mesh.control_plane) {
         (LocalMesh::None, Some(plane)) => MeshSource::ControlPlane(Box::new(plane.clone())),
         (LocalMesh::None, None) => MeshSource::Nowhere,
@@ -329,6 +330,7 @@ fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Co
         mesh: source,
         ca,
         revocation_file: certificates.revocation_file.clone(),
+        warm_start: warm_start.clone(),
         zds_socket: Some(mesh.zds_socket.clone()),
     }
 }

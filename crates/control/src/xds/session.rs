@@ -20,6 +20,7 @@ use prost::Message;
 use super::{
     Kind,
     convert::{self, Defaults},
+    kept::{Kept, What},
     on_demand::{self, OnDemand},
     response::{Part, Response},
 };
@@ -68,14 +69,6 @@ struct Held {
     /// Empty where the server gives none.
     version: Box<str>,
     what: What,
-}
-
-/// What a resource is in the mesh.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum What {
-    Workload,
-    Service,
-    Policy,
 }
 
 /// A response that is being taken.
@@ -208,6 +201,26 @@ impl Session {
     /// response has been taken.
     pub fn is_warm(&self) -> bool {
         self.authorizations.warm && (self.addresses.warm || self.on_demand.is_some())
+    }
+
+    /// All that is held, to be kept beyond the end of the process.
+    pub fn kept(&self) -> Vec<Kept> {
+        let all = self.addresses.held.iter().chain(&self.authorizations.held);
+        all.map(|(name, held)| Kept { what: held.what, name: name.clone(), version: held.version.clone() }).collect()
+    }
+
+    /// What a process before has held, and the mesh has: whole, and to be told to the first stream.
+    pub fn restore(&mut self, kept: impl IntoIterator<Item = Kept>) {
+        for Kept { what, name, version } in kept {
+            let kind = match what {
+                What::Workload | What::Service => Kind::Address,
+                What::Policy => Kind::Authorization,
+            };
+            self.subscription(kind).held.insert(name, Held { version, what });
+        }
+        for kind in Kind::ALL {
+            self.subscription(kind).warm = true;
+        }
     }
 
     /// How many resources of a type are held.

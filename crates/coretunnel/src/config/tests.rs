@@ -124,7 +124,7 @@ fn revocation_lists_are_read_from_a_file_when_one_is_named() {
         };
         load(&flags(given), &environment, &host()).expect("it is well-formed").certificates.revocation_file
     };
-    let file = |path: &str| Some(std::path::PathBuf::from(path));
+    let file = |path: &str| Some(PathBuf::from(path));
     assert_eq!(of(&[], &[]), None);
     assert_eq!(of(&[("CRL_PATH", "")], &[]), None, "as a chart leaves it out");
     assert_eq!(of(&[("CRL_PATH", "/crl/ca-crl.pem")], &[]), file("/crl/ca-crl.pem"));
