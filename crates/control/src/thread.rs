@@ -100,8 +100,9 @@ pub async fn run(
             }
         }
         let connected = source.is_connected();
-        // While a response is taken, versions are ahead of the snapshot.
-        if let Some(keeper) = keeper.as_mut().filter(|_| source.is_whole() && mesh.next_due().is_none()) {
+        // While a response is taken, versions are ahead of the snapshot; until it is warm, there may be no policy in it.
+        let is_kept = source.is_whole() && source.is_warm() && mesh.next_due().is_none();
+        if let Some(keeper) = keeper.as_mut().filter(|_| is_kept) {
             keeper.write(now(), connected, &mesh.snapshot, || source.kept());
         }
         // Until it is warm, policy that refuses may be missing: no pod is captured before.
@@ -111,12 +112,11 @@ pub async fn run(
         }
         let publish_due = if source.is_whole() { mesh.next_due() } else { None };
         let pods_due = if warm { pods.next_due() } else { None };
-        let is_quiet = source.is_whole() && mesh.next_due().is_none();
-        let keep_due = keeper.as_ref().filter(|_| is_quiet).and_then(|keeper| keeper.next_due(connected));
+        let keep_due = keeper.as_ref().filter(|_| is_kept).and_then(|keeper| keeper.next_due(connected));
         let due = [credentials.next_due(), publish_due, pods_due, keep_due].into_iter().flatten().min();
         tokio::select! {
             () = &mut shutdown => {
-                if let Some(keeper) = keeper.filter(|_| source.is_whole() && mesh.next_due().is_none()) {
+                if let Some(keeper) = keeper.filter(|_| is_kept) {
                     keeper.finish(&mesh.snapshot, || source.kept());
                 }
                 return Ok(());
