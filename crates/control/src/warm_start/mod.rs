@@ -2,7 +2,7 @@
 //! and read at the start. Certificates and keys are never written: a daemon that starts again asks the CA.
 //!
 //! The file is made and written by a thread of its own, of the lowest priority; the control thread hands it a snapshot and
-//! copies the versions, about 0.1 us for each resource. Why it is so: docs/decisions/0016.
+//! copies the versions. Why it is so: docs/decisions/0016.
 
 mod file;
 mod schedule;
@@ -16,13 +16,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use mesh_state::{
-    builder::SnapshotBuilder,
-    change::Change,
-    name::{NamespacedHostname, PolicyKey, Uid},
-    snapshot::Snapshot,
-    warm::Terms,
-};
+use mesh_state::{builder::SnapshotBuilder, snapshot::Snapshot, warm::Terms};
 use tokio::sync::mpsc;
 
 use crate::xds::kept::{Kept, What};
@@ -238,20 +232,11 @@ fn agreed(mut builder: SnapshotBuilder, kept: Vec<Kept>) -> Restored {
         })
         .collect();
     for (what, name) in names {
-        if let Some(gone) = gone(what, &name) {
+        if let Some(gone) = what.gone(&name) {
             builder.apply(gone);
         }
     }
     Restored { builder, kept }
-}
-
-/// The change that takes a resource back; `None` for a name that cannot be of its kind.
-pub(crate) fn gone(what: What, name: &Arc<str>) -> Option<Change> {
-    Some(match what {
-        What::Workload => Change::WorkloadGone(Uid(name.clone())),
-        What::Service => Change::ServiceGone(NamespacedHostname::parse(name).ok()?),
-        What::Policy => Change::PolicyGone(PolicyKey(name.clone())),
-    })
 }
 
 fn unix_s(time: SystemTime) -> u64 {
@@ -260,7 +245,7 @@ fn unix_s(time: SystemTime) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use mesh_state::{identity::Identity, workload::Workload};
+    use mesh_state::{change::Change, identity::Identity, workload::Workload};
 
     use super::*;
 

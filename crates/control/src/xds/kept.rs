@@ -5,6 +5,11 @@
 
 use std::sync::Arc;
 
+use mesh_state::{
+    change::Change,
+    name::{NamespacedHostname, PolicyKey, Uid},
+};
+
 /// What a resource is in the mesh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum What {
@@ -18,6 +23,15 @@ pub enum What {
 
 impl What {
     const ALL: [Self; 3] = [Self::Workload, Self::Service, Self::Policy];
+
+    /// The change that takes a resource of this kind back; `None` for a name that none of it can have.
+    pub fn gone(self, name: &Arc<str>) -> Option<Change> {
+        Some(match self {
+            Self::Workload => Change::WorkloadGone(Uid(name.clone())),
+            Self::Service => Change::ServiceGone(NamespacedHostname::parse(name).ok()?),
+            Self::Policy => Change::PolicyGone(PolicyKey(name.clone())),
+        })
+    }
 }
 
 /// A resource that is held.

@@ -10,11 +10,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use mesh_state::{
-    change::Change,
-    name::{NamespacedHostname, PolicyKey, Uid},
-    wanted::Wanted,
-};
+use mesh_state::{change::Change, wanted::Wanted};
 use prost::Message;
 
 use super::{
@@ -211,7 +207,8 @@ impl Session {
 
     /// What a process before has held, and the mesh has: whole, and to be told to the first stream.
     pub fn restore(&mut self, kept: impl IntoIterator<Item = Kept>) {
-        for Kept { what, name, version } in kept {
+        // What could not be taken back is sent anew.
+        for Kept { what, name, version } in kept.into_iter().filter(|kept| kept.what.gone(&kept.name).is_some()) {
             let kind = match what {
                 What::Workload | What::Service => Kind::Address,
                 What::Policy => Kind::Authorization,
@@ -292,7 +289,7 @@ impl Session {
             if let Some(before) = self.subscription(kind).held.insert(name.clone(), held)
                 && before.what != what
             {
-                changes.push(gone(before.what, &name));
+                changes.extend(before.what.gone(&name));
             }
             changes.push(change);
         }
@@ -306,7 +303,7 @@ impl Session {
         let subscription = self.subscription(kind);
         subscription.unconfirmed.remove(name);
         if let Some((name, held)) = subscription.held.remove_entry(name) {
-            changes.push(gone(held.what, &name));
+            changes.extend(held.what.gone(&name));
         }
     }
 }
@@ -329,17 +326,6 @@ impl Refused {
         tracing::warn!(refused = self.count, why = self.text, "resources of the control plane refused");
         let more = if self.unnamed == 0 { String::new() } else { format!("; and {} more", self.unnamed) };
         Some(Status { code: 0, message: self.text + &more })
-    }
-}
-
-/// The change that takes a resource back.
-fn gone(what: What, name: &Arc<str>) -> Change {
-    match what {
-        What::Workload => Change::WorkloadGone(Uid(name.clone())),
-        What::Service => Change::ServiceGone(
-            NamespacedHostname::parse(name).expect("a service is only taken under the key that it describes"),
-        ),
-        What::Policy => Change::PolicyGone(PolicyKey(name.clone())),
     }
 }
 

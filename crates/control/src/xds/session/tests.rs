@@ -1,6 +1,9 @@
 //! Each rule of the conversation by itself.
 
-use mesh_state::{name::NetworkId, workload::Workload};
+use mesh_state::{
+    name::{NamespacedHostname, NetworkId},
+    workload::Workload,
+};
 
 use super::*;
 use crate::proto::{
