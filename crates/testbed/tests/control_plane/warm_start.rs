@@ -1,7 +1,11 @@
 //! A control thread that starts again with what it kept: it does not wait for the control plane, asks it for the difference
 //! only, and believes no file that is not its own, whole and young.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use control::{WarmStart, proto::discovery::Resource, proto::security::Authorization};
 use testbed::{
@@ -34,7 +38,7 @@ fn setting() -> (Setting, PathBuf) {
 }
 
 /// Until the mesh is there and kept; then the control plane goes away.
-async fn kept_and_alone(world: &mut World, file: &PathBuf) -> (XdsServer, CaServer) {
+async fn kept_and_alone(world: &mut World, file: &Path) -> (XdsServer, CaServer) {
     world.until_mesh(|mesh| uids(mesh) == ["a", "b", "c"] && mesh.policies().count() == 1).await;
     while !file.exists() {
         tokio::task::yield_now().await;
@@ -114,7 +118,7 @@ fn what_changed_last_is_kept_by_a_daemon_that_ends_and_the_next_change_by_one_th
 /// That one that is too old is passed over is shown where the time is an argument, in `control`.
 #[test]
 fn a_file_that_is_damaged_or_of_another_cluster_is_passed_over_and_nothing_of_it_is_believed() {
-    type Spoil = fn(&mut World, &PathBuf);
+    type Spoil = fn(&mut World, &Path);
     let rows: [(&str, Spoil, usize); 5] = [
         // The negative control.
         ("nothing", |_, _| {}, 3),
