@@ -1,4 +1,4 @@
-//! What must hold of a mesh file, a root and the control plane's messages, whatever is in them. For the fuzz targets and the replay of their corpora.
+//! What must hold of a mesh file, a root, a list of versions and the control plane's messages, whatever is in them. For the fuzz targets and the replay of their corpora.
 
 use std::{
     sync::Arc,
@@ -13,7 +13,7 @@ use control::{
         discovery::{DeltaDiscoveryRequest, Resource},
         well_known::Any,
     },
-    xds::{Kind, convert, on_demand::OnDemand, response::Response, session::Session},
+    xds::{Kind, convert, kept, on_demand::OnDemand, response::Response, session::Session},
 };
 use mesh_state::{builder::SnapshotBuilder, identity::Identity};
 use prost::Message as _;
@@ -103,4 +103,23 @@ pub(crate) fn of_a_resource(bytes: &[u8]) -> bool {
             }
         }
     })
+}
+
+/// True if the bytes are a list of versions. Then they are what that list is written as, and a session restored with it tells
+/// them; if not, the error says where.
+pub(crate) fn of_versions(bytes: &[u8]) -> bool {
+    match kept::decode(bytes) {
+        Ok(list) => {
+            assert_eq!(kept::encode(&list), bytes);
+            let mut session = Session::new(Default::default(), convert::Defaults::default(), None);
+            session.restore(list.clone());
+            assert!(session.is_warm() && session.kept().len() <= list.len());
+            session.on_connected(Instant::now());
+            true
+        }
+        Err(error) => {
+            assert!(error.at <= bytes.len(), "{error}");
+            false
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use crate::{grpc::Server, xds::proxy::Proxy};
+use crate::{WarmStart, grpc::Server, xds::proxy::Proxy};
 
 /// Settings of the control thread.
 #[derive(Debug, Clone)]
@@ -19,6 +19,10 @@ pub struct Config {
     pub mesh: MeshSource,
     /// Who issues certificates.
     pub ca: CaSource,
+    /// Revocation lists, watched; `None` revokes nobody.
+    pub revocation_file: Option<PathBuf>,
+    /// Where the mesh of a control plane is kept for a start that does not wait for it; `None` keeps none.
+    pub warm_start: Option<WarmStart>,
     /// The CNI agent's socket; `None` serves no pods.
     pub zds_socket: Option<PathBuf>,
 }
@@ -85,6 +89,8 @@ impl Default for Config {
                 root_file: "./var/run/secrets/coretunnel/root.pem".into(),
                 leaf_ttl: Duration::from_secs(86_400),
             },
+            revocation_file: None,
+            warm_start: None,
             zds_socket: None,
         }
     }

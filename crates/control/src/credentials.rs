@@ -3,11 +3,12 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use hbone::credential::Credential;
+use hbone::{credential::Credential, revocation::Revocations};
 use inpod::pod::PodInfo;
 use mesh_state::{identity::Identity, snapshot::Snapshot};
 use time::OffsetDateTime;
@@ -26,7 +27,14 @@ use crate::{
 /// Who issues certificates.
 pub(crate) enum Issuer {
     /// A CA in this process.
-    Embedded(Box<EmbeddedCa>),
+    Embedded {
+        /// As the file says.
+        ca: Box<EmbeddedCa>,
+        /// Its root.
+        file: PathBuf,
+        /// How long a leaf is valid.
+        leaf_ttl: Duration,
+    },
     /// One over gRPC.
     Server(CaClient),
 }
@@ -37,10 +45,14 @@ pub(crate) struct Credentials {
     node: Option<String>,
     trust_domain: String,
     rotation: Rotation,
-    /// What a CA over gRPC has issued, as long as it is in use.
+    /// What was issued, as long as it is in use.
     issued: HashMap<Identity, Issued>,
+    /// What the cores have, to be given anew when others are revoked than before.
+    given: HashMap<Identity, Credential>,
     /// Whom everybody here believes.
     roots: String,
+    /// Whom nobody here believes.
+    revocations: Arc<Revocations>,
     answers: (mpsc::Sender<Answer>, mpsc::Receiver<Answer>),
     status: Status,
 }
@@ -55,8 +67,29 @@ pub(crate) struct Answer {
 impl Credentials {
     /// `node` is this node's name, `trust_domain` that of pods whose workload is not known.
     pub(crate) fn new(issuer: Issuer, node: Option<String>, trust_domain: String, status: Status) -> Self {
-        let (rotation, issued, roots) = (Rotation::default(), HashMap::new(), String::new());
-        Self { issuer, node, trust_domain, rotation, issued, roots, answers: mpsc::channel(IN_FLIGHT_MAX), status }
+        Self {
+            issuer,
+            node,
+            trust_domain,
+            rotation: Rotation::default(),
+            issued: HashMap::new(),
+            given: HashMap::new(),
+            roots: String::new(),
+            revocations: Arc::default(),
+            answers: mpsc::channel(IN_FLIGHT_MAX),
+            status,
+        }
+    }
+
+    /// Other certificates are revoked than before: everybody is given a credential that knows of it, and then the cores
+    /// look at the tunnels that are up.
+    pub(crate) fn on_revocations(&mut self, revocations: Arc<Revocations>, publish: &mut impl Publish) {
+        self.revocations = revocations;
+        for (identity, credential) in &mut self.given {
+            *credential = credential.clone().with_revocations(self.revocations.clone());
+            publish.credential(identity, Ok(Arc::new(credential.clone())));
+        }
+        publish.revocations(&self.revocations);
     }
 
     /// A pod is captured: it has a certificate before its first connection asks.
@@ -100,6 +133,7 @@ impl Credentials {
         for gone in self.rotation.identities().into_iter().filter(|identity| !here.contains(identity)) {
             self.rotation.forget(&gone);
             self.issued.remove(&gone);
+            self.given.remove(&gone);
             tracing::info!(identity = %gone, "certificate forgotten: no pod here has this identity any more");
             publish.credential_gone(&gone);
         }
@@ -123,10 +157,8 @@ impl Credentials {
     pub(crate) fn ask(&mut self, publish: &mut impl Publish) {
         while let Some((identity, ticket)) = self.rotation.start(now()) {
             match &self.issuer {
-                Issuer::Embedded(ca) => match ca.issue(&identity, OffsetDateTime::now_utc()) {
-                    Ok(credential) => {
-                        self.on_issued(&identity, ticket, credential, publish);
-                    }
+                Issuer::Embedded { ca, .. } => match ca.sign(&identity, OffsetDateTime::now_utc()) {
+                    Ok(issued) => self.take(identity, ticket, issued, publish),
                     Err(error) => self.on_failed(&identity, ticket, &error, publish),
                 },
                 Issuer::Server(client) => {
@@ -146,25 +178,62 @@ impl Credentials {
         let Answer { identity, ticket, result } = answer;
         match result {
             Err(error) => self.on_failed(&identity, ticket, &error, publish),
-            Ok(issued) => {
-                let all = self.issued.iter().filter(|(other, _)| **other != identity).map(|(_, issued)| issued);
-                let roots = trust::union(all.chain([&issued]).map(|issued| issued.roots.as_str()));
-                match issued.credential(&identity, &roots) {
-                    Err(error) => self.on_failed(&identity, ticket, &error, publish),
-                    Ok(credential) => {
-                        if self.on_issued(&identity, ticket, credential, publish) {
-                            self.issued.insert(identity.clone(), issued);
-                            self.believe(roots, &identity, publish);
-                        }
-                    }
-                }
-            }
+            Ok(issued) => self.take(identity, ticket, issued, publish),
         }
         self.ask(publish);
     }
 
+    /// The file that tells of the CA's roots says something else: what it says is believed at once, as far as it can be
+    /// known. Leaves follow when they are renewed.
+    pub(crate) fn on_roots_changed(&mut self, publish: &mut impl Publish) {
+        match &mut self.issuer {
+            Issuer::Embedded { ca, file, leaf_ttl } => {
+                match EmbeddedCa::open(file, *leaf_ttl, OffsetDateTime::now_utc()) {
+                    Ok(opened) => {
+                        **ca = opened;
+                        self.believe(self.roots_of(None), None, publish);
+                    }
+                    Err(error) => tracing::error!(%error, "the CA's root is refused; the last good one stays in force"),
+                }
+            }
+            // The file proves the CA to us, and whom its certificates come from is for the CA to say.
+            Issuer::Server(_) => {
+                tracing::info!(
+                    "the CA proves itself by other roots; a certificate is asked for, to learn whom to believe"
+                );
+                self.rotation.hasten(now());
+                self.ask(publish);
+            }
+        }
+    }
+
+    /// The roots that came with the certificates in use, and with one more.
+    fn roots_of(&self, new: Option<(&Identity, &Issued)>) -> String {
+        let replaced = new.map(|(identity, _)| identity);
+        let all = self.issued.iter().filter(|(other, _)| Some(*other) != replaced).map(|(_, issued)| &*issued.roots);
+        let own = match &self.issuer {
+            Issuer::Embedded { ca, .. } => Some(ca.roots()),
+            Issuer::Server(_) => None,
+        };
+        trust::union(all.chain(new.map(|(_, issued)| &*issued.roots)).chain(own))
+    }
+
+    /// Uses what a CA has issued.
+    fn take(&mut self, identity: Identity, ticket: Ticket, issued: Issued, publish: &mut impl Publish) {
+        let roots = self.roots_of(Some((&identity, &issued)));
+        match issued.credential(&identity, &roots) {
+            Err(error) => self.on_failed(&identity, ticket, &error, publish),
+            Ok(credential) => {
+                if self.on_issued(&identity, ticket, credential, publish) {
+                    self.issued.insert(identity.clone(), issued);
+                    self.believe(roots, Some(&identity), publish);
+                }
+            }
+        }
+    }
+
     /// Gives everybody but `done` the roots that everybody believes, where these are others than before.
-    fn believe(&mut self, roots: String, done: &Identity, publish: &mut impl Publish) {
+    fn believe(&mut self, roots: String, done: Option<&Identity>, publish: &mut impl Publish) {
         if roots == self.roots {
             return;
         }
@@ -172,9 +241,13 @@ impl Credentials {
             tracing::info!(identities = self.issued.len(), "the CA's roots are others than before");
         }
         self.roots = roots;
-        for (identity, issued) in self.issued.iter().filter(|(identity, _)| *identity != done) {
+        for (identity, issued) in self.issued.iter().filter(|(identity, _)| Some(*identity) != done) {
             match issued.credential(identity, &self.roots) {
-                Ok(credential) => publish.credential(identity, Ok(Arc::new(credential))),
+                Ok(credential) => {
+                    let credential = credential.with_revocations(self.revocations.clone());
+                    self.given.insert(identity.clone(), credential.clone());
+                    publish.credential(identity, Ok(Arc::new(credential)));
+                }
                 // It has ended, and its renewal is late: what the cores know of it stands.
                 Err(error) => tracing::debug!(%identity, %error, "not given the new roots"),
             }
@@ -196,6 +269,8 @@ impl Credentials {
         if wanted {
             tracing::info!(%identity, ?lifetime, "certificate issued");
             self.status.count_certificate(true);
+            let credential = credential.with_revocations(self.revocations.clone());
+            self.given.insert(identity.clone(), credential.clone());
             publish.credential(identity, Ok(Arc::new(credential)));
         }
         wanted
@@ -214,6 +289,7 @@ impl Credentials {
             AfterFailure::Keep => {}
             AfterFailure::Unavailable => {
                 self.issued.remove(identity);
+                self.given.remove(identity);
                 publish.credential(identity, Err(error.to_string().into()));
             }
         }

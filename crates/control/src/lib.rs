@@ -14,10 +14,12 @@ mod pacer;
 mod pods;
 pub mod proto;
 mod publish;
+mod revocations;
 mod source;
 mod status;
 mod thread;
 pub mod token;
+mod warm_start;
 pub mod xds;
 
 pub use config::{CaSource, Config, ControlPlane, MeshSource};
@@ -25,3 +27,4 @@ pub use pods::PodsError;
 pub use publish::{PodUp, Publish, Receipt};
 pub use status::{Status, Termination, XdsStatus};
 pub use thread::{ControlError, run};
+pub use warm_start::WarmStart;

@@ -23,6 +23,12 @@ impl<P: Publish> Mesh<P> {
         Self { builder, snapshot, pacer: Pacer::default(), publish, status }
     }
 
+    /// The mesh as it was kept. To be told before anything else is.
+    pub(crate) fn restore(&mut self, builder: SnapshotBuilder, now: Instant) {
+        self.builder = builder;
+        self.pacer.changed(now);
+    }
+
     /// Takes changes into account. The cores learn of them when [`Mesh::changed`] has been told and the pace allows.
     pub(crate) fn apply(&mut self, changes: impl IntoIterator<Item = Change>) {
         for change in changes {

@@ -3,7 +3,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc};
 
-use hbone::credential::Credential;
+use hbone::{credential::Credential, revocation::Revocations};
 use inpod::{
     Netns,
     pod::{PodInfo, PodUid},
@@ -32,6 +32,8 @@ pub trait Publish: 'static {
     fn credential(&mut self, identity: &Identity, credential: Result<Arc<Credential>, Arc<str>>);
     /// No pod of `identity` is up any more.
     fn credential_gone(&mut self, identity: &Identity);
+    /// Other certificates are revoked than before. Credentials that know of it were given already.
+    fn revocations(&mut self, revocations: &Arc<Revocations>);
     /// Capture a pod.
     fn pod_up(&mut self, pod: PodUp) -> Receipt;
     /// Stop a pod.

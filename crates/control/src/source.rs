@@ -8,8 +8,10 @@ use crate::{
     Config, ControlError, MeshSource, Publish, Status,
     file_source::{Defaults, FileError, FileSource, Origin, Watch},
     mesh::Mesh,
+    warm_start::{Keeper, Restored},
     xds::{
         convert,
+        kept::Kept,
         on_demand::OnDemand,
         session::Session,
         stream::{self, Progress, Stream},
@@ -77,6 +79,50 @@ impl Source {
             Self::Nowhere | Self::File(_) => true,
             Self::ControlPlane(stream) => !stream.is_taking(),
         }
+    }
+
+    /// What keeps the mesh for a warm start, where that is asked for and can be: a file is read in full at each start, and
+    /// what is fetched on demand is fetched again.
+    pub(crate) fn keeper(config: &Config, now: Instant) -> Option<Keeper> {
+        let warm_start = config.warm_start.as_ref()?;
+        let MeshSource::ControlPlane(plane) = &config.mesh else { return None };
+        if plane.on_demand {
+            tracing::warn!("no warm start: the mesh is fetched on demand");
+            return None;
+        }
+        // Not the pod and its address: they are others after each roll-out.
+        let metadata = format!("{:?}", plane.proxy.metadata);
+        let parts = [
+            &*plane.server.address.to_string(),
+            &*plane.server.cluster,
+            &*config.cluster,
+            &*config.trust_domain,
+            &*config.network,
+            &*plane.proxy.node,
+            &*metadata,
+        ];
+        Some(Keeper::new(warm_start, &parts, now))
+    }
+
+    /// Begins with what was kept.
+    pub(crate) fn restore(&mut self, restored: Restored, mesh: &mut Mesh<impl Publish>, now: Instant) {
+        if let Self::ControlPlane(stream) = self {
+            stream.restore(restored.kept);
+            mesh.restore(restored.builder, now);
+        }
+    }
+
+    /// All that is held of a control plane.
+    pub(crate) fn kept(&self) -> Vec<Kept> {
+        match self {
+            Self::ControlPlane(stream) => stream.kept(),
+            Self::Nowhere | Self::File(_) => Vec::new(),
+        }
+    }
+
+    /// Whether there is a stream that brings what is new.
+    pub(crate) fn is_connected(&self) -> bool {
+        matches!(self, Self::ControlPlane(stream) if stream.is_open())
     }
 
     /// The next thing. Dropping the future before it is done loses nothing.

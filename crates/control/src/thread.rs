@@ -11,13 +11,17 @@ use crate::{
     ca::{
         client::CaClient,
         embedded::{CaError, EmbeddedCa},
+        roots_file::RootsFile,
     },
     credentials::{Credentials, Issuer},
     file_source::FileError,
+    grpc::Roots,
     mesh::Mesh,
     pods::{PodEvent, Pods, PodsError},
+    revocations::RevocationFile,
     source::Source,
     status::STATE_MANAGER,
+    warm_start::{Keeper, Written},
 };
 
 /// Wishes that are taken in one turn, and asked for in one request.
@@ -58,14 +62,31 @@ pub async fn run(
 ) -> Result<(), ControlError> {
     let issuer = match &config.ca {
         CaSource::Embedded { root_file, leaf_ttl } => {
-            Issuer::Embedded(Box::new(EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?))
+            let ca = Box::new(EmbeddedCa::open(root_file, *leaf_ttl, OffsetDateTime::now_utc())?);
+            Issuer::Embedded { ca, file: root_file.clone(), leaf_ttl: *leaf_ttl }
         }
         CaSource::Server { server, leaf_ttl } => Issuer::Server(CaClient::new((**server).clone(), *leaf_ttl)),
     };
     let mut credentials = Credentials::new(issuer, config.node.clone(), config.trust_domain.clone(), status.clone());
+    let mut roots = match &config.ca {
+        CaSource::Embedded { root_file, .. } => Some(RootsFile::new(root_file)),
+        CaSource::Server { server, .. } => match &server.roots {
+            Roots::File(file) => Some(RootsFile::new(file)),
+            Roots::System | Roots::Given(_) => None,
+        },
+    };
     let mut mesh = Mesh::new(publish, status.clone(), config.mesh.is_on_demand());
+    let mut revocations = config.revocation_file.as_deref().map(RevocationFile::new);
+    // Before the first handshake.
+    if let Some(lists) = revocations.as_mut().and_then(RevocationFile::read) {
+        credentials.on_revocations(lists, &mut mesh.publish);
+    }
     let mut source = Source::open(&config, &status)?;
     source.load(&mut mesh, now())?;
+    let mut keeper = Source::keeper(&config, now());
+    if let Some(restored) = keeper.as_ref().and_then(Keeper::read) {
+        source.restore(restored, &mut mesh, now());
+    }
     let mut pods = Pods::new(config.zds_socket.as_deref(), status.clone());
 
     let mut warm = false;
@@ -75,6 +96,16 @@ pub async fn run(
         if published {
             // It is the mesh that says whose workload a pod is.
             credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish);
+            // What was restored is not new: it is as old as its file says until a stream confirms it.
+            if let Some(keeper) = keeper.as_mut().filter(|_| source.is_connected()) {
+                keeper.changed();
+            }
+        }
+        let connected = source.is_connected();
+        // While a response is taken, versions are ahead of the snapshot; until it is warm, there may be no policy in it.
+        let is_kept = source.is_whole() && source.is_warm() && mesh.next_due().is_none();
+        if let Some(keeper) = keeper.as_mut().filter(|_| is_kept) {
+            keeper.write(now(), connected, &mesh.snapshot, || source.kept());
         }
         // Until it is warm, policy that refuses may be missing: no pod is captured before.
         // Nor before the cores have been given what it is warm with.
@@ -84,9 +115,20 @@ pub async fn run(
         }
         let publish_due = if source.is_whole() { mesh.next_due() } else { None };
         let pods_due = if warm { pods.next_due() } else { None };
-        let due = [credentials.next_due(), publish_due, pods_due].into_iter().flatten().min();
+        let keep_due = keeper.as_ref().filter(|_| is_kept).and_then(|keeper| keeper.next_due(connected));
+        let due = [credentials.next_due(), publish_due, pods_due, keep_due].into_iter().flatten().min();
         tokio::select! {
-            () = &mut shutdown => return Ok(()),
+            () = &mut shutdown => {
+                if let Some(keeper) = keeper.filter(|_| is_kept) {
+                    keeper.finish(&mesh.snapshot, || source.kept());
+                }
+                return Ok(());
+            }
+            written = written(keeper.as_mut()) => {
+                if let Some(keeper) = &mut keeper {
+                    keeper.on_written(written, now());
+                }
+            }
             happened = source.next() => source.on(happened, &mut mesh, now()),
             // Closed once the cores have ended, which is before this loop does.
             Ok(wish) = wanted.recv(), if !wanted.is_closed() => {
@@ -103,6 +145,12 @@ pub async fn run(
                 PodEvent::Released => credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish),
                 PodEvent::Nothing => {}
             },
+            () = changed(revocations.as_mut()) => {
+                if let Some(lists) = revocations.as_mut().and_then(RevocationFile::read) {
+                    credentials.on_revocations(lists, &mut mesh.publish);
+                }
+            }
+            () = roots_changed(roots.as_mut()) => credentials.on_roots_changed(&mut mesh.publish),
             answer = credentials.next() => credentials.on_answer(answer, &mut mesh.publish),
             () = until(due) => {
                 credentials.ask(&mut mesh.publish);
@@ -111,6 +159,30 @@ pub async fn run(
                 }
             }
         }
+    }
+}
+
+/// Resolves when the file may have changed, or never where there is none.
+async fn changed(file: Option<&mut RevocationFile>) {
+    match file {
+        Some(file) => file.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the CA's roots are told otherwise, or never where no file tells of them.
+async fn roots_changed(file: Option<&mut RootsFile>) {
+    match file {
+        Some(file) => file.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Resolves when the mesh was kept, or never where it is not.
+async fn written(keeper: Option<&mut Keeper>) -> Written {
+    match keeper {
+        Some(keeper) => keeper.next().await,
+        None => std::future::pending().await,
     }
 }
 

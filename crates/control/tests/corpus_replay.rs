@@ -31,6 +31,14 @@ fn resources_of_the_corpus_are_taken_or_refused() {
     }
 }
 
+#[test]
+fn versions_of_the_corpus_are_a_list_or_refused() {
+    let taken = replay("kept_versions", promises::of_versions);
+    for good in ["good", "none", "twice"] {
+        assert!(taken.contains(&good.to_owned()), "the corpus should hold {good}: {taken:?}");
+    }
+}
+
 /// Files of which the promise says that they are good.
 fn replay(name: &str, promise: fn(&[u8]) -> bool) -> Vec<String> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);

@@ -62,6 +62,40 @@ async fn two_daemons_with_one_root_file_accept_each_others_leaves() {
     assert!(left.abs_diff(DAY.as_secs()) < 10, "{left}");
 }
 
+/// Each step is at some daemons before it is at others. Between the first and the last there is no trust, which is what the
+/// steps between are for.
+#[tokio::test]
+async fn a_root_file_is_replaced_in_steps_and_daemons_at_neighbouring_steps_accept_each_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let made = |name: &str| {
+        let file = directory.path().join(name);
+        EmbeddedCa::open(&file, DAY, now()).map(drop).expect("it is made");
+        let text = fs::read_to_string(file).expect("it is there");
+        let key = text.find("-----BEGIN PRIVATE").or_else(|| text.find("-----BEGIN EC")).expect("a key");
+        (text[..key].to_owned(), text[key..].to_owned())
+    };
+    let ((old, old_key), (new, new_key)) = (made("old"), made("new"));
+    let steps = [
+        format!("{old}{old_key}"),
+        format!("{old}{new}{old_key}"),
+        format!("{new}{old}{new_key}"),
+        format!("{new}{new_key}"),
+    ];
+    let at = |step: usize| EmbeddedCa::from_pem(&steps[step], DAY, now()).expect("a good root");
+    let shake = async |from: usize, to: usize| {
+        let client = at(from).issue(&identity("web"), now()).expect("issued");
+        let server = at(to).issue(&identity("shop"), now()).expect("issued");
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let (connector, acceptor) = (client.connector(&[identity("shop")]), server.acceptor());
+        let (connected, accepted) = tokio::join!(connector.connect(near), acceptor.accept(far));
+        connected.is_ok() && accepted.is_ok()
+    };
+    for (from, to) in [(0, 1), (1, 0), (1, 2), (2, 1), (2, 3), (3, 2)] {
+        assert!(shake(from, to).await, "from a daemon at step {from} to one at {to}");
+    }
+    assert!(!shake(0, 3).await && !shake(3, 0).await);
+}
+
 #[test]
 fn a_bad_root_file_is_named_with_what_is_wrong_and_the_cure() {
     let root = |is_ca: bool, to_year: i32| {

@@ -159,6 +159,16 @@ pub(crate) struct Flags {
     /// A YAML file of workloads, services and policies; watched, and read again when it changes. [env: LOCAL_XDS_PATH]
     #[arg(long, value_name = "FILE", help_heading = "Mesh")]
     pub(crate) local_xds_path: Option<String>,
+    /// Where the mesh is kept for a start that does not wait for the control plane: a directory that outlives the
+    /// container and that nobody else can write in. A daemon that starts again serves the pods it knew, by the policy it
+    /// knew, and asks the control plane for the difference only. Certificates and keys are never kept.
+    /// [env: CORETUNNEL_WARM_START_DIR] [default: none, each start waits]
+    #[arg(long, value_name = "DIR", help_heading = "Mesh")]
+    pub(crate) warm_start_dir: Option<String>,
+    /// How old a kept mesh may be, 1m to 7d: since it was last known to be the control plane's. An older one is passed
+    /// over, and the start waits. [env: CORETUNNEL_WARM_START_MAX_AGE] [default: 1h]
+    #[arg(long, value_name = "DURATION", help_heading = "Mesh")]
+    pub(crate) warm_start_max_age: Option<String>,
     /// The CNI agent's socket; `@name` is an abstract one. [env: INPOD_UDS] [default: /var/run/ztunnel/ztunnel.sock]
     #[arg(long, value_name = "PATH", help_heading = "Mesh")]
     pub(crate) zds_socket: Option<String>,
@@ -174,6 +184,12 @@ pub(crate) struct Flags {
     /// How long a certificate is valid, 1m to 365d; renewed at half of it. [env: SECRET_TTL] [default: 24h]
     #[arg(long, value_name = "DURATION", help_heading = "Certificates")]
     pub(crate) secret_ttl: Option<String>,
+    /// Revocation lists of the mesh's CAs, PEM (any number) or DER, 4 MiB at most; read again when the file changes.
+    /// Peers whose certificate they name, or a CA's above it, are refused, and their tunnels that are up closed. A list
+    /// past its next update still counts; a file that cannot be read is told and leaves the last lists in force.
+    /// [env: CRL_PATH] [default: none, nobody is revoked]
+    #[arg(long, value_name = "FILE", help_heading = "Certificates")]
+    pub(crate) crl_path: Option<String>,
 
     /// Where metrics are served, at `/metrics` and `/stats/prometheus`. [default: `[::]:15020`]
     #[arg(long, value_name = "ADDR", help_heading = "Servers")]

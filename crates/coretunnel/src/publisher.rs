@@ -4,7 +4,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 use control::{PodUp, Publish, Receipt};
 use dataplane::{Cores, PodError, Retired};
-use hbone::credential::Credential;
+use hbone::{credential::Credential, revocation::Revocations};
 use inpod::pod::PodUid;
 use mesh_state::{identity::Identity, snapshot::Snapshot};
 
@@ -30,6 +30,10 @@ impl Publish for Publisher {
 
     fn credential_gone(&mut self, identity: &Identity) {
         self.cores.borrow_mut().credential_gone(identity);
+    }
+
+    fn revocations(&mut self, revocations: &Arc<Revocations>) {
+        self.cores.borrow_mut().revocations(revocations);
     }
 
     fn pod_up(&mut self, pod: PodUp) -> Receipt {

@@ -150,7 +150,8 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         // Control goes on meanwhile: a policy that changes during the drain still closes what it refuses.
         drain(&cores, deadline, &mut signals).await;
         drop(stop_control);
-        Ok(())
+        // It may have something to keep for the next start.
+        control.await.context("the control task panicked")?.context("the control plane ended")
     });
     // Whatever ended it: the cores are told, and end.
     if !cores.borrow().ended() {
@@ -269,7 +270,7 @@ fn core(index: usize, cpu: usize, way: EngineKind) -> CoreConfig {
 }
 
 fn engine(settings: &Settings) -> dataplane::Config {
-    let Settings { mesh, connections, tenant_by, weights, .. } = settings;
+    let Settings { mesh, certificates, connections, tenant_by, weights, .. } = settings;
     let default = dataplane::Config::default();
     dataplane::Config {
         node: mesh.node.as_deref().map(Into::into),
@@ -283,6 +284,7 @@ fn engine(settings: &Settings) -> dataplane::Config {
             true => NewPods::Serve { trust_domain: mesh.trust_domain.as_str().into() },
             false => NewPods::Wait,
         },
+        revocation: certificates.revocation_file.is_some(),
         h2: hbone::H2Config {
             stream_window: connections.stream_window,
             connection_window: connections.connection_window,
@@ -314,7 +316,7 @@ fn socket_options(sockets: &Sockets) -> inpod::socket::SocketOptions {
     }
 }
 
-fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Config {
+fn control_config(Settings { mesh, certificates, warm_start, .. }: &Settings) -> control::Config {
     let source = match (&mesh.local, &mesh.control_plane) {
         (LocalMesh::None, Some(plane)) => MeshSource::ControlPlane(Box::new(plane.clone())),
         (LocalMesh::None, None) => MeshSource::Nowhere,
@@ -333,6 +335,8 @@ fn control_config(Settings { mesh, certificates, .. }: &Settings) -> control::Co
         trust_domain: mesh.trust_domain.clone(),
         mesh: source,
         ca,
+        revocation_file: certificates.revocation_file.clone(),
+        warm_start: warm_start.clone(),
         zds_socket: Some(mesh.zds_socket.clone()),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hbone::credential::Credential;
+use hbone::{credential::Credential, revocation::Revocations};
 use inpod::pod::{PodInfo, PodUid};
 use mesh_state::identity::Identity;
 
@@ -26,6 +26,11 @@ pub enum Command<N> {
     CredentialGone {
         /// Whose.
         identity: Identity,
+    },
+    /// Other certificates are revoked than before. Tunnels whose peer is revoked now are closed.
+    Revocations {
+        /// All that are.
+        revocations: Arc<Revocations>,
     },
     /// Start capturing a pod here. A pod of the same uid in another network namespace replaces the old one.
     PodUp {

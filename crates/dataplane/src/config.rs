@@ -38,6 +38,8 @@ pub struct Config {
     pub park_timeout: Duration,
     /// What connections of a pod do whose workload the mesh does not have yet.
     pub new_pods: NewPods,
+    /// Whether there are revocation lists, now or later: the proofs of live tunnels are kept then, about 1 KiB each.
+    pub revocation: bool,
     /// Connections of one pod that may wait at once. Worst case about 2 KiB each: 512 KiB per pod.
     pub parked_max: usize,
     /// Connections of one pod alive at once, either direction, streams counted singly. Worst case per connection is two
@@ -71,6 +73,7 @@ impl Default for Config {
             response_timeout: Duration::from_secs(20),
             park_timeout: Duration::from_secs(5),
             new_pods: NewPods::Wait,
+            revocation: false,
             parked_max: 256,
             connections_max: 8_192,
             inbound_tunnels_max: 1_024,

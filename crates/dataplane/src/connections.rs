@@ -4,12 +4,14 @@
 //! it here. The table knows facts and stops; it does no I/O.
 
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     rc::Rc,
 };
 
+use futures_util::future::{Either, select};
 use inpod::pod::PodUid;
 use mesh_state::{
     admit::{self, Admission, Refusal},
@@ -22,7 +24,7 @@ use mesh_state::{
 };
 use slab::Slab;
 
-use crate::{bell::Bell, config::Config};
+use crate::{bell::Bell, config::Config, peers::Watch};
 
 /// Why a live connection was stopped from outside.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -33,6 +35,9 @@ pub(crate) enum Stop {
     /// The time to drain was over.
     #[error("connection closed due to connection drain")]
     Drained,
+    /// The peer at the other end of its tunnel was revoked.
+    #[error("connection closed: peer certificate revoked by CRL")]
+    Revoked,
     /// Its pod was taken off the node.
     #[error("connection closed because its pod was removed from the mesh")]
     PodGone,
@@ -187,6 +192,8 @@ pub(crate) struct Tracked {
     table: Connections,
     slot: usize,
     stop: Rc<StopCell>,
+    /// The peer of the tunnel it goes through.
+    tunnel: OnceCell<Watch>,
 }
 
 impl Connections {
@@ -194,7 +201,7 @@ impl Connections {
     pub(crate) fn track(&self, pod: PodUid, inbound: Option<InboundFacts>) -> Tracked {
         let stop = Rc::new(StopCell::default());
         let slot = self.0.entries.borrow_mut().insert(Entry { pod, listed_at: 0, inbound, stop: stop.clone() });
-        Tracked { table: self.clone(), slot, stop }
+        Tracked { table: self.clone(), slot, stop, tunnel: OnceCell::new() }
     }
 
     /// How many are alive.
@@ -254,15 +261,36 @@ impl Entry {
 }
 
 impl Tracked {
-    /// Resolves when somebody stops this connection.
+    /// It goes through this peer's tunnel, and ends when that is revoked.
+    pub(crate) fn through(&self, peer: Watch) {
+        // Set once: a connection has one tunnel.
+        let _set = self.tunnel.set(peer);
+    }
+
+    /// Resolves when somebody stops this connection, or the tunnel it goes through by then.
     pub(crate) async fn stopped(&self) -> Stop {
+        let revoked = async {
+            match self.tunnel.get() {
+                Some(peer) => peer.revoked().await,
+                None => std::future::pending().await,
+            }
+        };
+        match select(pin!(self.stop.stopped()), pin!(revoked)).await {
+            Either::Left((why, _)) => why,
+            Either::Right(((), _)) => Stop::Revoked,
+        }
+    }
+}
+
+impl StopCell {
+    async fn stopped(&self) -> Stop {
         loop {
-            let seen = self.stop.bell.count();
-            if let Some(why) = self.stop.why.take() {
-                self.stop.why.set(Some(why.clone()));
+            let seen = self.bell.count();
+            if let Some(why) = self.why.take() {
+                self.why.set(Some(why.clone()));
                 return why;
             }
-            self.stop.bell.after(seen).await;
+            self.bell.after(seen).await;
         }
     }
 }

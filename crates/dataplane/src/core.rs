@@ -42,6 +42,7 @@ use crate::{
     network::PodNetwork,
     newcomer::Newcomer,
     park::Unparked,
+    peers::{Peers, Recheck},
     pod::{Pod, Pods, Stage},
     record::Direction,
     tenants::Tenants,
@@ -83,6 +84,7 @@ pub struct Core<R: Runtime, N> {
     pub(crate) config: Config,
     pub(crate) tenants: Tenants,
     pub(crate) connections: Connections,
+    pub(crate) peers: Peers,
     pub(crate) metrics: Rc<ConnectionMetrics>,
     snapshot: RefCell<Arc<Snapshot>>,
     credentials: RefCell<HashMap<Identity, Issued>>,
@@ -99,12 +101,14 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
     /// Runs a core until it was told to drain and has, or until the control thread is gone.
     pub async fn run(parts: CoreParts<R, N>) {
         let CoreParts { index, runtime, config, commands, snapshots, retired, wanted, recorder } = parts;
+        let peers = Peers::new(config.revocation);
         let core = Rc::new(Self {
             index,
             runtime,
             config,
             tenants: Tenants::default(),
             connections: Connections::default(),
+            peers,
             metrics: Rc::new(ConnectionMetrics::new(recorder)),
             snapshot: RefCell::new(Arc::new(Snapshot::empty())),
             credentials: RefCell::default(),
@@ -147,6 +151,11 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
                 self.news.ring();
             }
             Command::CredentialGone { identity } => drop(self.credentials.borrow_mut().remove(&identity)),
+            Command::Revocations { revocations } => {
+                self.peers.install(revocations);
+                let core = self.clone();
+                self.runtime.spawn(TenantKey::CORE, async move { core.recheck_peers().await }).detach();
+            }
             // A receipt that nobody waits for any more is no concern of ours.
             Command::PodUp { pod, receipt } => drop(receipt.try_send(self.pod_up(pod))),
             Command::PodDown { uid, receipt } => {
@@ -238,6 +247,23 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
                     let admitted = |snapshot: &Snapshot| facts.admit_or_lack(snapshot, &workload, &self.config);
                     self.with_snapshot(admitted).map_or(Ok(()), |verdict| verdict.map(drop))
                 });
+            }
+        }
+    }
+
+    /// Looks at the peers of all live tunnels again, in slices; one that is revoked ends its slice, since that took a
+    /// signature's time.
+    async fn recheck_peers(&self) {
+        for (asked, slot) in (1..).zip(self.peers.slots()) {
+            let is_costly = match self.peers.recheck(slot) {
+                Recheck::Fine => false,
+                Recheck::Revoked(problem) => {
+                    tracing::warn!(core = self.index, %problem, "a tunnel's peer is revoked; the tunnel is closed");
+                    true
+                }
+            };
+            if is_costly || asked % RECHECK_SLICE == 0 {
+                self.runtime.yield_now().await;
             }
         }
     }

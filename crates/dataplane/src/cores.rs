@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use hbone::revocation::Revocations;
 use inpod::{
     Netns,
     pod::{PodInfo, PodUid},
@@ -88,6 +89,8 @@ struct Line {
     newest: Option<Arc<Snapshot>>,
     /// What was said about credentials and found the mailbox full, the newest per identity; `None` is gone.
     owed: HashMap<Identity, Option<Issued>>,
+    /// The newest revocations, as long as the mailbox was full.
+    owed_revocations: Option<Arc<Revocations>>,
     thread: CoreThread,
 }
 
@@ -134,6 +137,7 @@ impl Cores {
                 snapshots: snapshot_sender,
                 newest: None,
                 owed: HashMap::new(),
+                owed_revocations: None,
                 thread,
             });
         }
@@ -179,6 +183,15 @@ impl Cores {
     /// Takes the credential of an identity back: its last pod is gone.
     pub fn credential_gone(&mut self, identity: &Identity) {
         self.owe(identity, None);
+    }
+
+    /// Tells every core which certificates are revoked. After the credentials that know of it: a handshake that is under
+    /// way is looked at again at its end.
+    pub fn revocations(&mut self, revocations: &Arc<Revocations>) {
+        for line in &mut self.lines {
+            line.owed_revocations = Some(revocations.clone());
+            line.pay();
+        }
     }
 
     fn owe(&mut self, identity: &Identity, credential: Option<&Issued>) {
@@ -292,5 +305,10 @@ impl Line {
             };
             commands.try_send(command).is_err()
         });
+        if let Some(revocations) = self.owed_revocations.take()
+            && commands.try_send(Command::Revocations { revocations: revocations.clone() }).is_err()
+        {
+            self.owed_revocations = Some(revocations);
+        }
     }
 }

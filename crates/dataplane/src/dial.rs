@@ -5,6 +5,7 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    ops::Deref,
     pin::pin,
     rc::Rc,
     time::Duration,
@@ -12,12 +13,13 @@ use std::{
 
 use futures_util::future::{Either, select};
 use hbone::{
-    Pinger,
+    Pinger, TlsError,
     credential::Credential,
     h2::client::{self, Tunnel},
-    pool::{Checkout, Lent, PoolKey, Turn},
+    pool::{Checkout, Lent, PoolKey, Turn, Usable},
 };
 use reactor::{Chunk, Runtime, Stream};
+use telemetry::connection::Reporter;
 
 use crate::{
     config::Config,
@@ -25,11 +27,37 @@ use crate::{
     deadline::within,
     error::Error,
     network::PodNetwork,
+    peers::Watch,
     pod::{Pod, Stage},
 };
 
 /// How long a tunnel whose pod has closed may take to send what is queued: resets and the goodbye.
 pub(crate) const LAST_FRAMES: Duration = Duration::from_millis(100);
+
+/// A tunnel to lend, and who is at its other end.
+#[derive(Clone)]
+pub(crate) struct Dialled {
+    tunnel: Tunnel<Chunk>,
+    pub(crate) peer: Watch,
+}
+
+impl Deref for Dialled {
+    type Target = Tunnel<Chunk>;
+
+    fn deref(&self) -> &Tunnel<Chunk> {
+        &self.tunnel
+    }
+}
+
+impl Usable for Dialled {
+    fn is_usable(&self) -> bool {
+        !self.peer.is_revoked() && self.tunnel.is_usable()
+    }
+
+    fn streams_max(&self) -> usize {
+        Usable::streams_max(&self.tunnel)
+    }
+}
 
 /// Connects to `target` from inside the pod, from `source` where that is given and can be kept.
 pub(crate) async fn plain<R: Runtime, N: PodNetwork<R>>(
@@ -57,7 +85,7 @@ pub(crate) async fn tunnel<R: Runtime, N: PodNetwork<R>>(
     pod: &Rc<Pod<R, N>>,
     key: &PoolKey,
     credential: &Credential,
-) -> Result<Lent<Tunnel<Chunk>>, Error> {
+) -> Result<Lent<Dialled>, Error> {
     let ticket = match pod.pool.checkout(key, core.runtime.now()) {
         Checkout::Ready(lent) => return Ok(lent),
         Checkout::Full => return Err(Error::PoolFull { pod: pod.name() }),
@@ -73,6 +101,9 @@ pub(crate) async fn tunnel<R: Runtime, N: PodNetwork<R>>(
             Ok(ticket.fulfil(tunnel, streams_max, core.runtime.now()))
         }
         Err(error) => {
+            if error.is_of_revocation() {
+                core.metrics.revoked(Reporter::Source);
+            }
             ticket.fail(error.to_string().into());
             Err(error)
         }
@@ -85,21 +116,24 @@ async fn handshake<R: Runtime, N: PodNetwork<R>>(
     pod: &Rc<Pod<R, N>>,
     key: &PoolKey,
     credential: &Credential,
-) -> Result<Tunnel<Chunk>, Error> {
+) -> Result<Dialled, Error> {
     let hop = key.hop;
     let stream = plain(core, pod, hop, None).await.map_err(|error| match error {
         Error::ConnectTimedOut { target: hop, waited } => Error::HopTimedOut { hop, waited },
         error => error,
     })?;
     let shake = async {
-        let tls = credential.connector(&key.expected).connect(stream.into_io()).await?;
-        client::handshake(tls, &core.config.h2).await.map_err(Error::H2Handshake)
+        let mut tls = credential.connector(&key.expected).connect(stream.into_io()).await?;
+        let known = core.peers.enter(tls.take_proof()).map_err(TlsError::Certificate)?;
+        let (tunnel, driver) = client::handshake(tls, &core.config.h2).await.map_err(Error::H2Handshake)?;
+        Ok::<_, Error>((tunnel, driver, known))
     };
     let waited = core.config.handshake_timeout;
-    let (tunnel, driver) =
+    let (tunnel, driver, known) =
         within(&core.runtime, waited, shake).await.map_err(|_| Error::HandshakeTimedOut { peer: hop, waited })??;
 
     let pinger = tunnel.pinger();
+    let peer = known.watch();
     let (driving_core, driving_pod) = (core.clone(), pod.clone());
     let member = pod.tunnels.join();
     let drive = async move {
@@ -107,15 +141,25 @@ async fn handshake<R: Runtime, N: PodNetwork<R>>(
         let mut driver = pin!(driver);
         let alive = pin!(keepalive(&driving_core, pinger));
         let closed = pin!(driving_pod.reached(Stage::Closed));
-        match select(select(driver.as_mut(), alive), closed).await {
+        let revoked = pin!(async {
+            known.revoked().await;
+            driving_core.metrics.revoked(Reporter::Source);
+        });
+        // Whoever is revoked hears nothing more, not even a goodbye: dropping the driver cuts all streams.
+        let ended = match select(select(driver.as_mut(), alive), select(closed, revoked)).await {
+            Either::Left((ended, _)) => Either::Left((ended, ())),
+            Either::Right((Either::Left(_), _)) => Either::Right(()),
+            Either::Right((Either::Right(_), _)) => return,
+        };
+        match ended {
             Either::Left((Either::Left((Ok(()), _)), _)) => {}
             Either::Left((Either::Left((Err(error), _)), _)) => tracing::debug!(%hop, %error, "tunnel ended"),
             Either::Left((Either::Right((silent, _)), _)) => silent.tell(hop),
-            Either::Right(_) => drop(within(&driving_core.runtime, LAST_FRAMES, driver).await),
+            Either::Right(()) => drop(within(&driving_core.runtime, LAST_FRAMES, driver).await),
         }
     };
     core.runtime.spawn(pod.tenant, drive).detach();
-    Ok(tunnel)
+    Ok(Dialled { tunnel, peer })
 }
 
 /// How a tunnel fell silent.

@@ -4,7 +4,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use hbone::{OpenError, TlsError, TunnelError, pool::PoolError};
+use hbone::{CertificateProblem, OpenError, TlsError, TunnelError, pool::PoolError};
 use mesh_state::{admit::Refusal, identity::Identity, name::AuthorityError, route::RouteError};
 
 use crate::{connections::Stop, pod::PodName, relay};
@@ -75,6 +75,18 @@ pub(crate) enum Error {
     Stopped(Stop),
     #[error(transparent)]
     Broken(relay::Broken),
+}
+
+impl Error {
+    /// Whether it is that a peer's certificate is revoked.
+    pub(crate) fn is_of_revocation(&self) -> bool {
+        matches!(
+            self,
+            Self::Tls(TlsError::Certificate(
+                CertificateProblem::Revoked { .. } | CertificateProblem::RevocationUnsure { .. }
+            )) | Self::Stopped(Stop::Revoked)
+        )
+    }
 }
 
 impl From<relay::Ended> for Error {

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::future::{Either, select};
 use hbone::{
-    TunnelStream,
+    TlsError, TunnelStream,
     baggage::Baggage,
     h2::server::{Incoming, Server},
 };
@@ -32,6 +32,7 @@ use crate::{
     error::Error,
     network::PodNetwork,
     outbound::unless_stopped,
+    peers::Watch,
     pod::{Pod, Stage},
     record::{self, Direction, InboundPeer, Record},
     relay,
@@ -43,6 +44,7 @@ struct Peer {
     address: SocketAddr,
     local: SocketAddr,
     identity: Identity,
+    watch: Watch,
 }
 
 /// Serves one tunnel until it ends.
@@ -53,7 +55,12 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
     let closed = pin!(pod.reached(Stage::Closed));
     match select(pin!(tunnel(&core, &pod, stream, peer, local)), closed).await {
         Either::Left((Ok(()), _)) => {}
-        Either::Left((Err(error), _)) => record::refused_early(Direction::Inbound, peer, local, &error),
+        Either::Left((Err(error), _)) => {
+            if error.is_of_revocation() {
+                core.metrics.revoked(Reporter::Destination);
+            }
+            record::refused_early(Direction::Inbound, peer, local, &error);
+        }
         // What was queued when the pod closed (resets, GOAWAY) gets a moment; then the peer sees a torn connection,
         // which it must not take for a clean end.
         Either::Right(((), tunnel)) => drop(within(&core.runtime, dial::LAST_FRAMES, tunnel).await),
@@ -71,29 +78,33 @@ async fn tunnel<R: Runtime, N: PodNetwork<R>>(
     let workload = core.workload(pod, Direction::Inbound).await?;
     let credential = core.credential(pod, &workload.identity).await?;
     let shake = async {
-        let (tls, identity) = credential.acceptor().accept(stream.into_io()).await?;
+        let (mut tls, identity) = credential.acceptor().accept(stream.into_io()).await?;
+        let known = core.peers.enter(tls.take_proof()).map_err(TlsError::Certificate)?;
         let server = Server::<_, Chunk>::handshake(tls, &core.config.h2).await.map_err(Error::H2Handshake)?;
-        Ok::<_, Error>((server, identity))
+        Ok::<_, Error>((server, identity, known))
     };
     let waited = core.config.handshake_timeout;
-    let (mut server, identity) = within(&core.runtime, waited, shake)
+    let (mut server, identity, known) = within(&core.runtime, waited, shake)
         .await
         .map_err(|_| Error::HandshakeTimedOut { peer: address, waited })??;
     drop((workload, credential));
 
-    let peer = Peer { address, local, identity };
+    let peer = Peer { address, local, identity, watch: known.watch() };
     let mut alive = pin!(dial::keepalive(core, server.pinger()));
+    let mut revoked = pin!(known.revoked());
     let mut draining = pin!(pod.reached(Stage::Draining));
     let mut told = false;
     loop {
         let accepted = {
             let until = async { if told { std::future::pending().await } else { draining.as_mut().await } };
-            match select(pin!(server.accept()), pin!(select(alive.as_mut(), pin!(until)))).await {
+            let ended = pin!(select(alive.as_mut(), revoked.as_mut()));
+            match select(pin!(server.accept()), pin!(select(ended, pin!(until)))).await {
                 Either::Left((accepted, _)) => Some(accepted),
-                Either::Right((Either::Left((silent, _)), _)) => {
+                Either::Right((Either::Left((Either::Left((silent, _)), _)), _)) => {
                     silent.tell(address);
                     return Ok(());
                 }
+                Either::Right((Either::Left((Either::Right(_), _)), _)) => break,
                 Either::Right((Either::Right(_), _)) => None,
             }
         };
@@ -114,6 +125,12 @@ async fn tunnel<R: Runtime, N: PodNetwork<R>>(
             }
         }
     }
+    // Its connections know already, and write their records. It is told goodbye, and not waited for.
+    core.metrics.revoked(Reporter::Destination);
+    server.abort();
+    let goodbye = async { while let Some(Ok(_)) = server.accept().await {} };
+    let _said = within(&core.runtime, dial::LAST_FRAMES, goodbye).await;
+    Ok(())
 }
 
 /// One CONNECT, from its headers to its record.
@@ -143,6 +160,7 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
     };
     // Entered before the verdict, so that a policy that arrives in between finds the connection.
     let tracked = core.connections.track(pod.uid.clone(), Some(facts.clone()));
+    tracked.through(peer.watch.clone());
     let workload = match unless_stopped(&tracked, core.workload(&pod, Direction::Inbound)).await {
         Ok(workload) => workload,
         Err(error) => return early(incoming, &error),

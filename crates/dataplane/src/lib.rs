@@ -22,6 +22,7 @@ mod network;
 mod newcomer;
 mod outbound;
 mod park;
+mod peers;
 mod placement;
 mod plaintext;
 mod pod;

@@ -3,21 +3,28 @@
 use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
 
 use futures_util::future::{Either, select};
-use hbone::{baggage::Baggage, forwarded::Forwarded, pool::PoolKey, request::ConnectRequest, traceparent::Traceparent};
+use hbone::{
+    TunnelStream,
+    baggage::Baggage,
+    forwarded::Forwarded,
+    pool::{Lent, PoolKey},
+    request::ConnectRequest,
+    traceparent::Traceparent,
+};
 use mesh_state::{
     identity::Identity,
     name::{Authority, Hop},
     route::{self, Destination, Route},
     workload::Workload,
 };
-use reactor::{Runtime, Stream};
+use reactor::{Chunk, Runtime, Stream};
 use telemetry::connection::Reporter;
 
 use crate::{
     connections::Tracked,
     core::Core,
     deadline::within,
-    dial,
+    dial::{self, Dialled},
     error::{Error, Unsupported},
     network::PodNetwork,
     pod::{Pod, turn_away},
@@ -139,7 +146,8 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
             Record::outbound(self.core, self.peer, tunnel.hop.0, source, &tunnel.destination, Some(&tunnel.authority));
         let ended = match unless_stopped(tracked, self.open(source, tunnel)).await {
             // The place in the tunnel is held until the relay has ended: the pool counts streams by it.
-            Ok((stream, _lent)) => {
+            Ok((stream, lent)) => {
+                tracked.through(lent.peer.clone());
                 let (send, receive) = stream.split();
                 relay::run(relay::plain(client), relay::tunnel(send, receive), &record, tracked.stopped())
                     .await
@@ -154,11 +162,7 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
     }
 
     /// Opens a stream to `tunnel`'s authority. Nothing of the application is sent before the answer is 200.
-    async fn open(
-        &self,
-        source: &Workload,
-        tunnel: Tunnelled,
-    ) -> Result<(hbone::TunnelStream<reactor::Chunk>, impl Sized + use<R, N>), Error> {
+    async fn open(&self, source: &Workload, tunnel: Tunnelled) -> Result<(TunnelStream<Chunk>, Lent<Dialled>), Error> {
         let Tunnelled { hop: Hop(hop), authority, expected, destination } = tunnel;
         let credential = self.core.credential(self.pod, &source.identity).await?;
         let key = PoolKey { source: source.identity.clone(), expected, hop, source_ip: self.peer.ip() };

@@ -12,9 +12,9 @@ use std::{
 };
 
 use futures_util::future::{Either, select};
-use hbone::{h2::client::Tunnel, pool::Pool};
+use hbone::pool::Pool;
 use inpod::pod::{PodInfo, PodUid};
-use reactor::{Chunk, Listener, Runtime, Stream, TenantKey};
+use reactor::{Listener, Runtime, Stream, TenantKey};
 
 use crate::{
     bell::Bell,
@@ -22,6 +22,7 @@ use crate::{
     config::Config,
     core::Core,
     crowd::{Crowd, Member},
+    dial::Dialled,
     error::Error,
     inbound,
     network::PodNetwork,
@@ -46,7 +47,7 @@ pub(crate) struct Pod<R: Runtime, N> {
     pub(crate) network: N,
     /// Whether connections to its applications can keep their client's address.
     pub(crate) keeps_source: bool,
-    pub(crate) pool: Pool<Tunnel<Chunk>>,
+    pub(crate) pool: Pool<Dialled>,
     pub(crate) lot: Lot,
     stage: Cell<Stage>,
     staged: Bell,

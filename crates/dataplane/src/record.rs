@@ -177,8 +177,10 @@ pub(crate) fn is_a_verdict(refusal: &Refusal) -> bool {
 /// The response flag of an error.
 fn flag(error: &Error) -> ResponseFlag {
     match error {
+        error if error.is_of_revocation() => ResponseFlag::CertRevoked,
         // A drain is nobody's failure.
         Error::Stopped(Stop::Drained | Stop::PodGone) => ResponseFlag::None,
+        Error::Stopped(Stop::Revoked) => ResponseFlag::CertRevoked,
         Error::Stopped(Stop::Policy(_)) | Error::Refused(Refusal::Policy { .. }) => ResponseFlag::Deny,
         Error::HopTimedOut { .. } => ResponseFlag::NetworkPolicy,
         Error::CredentialLate { .. }
@@ -241,7 +243,7 @@ pub(crate) fn status(error: &Error) -> u16 {
         | Error::ResponseTimedOut { .. }
         | Error::Pool(_)
         | Error::PoolFull { .. }
-        | Error::Stopped(Stop::Drained | Stop::PodGone)
+        | Error::Stopped(Stop::Drained | Stop::PodGone | Stop::Revoked)
         | Error::Broken(_) => 503,
     }
 }
@@ -309,6 +311,7 @@ fn side(addr: SocketAddr, workload: Option<&Workload>) -> Side {
 mod tests {
     use std::{rc::Rc, time::Duration};
 
+    use hbone::CertificateProblem;
     use mesh_state::rbac::Denial;
 
     use super::*;
@@ -318,10 +321,13 @@ mod tests {
         let address = SocketAddr::from(([10, 0, 0, 2], 80));
         let denied = || Refusal::Policy { denied: Denial::NoneAllowed };
         let waited = Duration::from_secs(1);
+        let revoked = CertificateProblem::Revoked { at: 0, serial: "01".into() };
         for (error, flags, code) in [
             (Error::Refused(denied()), ResponseFlag::Deny, 401),
             (Error::Stopped(Stop::Policy(Rc::new(denied()))), ResponseFlag::Deny, 401),
             (Error::Stopped(Stop::Drained), ResponseFlag::None, 503),
+            (Error::Stopped(Stop::Revoked), ResponseFlag::CertRevoked, 503),
+            (Error::Tls(TlsError::Certificate(revoked)), ResponseFlag::CertRevoked, 503),
             (Error::HopTimedOut { hop: address, waited }, ResponseFlag::NetworkPolicy, 503),
             (Error::ConnectTimedOut { target: address, waited }, ResponseFlag::Connect, 503),
             (Error::Tls(TlsError::Alpn), ResponseFlag::TlsFailure, 503),

@@ -12,7 +12,10 @@
 
 use std::{future::Future, io, pin::pin, rc::Rc};
 
-use futures_util::future::{Either, select};
+use futures_util::{
+    FutureExt,
+    future::{Either, select},
+};
 use hbone::{ReceiveHalf, ResetCode, SendHalf, StreamError};
 use reactor::{Chunk, Spliced, Stream};
 
@@ -124,7 +127,9 @@ pub(crate) async fn run<CR: Way<SW>, CW: Sink, SR: Way<CW>, SW: Sink>(
         let received = client.source.pump(&mut server.sink, |bytes| meter.received(bytes));
         let sent = server.source.pump(&mut client.sink, |bytes| meter.sent(bytes));
         match select(pin!(both(received, sent)), pin!(stop)).await {
-            Either::Left((outcome, _)) => outcome.map_err(Ended::Broken),
+            // A tunnel that was closed under it breaks it: why it was closed says more.
+            Either::Left((Err(broken), stop)) => Err(stop.now_or_never().map_or(Ended::Broken(broken), Ended::Stopped)),
+            Either::Left((Ok(ended), _)) => Ok(ended),
             Either::Right((why, _)) => Err(Ended::Stopped(why)),
         }
     };

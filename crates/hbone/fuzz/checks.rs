@@ -4,14 +4,20 @@
 use hbone::baggage::Baggage;
 use hbone::credential::Credential;
 use hbone::forwarded;
+use hbone::revocation::Revocations;
 use hbone::traceparent::Traceparent;
 use mesh_state::identity::Identity;
 
 type Check = fn(&[u8]);
 
 /// The name of a corpus, and what is done with each of its files.
-pub(crate) const CHECKS: [(&str, Check); 4] =
-    [("baggage", baggage), ("forwarded", forwarded), ("traceparent", traceparent), ("credential_pem", credential_pem)];
+pub(crate) const CHECKS: [(&str, Check); 5] = [
+    ("baggage", baggage),
+    ("forwarded", forwarded),
+    ("traceparent", traceparent),
+    ("credential_pem", credential_pem),
+    ("revocation_list", revocation_list),
+];
 
 /// What is read can be written, is a header then, and reads the same.
 pub(crate) fn baggage(bytes: &[u8]) {
@@ -52,6 +58,14 @@ pub(crate) fn credential_pem(bytes: &[u8]) {
             assert!((credential.not_before_unix_s()..=credential.not_after_unix_s()).contains(&1_800_000_000));
             let _ = (credential.acceptor(), credential.connector(&[]));
         }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+}
+
+/// Lists are taken all or none, or refused with a message; what is taken is read again as the same.
+pub(crate) fn revocation_list(bytes: &[u8]) {
+    match Revocations::read(bytes) {
+        Ok(read) => assert_eq!(Revocations::read(bytes).map(|again| again.len()), Ok(read.len())),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
 }

@@ -13,10 +13,11 @@ use rustls::{Error, InconsistentKeys, RootCertStore};
 use thiserror::Error as ThisError;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::tls;
+use crate::revocation::Revocations;
 use crate::tls::client::Connector;
 use crate::tls::server::Acceptor;
 use crate::tls::verify::identities;
+use crate::tls::{self, Trust};
 
 /// The most PEM text read for a chain, a key or the roots; a mesh's bundle is some kilobytes. Worst case three such
 /// texts and their DER, 2.25 MiB, while one credential is made.
@@ -29,7 +30,7 @@ pub struct Credential {
     not_before_unix_s: u64,
     not_after_unix_s: u64,
     provider: Arc<CryptoProvider>,
-    roots: Arc<RootCertStore>,
+    trust: Trust,
     own: Arc<SingleCertAndKey>,
     acceptor: Acceptor,
 }
@@ -56,11 +57,19 @@ impl Credential {
                 problem: problem.to_string(),
             })?;
         }
-        let roots = Arc::new(roots);
+        let trust = Trust { roots: Arc::new(roots), revocations: Arc::default() };
         let provider = tls::provider();
         let own = Arc::new(SingleCertAndKey::from(certified_key(&provider, chain, key_pem)?));
-        let acceptor = Acceptor::new(provider.clone(), roots.clone(), own.clone(), identity.clone());
-        Ok(Self { identity: identity.clone(), not_before_unix_s, not_after_unix_s, provider, roots, own, acceptor })
+        let acceptor = Acceptor::new(provider.clone(), trust.clone(), own.clone(), identity.clone());
+        Ok(Self { identity: identity.clone(), not_before_unix_s, not_after_unix_s, provider, trust, own, acceptor })
+    }
+
+    /// The same, and peers that `revocations` name are believed no more.
+    #[must_use]
+    pub fn with_revocations(self, revocations: Arc<Revocations>) -> Self {
+        let trust = Trust { revocations, ..self.trust };
+        let acceptor = Acceptor::new(self.provider.clone(), trust.clone(), self.own.clone(), self.identity.clone());
+        Self { trust, acceptor, ..self }
     }
 
     /// Whose it is.
@@ -86,7 +95,7 @@ impl Credential {
     /// For tunnels to one of `expected`; an empty list verifies nobody. Costs a few small allocations, no cryptography:
     /// made per dial.
     pub fn connector(&self, expected: &[Identity]) -> Connector {
-        Connector::new(self.provider.clone(), self.roots.clone(), self.own.clone(), expected)
+        Connector::new(self.provider.clone(), &self.trust, self.own.clone(), expected)
     }
 }
 

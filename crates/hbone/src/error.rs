@@ -77,6 +77,26 @@ pub enum CertificateProblem {
     /// It is not for TLS in this role.
     #[error("it may not be used for this side of TLS: {0}")]
     WrongPurpose(String),
+    /// A list of its issuer names it.
+    #[error(
+        "certificate {at} of its chain (0 is the leaf), serial {serial}, is revoked: a list of its issuer names it"
+    )]
+    Revoked {
+        /// Which of the chain.
+        at: usize,
+        /// In hexadecimal.
+        serial: String,
+    },
+    /// A list names it, and whether that is its issuer's cannot be told.
+    #[error(
+        "a revocation list names certificate {at} of its chain (0 is the leaf) and cannot be verified ({problem}): is it signed by the CA of this name, and may that sign lists?"
+    )]
+    RevocationUnsure {
+        /// Which of the chain.
+        at: usize,
+        /// What the verifier says.
+        problem: String,
+    },
     /// It does not name a workload.
     #[error("it has no SPIFFE identity; the CA that issued it is not a mesh CA")]
     NoSpiffe,

@@ -12,6 +12,7 @@ pub mod forwarded;
 pub mod h2;
 pub mod pool;
 pub mod request;
+pub mod revocation;
 pub mod tls;
 pub mod traceparent;
 

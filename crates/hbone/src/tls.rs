@@ -8,10 +8,21 @@ pub mod verify;
 
 use std::sync::Arc;
 
+use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+
+use crate::revocation::Revocations;
 
 /// The only protocol spoken inside.
 pub(crate) const ALPN: &[u8] = b"h2";
+
+/// Whom one believes, and whom no more. Clones share all of it.
+#[derive(Clone)]
+pub(crate) struct Trust {
+    /// Not empty.
+    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) revocations: Arc<Revocations>,
+}
 
 /// aws-lc-rs with the two suites of the mesh. Passed on explicitly: a process-wide default would be state of nobody's.
 pub(crate) fn provider() -> Arc<CryptoProvider> {

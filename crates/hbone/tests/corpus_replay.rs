@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use hbone::credential::Credential;
+use hbone::revocation::Revocations;
 use mesh_state::identity::Identity;
 
 const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus");
@@ -43,4 +44,13 @@ fn the_corpus_reaches_the_end_of_the_good_way() {
     let [chain, key, roots] = good.split('\0').collect::<Vec<_>>()[..] else { panic!("three parts") };
     let alice = Identity::new("cluster.local", "shop", "alice").expect("an identity");
     Credential::from_pem(&alice, chain, key, roots, 1_800_000_000).expect("good");
+}
+
+#[test]
+fn the_corpus_of_revocation_lists_has_lists() {
+    let lists = |name: &str| {
+        let bytes = fs::read(Path::new(CORPUS).join("revocation_list").join(name)).expect("a file");
+        Revocations::read(&bytes).map(|lists| lists.len())
+    };
+    assert_eq!((lists("good"), lists("between_others"), lists("der")), (Ok(1), Ok(2), Ok(1)));
 }

@@ -175,6 +175,7 @@ const FAILED: &str = "istio_tcp_connections_failed";
 const RECEIVED: &str = "istio_tcp_received_bytes";
 const SENT: &str = "istio_tcp_sent_bytes";
 const SOCKETS: &str = "istio_tcp_sockets_open";
+const REVOKED: &str = "istio_crl_policy_rejections";
 const HELP: [(&str, &str); 5] = [
     (OPENED, "TCP connections opened"),
     (CLOSED, "TCP connections closed, for whatever reason"),
@@ -188,6 +189,7 @@ pub struct ConnectionMetrics {
     recorder: CoreRecorder,
     remembered: RefCell<HashMap<ConnectionLabels, Rc<Flow>>>,
     sockets: [Gauge; 2],
+    revoked: [Counter; 2],
 }
 
 /// What every connection with the same labels counts in.
@@ -211,7 +213,13 @@ impl ConnectionMetrics {
             let labels = vec![Label::from_static_parts("reporter", reporter)];
             recorder.register_gauge(&Key::from_parts(SOCKETS, labels), &METADATA)
         });
-        Self { recorder, remembered: RefCell::default(), sockets }
+        let help = "Handshakes refused and tunnels closed because the peer's certificate is revoked";
+        recorder.describe_counter(REVOKED.into(), None, help.into());
+        let revoked = ["source", "destination"].map(|reporter| {
+            let labels = vec![Label::from_static_parts("reporter", reporter)];
+            recorder.register_counter(&Key::from_parts(REVOKED, labels), &METADATA)
+        });
+        Self { recorder, remembered: RefCell::default(), sockets, revoked }
     }
 
     /// The cells themselves, for what else the core counts.
@@ -224,6 +232,11 @@ impl ConnectionMetrics {
         let gauge = self.sockets[usize::from(reporter == Reporter::Destination)].clone();
         gauge.increment(1.0);
         OpenSocket(gauge)
+    }
+
+    /// A handshake was refused, or a live tunnel closed, because the peer is revoked.
+    pub fn revoked(&self, reporter: Reporter) {
+        self.revoked[usize::from(reporter == Reporter::Destination)].increment(1);
     }
 
     /// A connection was decided. It counts as opened now, and as closed when the handle is closed or dropped.

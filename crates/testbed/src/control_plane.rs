@@ -30,6 +30,9 @@ use tonic::body::Body;
 use crate::ca_server::CaServer;
 use crate::xds_server::XdsServer;
 
+/// Listeners that wait to be served: one for each daemon that a test has ever started.
+const LISTENERS_MAX: usize = 256;
+
 /// How a control plane proves itself. Keep it to start the same one again.
 #[derive(Clone)]
 pub struct ServerIdentity {
@@ -119,7 +122,7 @@ impl ControlPlane {
     /// # Errors
     /// When no thread or runtime can be made.
     pub fn start(identity: &ServerIdentity, xds: XdsServer, ca: CaServer) -> Result<Self> {
-        let (listeners, mut new_listeners) = mpsc::channel::<TcpListener>(16);
+        let (listeners, mut new_listeners) = mpsc::channel::<TcpListener>(LISTENERS_MAX);
         let (cut, is_cut) = watch::channel(0);
         let wire = Wire(Arc::new(WireState { left: AtomicI64::new(i64::MAX), per_ms: AtomicU64::new(u64::MAX) }));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

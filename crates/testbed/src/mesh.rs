@@ -242,7 +242,7 @@ impl Mesh {
             for id in NodeId::ALL {
                 mesh.daemon_mut(id).await_ready(START_PATIENCE)?;
             }
-            if let Some(plane) = &mesh.control_plane {
+            if let Some(plane) = mesh.control_plane.as_ref().filter(|_| !mesh.spec.embedded_ca) {
                 let captured = mesh.pods.values().filter(|pod| pod.captured).map(Pod::identity);
                 plane.await_certificates(captured.collect(), START_PATIENCE)?;
             }
@@ -451,6 +451,12 @@ impl Mesh {
         self.daemon_mut(id).await_ready(START_PATIENCE)
     }
 
+    /// Where a node's daemon keeps the mesh.
+    #[must_use]
+    pub fn warm_start_file(&self, id: NodeId) -> PathBuf {
+        self.node(id).zds_socket.with_file_name("warm").join("mesh.warm")
+    }
+
     /// How many cores the daemons started from now on are told to use.
     pub fn set_cores(&mut self, cores: &str) {
         cores.clone_into(&mut self.spec.cores);
@@ -481,6 +487,16 @@ impl Mesh {
         let namespace = Namespace::create(&format!("daemon-{}-of-{id}", node.daemons_started))?;
         let mut environment = BTreeMap::from([("POOL_UNUSED_RELEASE_TIMEOUT".to_owned(), POOL_IDLE.to_owned())]);
         environment.extend(spec.environment);
+        if spec.warm_start {
+            let directory = node.zds_socket.with_file_name("warm");
+            std::fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
+            environment.insert("CORETUNNEL_WARM_START_DIR".to_owned(), directory.display().to_string());
+        }
+        let mut arguments = spec.arguments;
+        if spec.embedded_ca {
+            let root = ca_root_file.display().to_string();
+            arguments.extend(["--ca".into(), "embedded".into(), "--ca-root-file".into(), root]);
+        }
         let source = match (&mut self.control_plane, &mut self.istiod) {
             (Some(plane), _) => plane.reached_from(&namespace)?,
             (None, Some(istiod)) => istiod.reached_from(&namespace, &id.to_string())?,
@@ -492,7 +508,7 @@ impl Mesh {
             zds_socket: node.zds_socket.clone(),
             cores: spec.cores,
             environment,
-            arguments: spec.arguments,
+            arguments,
         };
         node.daemon = Some(Daemon::start(&self.launcher, &namespace, &spec)?);
         Ok(())

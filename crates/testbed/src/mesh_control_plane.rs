@@ -27,6 +27,8 @@ pub struct ControlPlaneOfMesh {
     running: Option<ControlPlane>,
     /// Where daemons reach it.
     listeners: Vec<(Namespace, TcpListener)>,
+    /// The same in each namespace, of which each is empty: a daemon that starts again finds it where it was.
+    port: u16,
 }
 
 impl ControlPlaneOfMesh {
@@ -37,13 +39,15 @@ impl ControlPlaneOfMesh {
         let (xds, ca) = (XdsServer::default(), CaServer::new(Root::new("the mesh's CA")?));
         ca.require_token(Self::TOKEN);
         let running = Some(ControlPlane::start(&identity, xds.clone(), ca.clone())?);
-        Ok(Self { identity, xds, ca, running, listeners: Vec::new() })
+        Ok(Self { identity, xds, ca, running, listeners: Vec::new(), port: 0 })
     }
 
     /// Listens in a daemon's namespace, and says how it is reached there.
     pub(crate) fn reached_from(&mut self, namespace: &Namespace) -> Result<Source> {
-        let listener = namespace.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))?;
+        let port = self.port;
+        let listener = namespace.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, port)))?;
         let port = listener.local_addr()?.port();
+        self.port = port;
         if let Some(running) = &self.running {
             running.listen(listener.try_clone()?)?;
         }

@@ -1,6 +1,7 @@
 //! A certificate authority inside the daemon, for meshes without a control plane.
 //!
-//! Its root is one PEM file, certificate and key. Daemons that share the file trust each other; whoever reads it can be
+//! Its root is one PEM file, certificate and key; further certificates in it are believed as well, and sign nothing. So a
+//! root is replaced in three steps: the next one behind it, the two changed over with the next one's key, the old one gone. Daemons that share the file trust each other; whoever reads it can be
 //! anybody in the mesh, so it is made for its owner only.
 
 use std::{
@@ -19,6 +20,8 @@ use rcgen::{
 };
 use rustix::fs::{FlockOperation, flock};
 use time::OffsetDateTime;
+
+use super::{client::Issued, trust};
 
 /// How long a root lives that is made here.
 const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -69,7 +72,8 @@ pub enum CaError {
 /// The embedded CA.
 pub struct EmbeddedCa {
     issuer: Issuer<'static, KeyPair>,
-    root_pem: String,
+    /// Its own, and those that it is to be trusted beside.
+    roots_pem: String,
     root_not_after: OffsetDateTime,
     leaf_ttl: Duration,
 }
@@ -118,14 +122,33 @@ impl EmbeddedCa {
         }
         let issuer = Issuer::from_ca_cert_pem(certificate, key)
             .map_err(|error| format!("its certificate is unreadable: {error}"))?;
-        Ok(Self { issuer, root_pem: certificate.to_owned(), root_not_after, leaf_ttl })
+        for (nth, other) in trust::certificates(text).enumerate().skip(1) {
+            describe(other).map_err(|cause| format!("certificate {nth} (counted from 0): {cause}"))?;
+        }
+        Ok(Self { issuer, roots_pem: trust::union([text].into_iter()), root_not_after, leaf_ttl })
     }
 
-    /// A certificate for `identity`, valid from now.
+    /// Whom the daemons that share the file believe.
+    pub(crate) fn roots(&self) -> &str {
+        &self.roots_pem
+    }
+
+    /// A certificate for `identity`, valid from now, ready for handshakes.
     ///
     /// # Errors
     /// [`CaError`].
     pub fn issue(&self, identity: &Identity, now: OffsetDateTime) -> Result<Credential, CaError> {
+        let unusable = |cause| CaError::Unusable { identity: identity.clone(), cause };
+        let issued = self.sign(identity, now)?;
+        let unix = u64::try_from(now.unix_timestamp()).map_err(|_| CaError::Issue {
+            identity: identity.clone(),
+            cause: "the clock says a time before 1970".to_owned(),
+        })?;
+        Credential::from_pem(identity, &issued.chain, &issued.key, &issued.roots, unix).map_err(unusable)
+    }
+
+    /// A certificate for `identity`, valid from now.
+    pub(crate) fn sign(&self, identity: &Identity, now: OffsetDateTime) -> Result<Issued, CaError> {
         let failed = |cause: String| CaError::Issue { identity: identity.clone(), cause };
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -137,10 +160,7 @@ impl EmbeddedCa {
         params.subject_alt_names = vec![SanType::URI(name)];
         let key = KeyPair::generate().map_err(|error| failed(error.to_string()))?;
         let leaf = params.signed_by(&key, &self.issuer).map_err(|error| failed(error.to_string()))?;
-        let unix =
-            u64::try_from(now.unix_timestamp()).map_err(|_| failed("the clock says a time before 1970".to_owned()))?;
-        Credential::from_pem(identity, &leaf.pem(), &key.serialize_pem(), &self.root_pem, unix)
-            .map_err(|cause| CaError::Unusable { identity: identity.clone(), cause })
+        Ok(Issued { chain: leaf.pem(), key: key.serialize_pem(), roots: self.roots_pem.clone() })
     }
 }
 

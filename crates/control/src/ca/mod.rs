@@ -3,5 +3,6 @@
 pub mod client;
 mod csr;
 pub mod embedded;
+pub(crate) mod roots_file;
 pub mod rotation;
 pub(crate) mod trust;

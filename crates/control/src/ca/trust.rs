@@ -11,7 +11,7 @@ pub(crate) fn union<'a>(answers: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// The certificates of a PEM text, from the first dash to the last.
-fn certificates(text: &str) -> impl Iterator<Item = &str> {
+pub(super) fn certificates(text: &str) -> impl Iterator<Item = &str> {
     const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
     const END: &str = "-----END CERTIFICATE-----";
     text.match_indices(BEGIN).filter_map(|(start, _)| {

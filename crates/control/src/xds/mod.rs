@@ -1,10 +1,11 @@
 //! Delta discovery: the mesh as the control plane tells it.
 //!
 //! [`session`] decides what is asked, taken, refused and answered; [`response`] reads a response piece by piece;
-//! [`convert`] turns a resource into a change; [`withheld`] keeps workloads back that came before their policies;
-//! [`on_demand`] knows what was asked for by name; `stream` carries it all out.
+//! [`convert`] turns a resource into a change; [`withheld`] keeps workloads back that came before their policies; [`kept`] is
+//! what is held as bytes; [`on_demand`] knows what was asked for by name; `stream` carries it all out.
 
 pub mod convert;
+pub mod kept;
 pub mod on_demand;
 pub mod proxy;
 pub mod response;

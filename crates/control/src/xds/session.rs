@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use mesh_state::{
     change::Change,
-    name::{NamespacedHostname, PolicyKey, Uid},
+    name::PolicyKey,
     wanted::Wanted,
     workload::{NetworkMode, Workload},
 };
@@ -21,6 +21,7 @@ use prost::Message;
 use super::{
     Kind,
     convert::{self, Defaults},
+    kept::{Kept, What},
     on_demand::OnDemand,
     response::{Part, Response},
     withheld::{Waiting, Withheld},
@@ -77,25 +78,6 @@ struct Held {
     is_local: bool,
     /// What is on its node's network has no address of its own.
     is_addressable: bool,
-}
-
-/// What a resource is in the mesh.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum What {
-    Workload,
-    Service,
-    Policy,
-}
-
-impl What {
-    /// What the resource is of which this is the change.
-    fn of(change: &Change) -> Self {
-        match change {
-            Change::Workload(_) => Self::Workload,
-            Change::Service(_) => Self::Service,
-            _ => Self::Policy,
-        }
-    }
 }
 
 /// A response that is being taken.
@@ -260,6 +242,29 @@ impl Session {
         self.authorizations.warm && (self.addresses.warm || self.on_demand.is_some())
     }
 
+    /// All that is held, to be kept beyond the end of the process.
+    pub fn kept(&self) -> Vec<Kept> {
+        let all = self.addresses.held.iter().chain(&self.authorizations.held);
+        all.map(|(name, held)| Kept { what: held.what, name: name.clone(), version: held.version.clone() }).collect()
+    }
+
+    /// What a process before has held, and the mesh has: whole, and to be told to the first stream.
+    pub fn restore(&mut self, kept: impl IntoIterator<Item = Kept>) {
+        // What could not be taken back is sent anew.
+        for Kept { what, name, version } in kept.into_iter().filter(|kept| kept.what.gone(&kept.name).is_some()) {
+            let kind = match what {
+                What::Workload | What::Service => Kind::Address,
+                What::Policy => Kind::Authorization,
+            };
+            // What is asked for by name is not kept (`Source::keeper`), so neither matters.
+            let held = Held { version, what, is_local: false, is_addressable: true };
+            self.subscription(kind).held.insert(name, held);
+        }
+        for kind in Kind::ALL {
+            self.subscription(kind).warm = true;
+        }
+    }
+
     /// How many resources of a type are held.
     pub fn held(&self, kind: Kind) -> usize {
         match kind {
@@ -326,7 +331,7 @@ impl Session {
                 Some(change) => {
                     let what = What::of(&change);
                     let before = self.hold(kind, &name, &resource.version, &change);
-                    changes.extend(before.filter(|before| *before != what).map(|before| gone(before, &name)));
+                    changes.extend(before.filter(|before| *before != what).and_then(|before| before.gone(&name)));
                     changes.push(change);
                 }
             }
@@ -388,7 +393,7 @@ impl Session {
             if kind == Kind::Address {
                 self.withheld.forget(&name);
             }
-            changes.push(gone(held.what, &name));
+            changes.extend(held.what.gone(&name));
         }
     }
 }
@@ -411,17 +416,6 @@ impl Refused {
         tracing::warn!(refused = self.count, why = self.text, "resources of the control plane refused");
         let more = if self.unnamed == 0 { String::new() } else { format!("; and {} more", self.unnamed) };
         Some(Status { code: 0, message: self.text + &more })
-    }
-}
-
-/// The change that takes a resource back.
-fn gone(what: What, name: &Arc<str>) -> Change {
-    match what {
-        What::Workload => Change::WorkloadGone(Uid(name.clone())),
-        What::Service => Change::ServiceGone(
-            NamespacedHostname::parse(name).expect("a service is only taken under the key that it describes"),
-        ),
-        What::Policy => Change::PolicyGone(PolicyKey(name.clone())),
     }
 }
 

@@ -17,6 +17,7 @@ use tonic::{Code, metadata::MetadataMap};
 
 use super::{
     Kind,
+    kept::Kept,
     response::Response,
     session::{Receiving, Session},
 };
@@ -130,6 +131,22 @@ impl Stream {
     pub(crate) fn new(server: Server, session: Session, status: Status) -> Self {
         let backoff = Backoff::new(WAITS.0, WAITS.1);
         Self { server, session, state: State::Waiting { until: now() }, backoff, taking: None, status }
+    }
+
+    /// All that is held.
+    pub(crate) fn kept(&self) -> Vec<Kept> {
+        self.session.kept()
+    }
+
+    /// What a process before has held.
+    pub(crate) fn restore(&mut self, kept: Vec<Kept>) {
+        self.session.restore(kept);
+        self.status.set_held(Kind::ALL.map(|kind| self.session.held(kind)));
+    }
+
+    /// Whether there is a stream that brings what is new.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
     }
 
     /// Whether the mesh is known well enough to decide by.

@@ -3,7 +3,7 @@
 use std::{cell::RefCell, collections::VecDeque, fs, path::PathBuf, rc::Rc, sync::Arc, time::Duration};
 
 use control::{CaSource, Config, ControlError, MeshSource, PodUp, Publish, Receipt, Status};
-use hbone::credential::Credential;
+use hbone::{credential::Credential, revocation::Revocations};
 use inpod::pod::PodUid;
 use mesh_state::{identity::Identity, snapshot::Snapshot, wanted::Wanted};
 use tempfile::TempDir;
@@ -28,6 +28,7 @@ pub(crate) enum Event {
     Certificate(String),
     NoCertificate(String),
     Gone(String),
+    Revocations,
     Up(String),
     Down(String),
 }
@@ -64,6 +65,10 @@ impl Publish for Recorder {
 
     fn credential_gone(&mut self, identity: &Identity) {
         self.record(Event::Gone(identity.to_string()));
+    }
+
+    fn revocations(&mut self, _: &Arc<Revocations>) {
+        self.record(Event::Revocations);
     }
 
     fn pod_up(&mut self, pod: PodUp) -> Receipt {

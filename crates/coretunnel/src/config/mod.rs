@@ -12,7 +12,7 @@ mod values;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use control::{ControlPlane, grpc::Server};
+use control::{ControlPlane, WarmStart, grpc::Server};
 use dataplane::{TenantBy, Weights};
 use hbone::{H2Config, pool::PoolConfig};
 use mesh_state::identity::Identity;
@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) engine: EngineChoice,
     pub(crate) mesh: Mesh,
     pub(crate) certificates: Certificates,
+    /// Where the mesh is kept for the next start.
+    pub(crate) warm_start: Option<WarmStart>,
     pub(crate) servers: Servers,
     pub(crate) connections: Connections,
     pub(crate) sockets: Sockets,
@@ -81,6 +83,8 @@ pub(crate) struct Certificates {
     /// The root of the CA in this daemon.
     pub(crate) root_file: PathBuf,
     pub(crate) lifetime: Duration,
+    /// Revocation lists.
+    pub(crate) revocation_file: Option<PathBuf>,
 }
 
 /// Where the daemon answers.
@@ -150,6 +154,7 @@ pub(crate) fn load(flags: &Flags, environment: &Environment, host: &Host) -> Res
         weights: weights(&mut read, flags),
         engine: engine(&mut read, flags),
         certificates: certificates(&mut read, flags, &mesh),
+        warm_start: warm_start(&mut read, flags),
         mesh,
         servers: servers(&mut read, flags, host.has_ipv6),
         connections: connections(&mut read, flags),
@@ -166,6 +171,9 @@ pub(crate) fn load(flags: &Flags, environment: &Environment, host: &Host) -> Res
 /// adding to the clock overflows.
 const DAY: Duration = Duration::from_secs(86_400);
 const SECOND: Duration = Duration::from_secs(1);
+/// How old a kept mesh may be: long enough for a node's restart, short enough that what policy has become since matters
+/// little. The file is as new as the last contact with the control plane.
+const WARM_START_AGE_MAX: Duration = Duration::from_secs(3600);
 
 fn cores(read: &mut Reader<'_>, flags: &Flags, cpus: &Cpus) -> Vec<usize> {
     const QUANTITY: &str = "a Kubernetes quantity of CPUs above 0, such as 2, 1.5 or 500m";
@@ -320,7 +328,29 @@ fn certificates(read: &mut Reader<'_>, flags: &Flags, mesh: &Mesh) -> Certificat
                 values::duration(text, SECOND * 60..=DAY * 365)
             })
             .unwrap_or(DAY),
+        revocation_file: read.setting(
+            Some(("--crl-path", &flags.crl_path)),
+            &["CRL_PATH"],
+            "the path of a file of X.509 revocation lists, PEM or DER",
+            values::path,
+        ),
     }
+}
+
+fn warm_start(read: &mut Reader<'_>, flags: &Flags) -> Option<WarmStart> {
+    let directory = read.setting(
+        Some(("--warm-start-dir", &flags.warm_start_dir)),
+        &["CORETUNNEL_WARM_START_DIR"],
+        "the path of a directory that outlives the container, and that only this daemon's user can write in",
+        values::path,
+    );
+    let age_max = read.setting(
+        Some(("--warm-start-max-age", &flags.warm_start_max_age)),
+        &["CORETUNNEL_WARM_START_MAX_AGE"],
+        "a duration from 1m to 7d",
+        |text| values::duration(text, SECOND * 60..=DAY * 7),
+    );
+    directory.map(|directory| WarmStart { directory, age_max: age_max.unwrap_or(WARM_START_AGE_MAX) })
 }
 
 fn servers(read: &mut Reader<'_>, flags: &Flags, has_ipv6: bool) -> Servers {

@@ -107,7 +107,6 @@ fn every_bad_variable_is_reported_with_its_name_its_value_the_cause_and_what_wou
         ("CA_ADDRESS", "http://istiod:15010", "its scheme is http", "embedded"),
         ("XDS_ON_DEMAND", "x", "neither", "true or false"),
         ("FAKE_CA", "true", "fake CA", "--ca embedded"),
-        ("CRL_PATH", "/crl.pem", "revoked peers", "empty"),
         ("COMPLIANCE_POLICY", "pqc", "no compliance policy", "empty"),
     ] {
         let errors = from_variables([(name, value)]).expect_err(name);
@@ -117,6 +116,22 @@ fn every_bad_variable_is_reported_with_its_name_its_value_the_cause_and_what_wou
         assert!(before.starts_with(&format!("invalid env var {name}={value} (")), "{text}");
         assert!(before.contains(cause) && after.contains(accepted), "{name}={value}: {text}");
     }
+}
+
+#[test]
+fn revocation_lists_are_read_from_a_file_when_one_is_named() {
+    let of = |variables: &[(&str, &str)], given: &[&str]| {
+        let environment = match variables {
+            [one] => Environment::from([*one]),
+            _ => Environment::default(),
+        };
+        load(&flags(given), &environment, &host()).expect("it is well-formed").certificates.revocation_file
+    };
+    let file = |path: &str| Some(PathBuf::from(path));
+    assert_eq!(of(&[], &[]), None);
+    assert_eq!(of(&[("CRL_PATH", "")], &[]), None, "as a chart leaves it out");
+    assert_eq!(of(&[("CRL_PATH", "/crl/ca-crl.pem")], &[]), file("/crl/ca-crl.pem"));
+    assert_eq!(of(&[("CRL_PATH", "/crl/ca-crl.pem")], &["--crl-path", "/a"]), file("/a"), "the flag counts");
 }
 
 #[test]

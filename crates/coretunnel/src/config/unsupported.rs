@@ -78,12 +78,6 @@ const REFUSED: &[Refusal] = &[
     },
     Refusal { variable: "ENABLE_PROXY", fine: ON, why: "there is nothing else to run", accepted: "true" },
     Refusal {
-        variable: "CRL_PATH",
-        fine: NOTHING,
-        why: "revocation lists are not checked yet, so revoked peers would be let in",
-        accepted: "empty",
-    },
-    Refusal {
         variable: "COMPLIANCE_POLICY",
         fine: NOTHING,
         why: "no compliance policy is enforced yet",

@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncBufRead, AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::revocation::Proof;
+
 /// Bytes decrypted in one read, four records. HTTP/2 asks for a whole frame at once, and a mebibyte of records is some
 /// 300 us in which no other tenant gets the core.
 const READ_BYTES_MAX: usize = 64 << 10;
@@ -17,11 +19,17 @@ pub struct TlsStream<Io> {
     inner: tokio_rustls::TlsStream<Io>,
     /// An error that came after bytes of the same read.
     late: Option<io::Error>,
+    proof: Option<Box<Proof>>,
 }
 
 impl<Io> TlsStream<Io> {
-    pub(crate) fn new(inner: impl Into<tokio_rustls::TlsStream<Io>>) -> Self {
-        Self { inner: inner.into(), late: None }
+    pub(crate) fn new(inner: impl Into<tokio_rustls::TlsStream<Io>>, proof: Proof) -> Self {
+        Self { inner: inner.into(), late: None, proof: Some(Box::new(proof)) }
+    }
+
+    /// How the peer proved itself, for whoever looks at it again; `None` after it was taken.
+    pub fn take_proof(&mut self) -> Option<Proof> {
+        self.proof.take().map(|proof| *proof)
     }
 
     /// What is below, for its addresses.

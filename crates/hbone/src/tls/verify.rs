@@ -14,12 +14,14 @@ use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     AlertDescription, CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, PeerIncompatible,
-    RootCertStore, SignatureScheme,
+    SignatureScheme,
 };
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::Trust;
 use crate::error::{CertificateProblem, TlsError};
+use crate::revocation::{Chain, Role};
 
 /// The SPIFFE identities in a leaf's URI names, in their order. Other URIs are skipped.
 pub fn identities(leaf: &CertificateDer<'_>) -> Result<Vec<Identity>, CertificateProblem> {
@@ -39,9 +41,8 @@ pub fn identities(leaf: &CertificateDer<'_>) -> Result<Vec<Identity>, Certificat
 }
 
 /// A client's check of the server: chain for server use, then any of the leaf's names is one of the expected.
-#[derive(Debug)]
 pub(crate) struct ExpectedServer {
-    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) trust: Trust,
     pub(crate) algorithms: WebPkiSupportedAlgorithms,
     /// Empty expects nobody: the handshake fails.
     pub(crate) expected: Vec<Identity>,
@@ -57,7 +58,8 @@ impl ServerCertVerifier for ExpectedServer {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let parsed = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &self.roots, intermediates, now, self.algorithms.all)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &self.trust.roots, intermediates, now, self.algorithms.all)?;
+        self.trust.check_revoked(leaf, intermediates, Role::Server, &self.algorithms, now)?;
         let got = identities(leaf).map_err(NameRefusal::Certificate)?;
         if got.is_empty() {
             return Err(NameRefusal::Certificate(CertificateProblem::NoSpiffe).into());
@@ -92,9 +94,10 @@ impl ServerCertVerifier for ExpectedServer {
 }
 
 /// A server's check of the client: chain for client use (the inner verifier), then at least one name of our mesh.
-#[derive(Debug)]
 pub(crate) struct ClientOfMesh {
     pub(crate) chain: Arc<dyn ClientCertVerifier>,
+    pub(crate) trust: Trust,
+    pub(crate) algorithms: WebPkiSupportedAlgorithms,
     pub(crate) own: Identity,
 }
 
@@ -111,6 +114,7 @@ impl ClientCertVerifier for ClientOfMesh {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let verified = self.chain.verify_client_cert(leaf, intermediates, now)?;
+        self.trust.check_revoked(leaf, intermediates, Role::Client, &self.algorithms, now)?;
         let got = identities(leaf).map_err(NameRefusal::Certificate)?;
         if got.is_empty() {
             return Err(NameRefusal::Certificate(CertificateProblem::NoSpiffe).into());
@@ -142,6 +146,41 @@ impl ClientCertVerifier for ClientOfMesh {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.chain.supported_verify_schemes()
     }
+}
+
+impl Trust {
+    /// Of a chain that was verified a moment ago.
+    fn check_revoked(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        role: Role,
+        algorithms: &WebPkiSupportedAlgorithms,
+        at: UnixTime,
+    ) -> Result<(), Error> {
+        if self.revocations.is_empty() {
+            return Ok(());
+        }
+        let certificates: Vec<_> = std::iter::once(leaf).chain(intermediates).map(borrowed).collect();
+        let chain = Chain { certificates: &certificates, role, roots: &self.roots, algorithms, at };
+        self.revocations.check(&chain).map_err(|problem| NameRefusal::Certificate(problem).into())
+    }
+}
+
+impl fmt::Debug for ExpectedServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExpectedServer").field("expected", &self.expected).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for ClientOfMesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientOfMesh").field("own", &self.own).finish_non_exhaustive()
+    }
+}
+
+fn borrowed<'a>(certificate: &'a CertificateDer<'_>) -> CertificateDer<'a> {
+    CertificateDer::from(certificate.as_ref())
 }
 
 /// Our own objection on its way through rustls, which carries strangers' errors as `Other`.

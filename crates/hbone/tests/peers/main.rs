@@ -4,6 +4,7 @@
 mod credential;
 mod endings;
 mod fixture;
+mod revocation;
 mod streams;
 mod tls;
 mod wire;

@@ -151,9 +151,9 @@ pub fn decode(bytes: &[u8], terms: &Terms<'_>) -> Result<SnapshotBuilder, Refuse
     Ok(builder)
 }
 
-/// The body, once everything around it is right. What the bytes say they are comes before their checksum, since that is
+/// The body that [`framed`] was given, once everything around it is right. What the bytes say they are comes before their checksum, since that is
 /// laid out by version.
-fn believe<'b>(bytes: &'b [u8], terms: &Terms<'_>) -> Result<&'b [u8], Refused> {
+pub fn believe<'b>(bytes: &'b [u8], terms: &Terms<'_>) -> Result<&'b [u8], Refused> {
     if bytes.len() > BYTES_MAX {
         return Err(Refused::Length { bytes: bytes.len() });
     }

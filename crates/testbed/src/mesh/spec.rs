@@ -29,6 +29,10 @@ pub struct MeshSpec {
     pub io_uring: bool,
     /// Whether a control plane tells them of the mesh and issues certificates, instead of files.
     pub control_plane: bool,
+    /// Whether the CA is in the daemons all the same.
+    pub embedded_ca: bool,
+    /// Whether each daemon keeps the mesh for its next start.
+    pub warm_start: bool,
     /// Whether a real istiod does. Of the mesh's model it is told the pods; all else a test writes itself.
     pub istiod: bool,
 }
@@ -65,6 +69,8 @@ impl Default for MeshSpec {
             daemons: true,
             io_uring: true,
             control_plane: false,
+            embedded_ca: false,
+            warm_start: false,
             istiod: false,
         }
     }

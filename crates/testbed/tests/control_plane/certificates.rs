@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use control::{ca::embedded::EmbeddedCa, grpc::Roots};
 use mesh_state::{identity::Identity, wanted::Wanted};
 use testbed::ca_server::{Act, Root};
 use tonic::Status;
@@ -148,5 +149,46 @@ fn a_new_root_is_believed_by_everybody_at_once() {
         told.sort();
         assert_eq!(told, ["cart", "web"], "web's own leaf is the old one, and it believes the new root");
         assert_eq!(world.ca().asked().len(), 2, "without a second request for web");
+    });
+}
+
+#[test]
+fn when_the_file_of_the_cas_roots_says_otherwise_one_certificate_is_asked_for_and_all_believe_what_it_brings() {
+    let mut setting = setting();
+    let file = setting.file("ca-root.pem");
+    let proves = setting.identity.root_pem().to_owned();
+    write(&file, &proves);
+    setting.server.roots = Roots::File(file.clone());
+    setting.pod("web");
+    setting.pod("cart");
+    setting.run(async |world| {
+        for _ in 0..2 {
+            world.certificate().await;
+        }
+        world.ca().rotate(Root::new("second").expect("a root"));
+        // As the kubelet writes a ConfigMap anew; these certificates would be renewed in half a day.
+        write(&file, &format!("{proves}{}", Root::new("another").expect("a root").pem()));
+        let mut told = vec![world.certificate().await, world.certificate().await];
+        told.sort();
+        assert_eq!(told, ["cart", "web"]);
+        assert_eq!(world.ca().asked().len(), 3, "one is renewed, and the other believes what that brought");
+    });
+}
+
+#[test]
+fn a_root_that_is_put_behind_the_embedded_cas_is_believed_at_once_and_a_bad_file_changes_nothing() {
+    let mut setting = Setting::new();
+    setting.embedded_ca = true;
+    setting.pod("web");
+    let (file, other) = (setting.file("root.pem"), setting.file("other.pem"));
+    setting.run(async |world| {
+        assert_eq!(world.certificate().await, "web");
+        let text = std::fs::read_to_string(&file).expect("it was made");
+        EmbeddedCa::open(&other, PATIENCE, time::OffsetDateTime::now_utc()).map(drop).expect("another root");
+        let next = std::fs::read_to_string(&other).expect("it was made");
+        write(&file, "no root");
+        write(&file, &format!("{text}{next}"));
+        assert_eq!(world.certificate().await, "web", "with another root beside its own");
+        assert_eq!(world.status.certificates_issued(), 1, "and the same leaf");
     });
 }

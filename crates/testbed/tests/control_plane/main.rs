@@ -3,4 +3,5 @@
 
 mod certificates;
 mod discovery;
+mod warm_start;
 mod world;

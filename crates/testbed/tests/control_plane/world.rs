@@ -8,13 +8,13 @@ use std::{
 };
 
 use control::{
-    CaSource, Config, ControlError, ControlPlane as XdsConfig, MeshSource, PodUp, Publish, Receipt, Status,
+    CaSource, Config, ControlError, ControlPlane as XdsConfig, MeshSource, PodUp, Publish, Receipt, Status, WarmStart,
     grpc::{Roots, Server},
     proto::workload::Workload,
     token::Token,
     xds::proxy::Proxy,
 };
-use hbone::credential::Credential;
+use hbone::{credential::Credential, revocation::Revocations};
 use inpod::pod::PodUid;
 use mesh_state::{identity::Identity, snapshot::Snapshot, wanted::Wanted};
 use tempfile::TempDir;
@@ -43,6 +43,7 @@ pub(crate) enum Event {
     Certificate(Identity),
     NoCertificate(Identity, String),
     Gone(Identity),
+    Revocations,
     Up(String),
     Down,
 }
@@ -74,6 +75,10 @@ impl Publish for Recorder {
         self.record(Event::Gone(identity.clone()));
     }
 
+    fn revocations(&mut self, _: &Arc<Revocations>) {
+        self.record(Event::Revocations);
+    }
+
     fn pod_up(&mut self, pod: PodUp) -> Receipt {
         self.record(Event::Up(pod.uid.to_string()));
         Box::pin(std::future::ready(Ok(())))
@@ -93,6 +98,8 @@ pub(crate) struct Setting {
     pub(crate) server: Server,
     pub(crate) on_demand: bool,
     pub(crate) embedded_ca: bool,
+    /// Keeps the mesh for the next start.
+    pub(crate) warm_start: Option<WarmStart>,
     agent: Arc<Mutex<ZdsAgent>>,
     directory: TempDir,
 }
@@ -105,7 +112,7 @@ pub(crate) struct World {
     events: mpsc::Receiver<Event>,
     /// The newest generation that was read.
     pub(crate) mesh: Arc<Snapshot>,
-    _stop: oneshot::Sender<()>,
+    stop: Option<oneshot::Sender<()>>,
     control: JoinHandle<Result<(), ControlError>>,
 }
 
@@ -127,8 +134,17 @@ impl Setting {
         let agent = ZdsAgent::start(&directory.path().join("zds.sock")).expect("an agent");
         let agent = Arc::new(Mutex::new(agent));
         let server = Server::new(server_address, Roots::Given(identity.root_pem().to_owned()));
-        let (on_demand, embedded_ca) = (false, true);
-        Self { identity, plane: Some(plane), listener, server, on_demand, embedded_ca, agent, directory }
+        Self {
+            identity,
+            plane: Some(plane),
+            listener,
+            server,
+            on_demand: false,
+            embedded_ca: true,
+            warm_start: None,
+            agent,
+            directory,
+        }
     }
 
     pub(crate) fn xds(&self) -> &XdsServer {
@@ -202,6 +218,7 @@ impl Setting {
             })),
             ca,
             zds_socket: Some(self.file("zds.sock")),
+            warm_start: self.warm_start.clone(),
             ..Config::default()
         }
     }
@@ -209,16 +226,30 @@ impl Setting {
 
 impl World {
     fn start(setting: Setting) -> Self {
-        let (event, events) = mpsc::channel(EVENTS_MAX);
-        let (wanted, wishes) = async_channel::bounded(EVENTS_MAX);
-        let (stop, stopped) = oneshot::channel::<()>();
-        let status = Status::default();
-        let control = control::run(setting.config(), Recorder(event), wishes, status.clone(), async move {
-            // Dropped with the world.
-            let _ = stopped.await;
-        });
-        let control = tokio::task::spawn_local(control);
-        Self { setting, status, wanted, events, mesh: Arc::new(Snapshot::empty()), _stop: stop, control }
+        let (status, wanted, events, stop, control) = begin(setting.config());
+        Self { setting, status, wanted, events, mesh: Arc::new(Snapshot::empty()), stop: Some(stop), control }
+    }
+
+    /// Kills the control thread where it stands, and starts another.
+    pub(crate) async fn killed_and_started(&mut self) {
+        self.control.abort();
+        // It was aborted, which is what it says.
+        let _aborted = (&mut self.control).await;
+        self.start_again();
+    }
+
+    /// Has the control thread end as a daemon does that was told to, and starts another.
+    pub(crate) async fn ended_and_started(&mut self) {
+        drop(self.stop.take());
+        let ended = (&mut self.control).await.expect("no panic");
+        ended.expect("it ends well");
+        self.start_again();
+    }
+
+    fn start_again(&mut self) {
+        let (status, wanted, events, stop, control) = begin(self.setting.config());
+        (self.status, self.wanted, self.events, self.control) = (status, wanted, events, control);
+        (self.stop, self.mesh) = (Some(stop), Arc::new(Snapshot::empty()));
     }
 
     pub(crate) fn xds(&self) -> &XdsServer {
@@ -287,6 +318,26 @@ impl World {
             }
         }
     }
+}
+
+type Begun = (
+    Status,
+    async_channel::Sender<Wanted>,
+    mpsc::Receiver<Event>,
+    oneshot::Sender<()>,
+    JoinHandle<Result<(), ControlError>>,
+);
+
+fn begin(config: Config) -> Begun {
+    let (event, events) = mpsc::channel(EVENTS_MAX);
+    let (wanted, wishes) = async_channel::bounded(EVENTS_MAX);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let status = Status::default();
+    let control = control::run(config, Recorder(event), wishes, status.clone(), async move {
+        // Dropped with the world.
+        let _ = stopped.await;
+    });
+    (status, wanted, events, stop, tokio::task::spawn_local(control))
 }
 
 /// A pod whose service account is its name, in a network namespace that is the test's.

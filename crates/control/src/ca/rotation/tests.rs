@@ -144,6 +144,22 @@ fn an_answer_for_somebody_who_has_gone_or_come_back_is_not_wanted() {
     assert_eq!(rotation.failed(&web(), old, start, 0), AfterFailure::Keep);
 }
 
+#[test]
+fn when_the_roots_may_be_others_one_certificate_is_renewed_now_and_the_others_in_their_time() {
+    let (mut rotation, start) = (Rotation::default(), Instant::now());
+    for account in ["a", "b", "c"] {
+        rotation.want(&named(account), Priority::Warmup, start);
+        let ticket = started(&mut rotation, start);
+        rotation.issued(&named(account), ticket, start, DAY, 7);
+    }
+    assert_eq!(rotation.start(start), None);
+    rotation.hasten(start);
+    let (identity, ticket) = rotation.start(start).expect("one is due now");
+    assert_eq!(rotation.start(start), None, "and no other");
+    assert!(rotation.issued(&identity, ticket, start, DAY, 7));
+    assert!(rotation.next_due().expect("kept") > start);
+}
+
 /// Five hundred identities whose pods came at one moment, an hour of life each, a CA that answers within 10 ms.
 #[test]
 fn renewals_of_what_was_issued_at_one_time_never_synchronise() {

@@ -1,6 +1,10 @@
 //! Each rule of the conversation by itself.
 
-use mesh_state::{name::NetworkId, wanted::Sought, workload::Workload};
+use mesh_state::{
+    name::{NamespacedHostname, NetworkId},
+    wanted::Sought,
+    workload::Workload,
+};
 
 use super::{
     super::withheld::{POLICY_PATIENCE, WITHHELD_MAX},
