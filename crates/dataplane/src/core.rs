@@ -5,7 +5,6 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    iter,
     net::IpAddr,
     pin::pin,
     rc::Rc,
@@ -21,13 +20,16 @@ use reactor::{
     Runtime, TenantKey,
     mailbox::{LatestReceiver, Receiver},
 };
-use telemetry::{connection::ConnectionMetrics, recorder::CoreRecorder};
+use telemetry::{
+    connection::ConnectionMetrics,
+    recorder::{CoreRecorder, Longest},
+};
 
 use crate::{
     bell::Bell,
     command::{CapturedPod, Command, Issued, PodError},
     config::Config,
-    connections::{Connections, Stop},
+    connections::{Connections, List, Stop},
     cores::Retired,
     deadline::within,
     dial,
@@ -35,11 +37,9 @@ use crate::{
     network::PodNetwork,
     park::Unparked,
     pod::{Pod, Pods, Stage},
+    recheck::{self, Slice},
     tenants::Tenants,
 };
-
-/// Live connections asked about again between two yields after a new snapshot: about 64 x 1 us of a core.
-const RECHECK_SLICE: usize = 64;
 
 /// After the deadline of a drain: how long stopped connections get to write their records.
 const LAST_RECORDS: Duration = Duration::from_millis(500);
@@ -80,12 +80,19 @@ pub struct Core<R: Runtime, N> {
     retired: async_channel::Sender<Retired>,
     wanted: async_channel::Sender<Wanted>,
     draining: Cell<bool>,
+    /// The longest time without a task's turn because of a new snapshot.
+    apply_gap: Longest,
 }
 
 impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
     /// Runs a core until it was told to drain and has, or until the control thread is gone.
     pub async fn run(parts: CoreParts<R, N>) {
         let CoreParts { index, runtime, config, commands, snapshots, retired, wanted, recorder } = parts;
+        let apply_gap = recorder.core_longest(
+            "coretunnel_config_apply_gap_seconds",
+            "The longest time that installing a generation, or one slice of asking again about live connections after it, \
+             kept the core from its tasks",
+        );
         let core = Rc::new(Self {
             index,
             runtime,
@@ -100,6 +107,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             retired,
             wanted,
             draining: Cell::new(false),
+            apply_gap,
         });
         let installing = core.clone();
         let installer = core.runtime.spawn(TenantKey::CORE, async move {
@@ -187,6 +195,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
 
     /// Swaps the snapshot, wakes who was parked, and asks again about live connections.
     fn install_snapshot(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
+        let begun = self.runtime.now();
         let old = self.snapshot.replace(snapshot);
         let since = old.generation();
         // Freed by the control thread: dropping a generation of a large mesh would stall this core.
@@ -195,31 +204,39 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         self.news.ring();
         let core = self.clone();
         self.runtime.spawn(TenantKey::CORE, async move { core.recheck(since).await }).detach();
+        self.apply_gap.took(self.runtime.now().duration_since(begun));
     }
 
     /// Asks again about the live inbound connections that what changed since a generation may affect, in slices, against the
     /// snapshot that is current at each slice.
     async fn recheck(&self, since: u64) {
-        // Of a pod that is not touched, only the lookup is done: the slices count pods, too.
-        let mut asked = 0;
+        let mut slice = Slice::begin(self.runtime.now());
         for uid in self.connections.pods() {
-            let touched = self.pod(&uid).and_then(|pod| self.look_up(&pod)).map_or_else(Vec::new, |workload| {
-                self.with_snapshot(|snapshot| self.connections.touched(&uid, &workload, &snapshot.changed_since(since)))
-            });
-            for step in iter::once(None).chain(touched.into_iter().map(Some)) {
-                asked += 1;
-                if asked % RECHECK_SLICE == 0 {
-                    self.runtime.yield_now().await;
+            for list in List::ALL {
+                let mut below = Some(usize::MAX);
+                while let Some(from) = below {
+                    below = self.recheck_some(&uid, list, from, since);
+                    if let Some(took) = slice.step(self.runtime.now()) {
+                        self.apply_gap.took(took);
+                        self.runtime.yield_now().await;
+                        slice = Slice::begin(self.runtime.now());
+                    }
                 }
-                let Some(slot) = step else { continue };
-                // By the entry's own pod: after a yield the slot may be another connection's.
-                self.connections.recheck(slot, |uid, facts| {
-                    // The workload is looked up anew: a policy may have been attached to it by the change.
-                    let Some(workload) = self.pod(uid).and_then(|pod| self.look_up(&pod)) else { return Ok(()) };
-                    self.with_snapshot(|snapshot| facts.admit(snapshot, &workload, &self.config).map(drop))
-                });
             }
         }
+        self.apply_gap.took(slice.took(self.runtime.now()));
+    }
+
+    /// One step of it: some connections of a pod's list from a place in it downwards. Says where to go on.
+    fn recheck_some(&self, uid: &PodUid, list: List, below: usize, since: u64) -> Option<usize> {
+        // The workload is looked up anew each time: a policy may have been attached to it by the change.
+        let workload = self.pod(uid).and_then(|pod| self.look_up(&pod))?;
+        self.with_snapshot(|snapshot| {
+            let changed = snapshot.changed_since(since);
+            self.connections.recheck(uid, list, below, recheck::STEP, &workload, &changed, |facts| {
+                facts.admit(snapshot, &workload, &self.config).map(drop)
+            })
+        })
     }
 
     fn pod(&self, uid: &PodUid) -> Option<Rc<Pod<R, N>>> {

@@ -22,6 +22,7 @@ mod park;
 mod placement;
 mod plaintext;
 mod pod;
+mod recheck;
 mod record;
 mod relay;
 mod tenants;
