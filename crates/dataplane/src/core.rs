@@ -9,7 +9,7 @@ use std::{
     pin::pin,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::future::select;
@@ -27,7 +27,7 @@ use telemetry::{
 
 use crate::{
     bell::Bell,
-    command::{CapturedPod, Command, Issued, PodError},
+    command::{CapturedPod, Command, CoreStanding, Issued, PodError},
     config::Config,
     connections::{Connections, List, Stop},
     cores::Retired,
@@ -73,6 +73,8 @@ pub struct Core<R: Runtime, N> {
     pub(crate) connections: Connections,
     pub(crate) metrics: Rc<ConnectionMetrics>,
     snapshot: RefCell<Arc<Snapshot>>,
+    /// Since when it is the current one.
+    installed_at: Cell<Instant>,
     credentials: RefCell<HashMap<Identity, Issued>>,
     pods: Pods<R, N>,
     /// Rings whenever a snapshot or credential was installed: parked connections look again.
@@ -93,6 +95,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             "The longest time that installing a generation, or one slice of asking again about live connections after it, \
              kept the core from its tasks",
         );
+        let now = runtime.now();
         let core = Rc::new(Self {
             index,
             runtime,
@@ -101,6 +104,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             connections: Connections::default(),
             metrics: Rc::new(ConnectionMetrics::new(recorder)),
             snapshot: RefCell::new(Arc::new(Snapshot::empty())),
+            installed_at: Cell::new(now),
             credentials: RefCell::default(),
             pods: RefCell::default(),
             news: Bell::default(),
@@ -155,8 +159,18 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
                 // The CNI agent waits for it, so it is not to wait for its tenant's turn.
                 self.runtime.spawn(TenantKey::CORE, farewell).detach();
             }
-            Command::Ping { answer } => drop(answer.try_send(self.index)),
+            Command::Ping { answer } => drop(answer.try_send(self.standing())),
             Command::Drain { .. } => {}
+        }
+    }
+
+    fn standing(&self) -> CoreStanding {
+        CoreStanding {
+            core: self.index,
+            generation: self.snapshot.borrow().generation(),
+            generation_age: self.runtime.now().duration_since(self.installed_at.get()),
+            pods: self.pods.borrow().len(),
+            connections: self.connections.len(),
         }
     }
 
@@ -196,6 +210,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
     /// Swaps the snapshot, wakes who was parked, and asks again about live connections.
     fn install_snapshot(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
         let begun = self.runtime.now();
+        self.installed_at.set(begun);
         let old = self.snapshot.replace(snapshot);
         let since = old.generation();
         // Freed by the control thread: dropping a generation of a large mesh would stall this core.

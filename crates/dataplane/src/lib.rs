@@ -27,7 +27,7 @@ mod record;
 mod relay;
 mod tenants;
 
-pub use command::{CapturedPod, Command, Issued, PodError};
+pub use command::{CapturedPod, Command, CoreStanding, Issued, PodError};
 pub use config::{Config, Ports, TenantBy, Weights};
 pub use core::{Core, CoreParts};
 pub use cores::{Cores, CoresConfig, Retired, StartError};
