@@ -68,6 +68,12 @@ bench: ## Criterion benches (benches/), then the data path's figures through two
 bench-mesh: ## What a mesh of a million workloads costs: memory, build, change, lookups; the last line is one JSON object
 	@cargo bench -p benches --bench mesh
 
+.PHONY: bench-config
+bench-config: ## What configuration costs: gaps, memory, CPU, certificates, as root in 10 minutes; the last line is one JSON object
+	@.ci/need --check test
+	cargo build --release -p coretunnel -p bench-config
+	@$(TARGET)/release/bench-config
+
 .PHONY: interop
 interop: ## Both ways with a real Envoy (pinned, checked, installed under target), as root
 	@.ci/need --check test
