@@ -61,7 +61,7 @@ pub(crate) fn replace_root() -> Result<usize> {
     let mut stage = Stage::start(&pods, &environment)?;
     let ca = stage.mesh.control_plane().ca.clone();
     ca.set_lifetime(Duration::from_secs(4));
-    let [from, to] = ["from", "to"].map(|name| stage.mesh.add_pod(&PodSpec::new(name, NodeId::A)));
+    let [from, to] = ["from", "to"].map(|name| stage.add_pod(name));
     let (from, to) = (from?, to?);
     let _server = Server::start(to.netns.run(|| TcpListener::bind((to.address, PORT)))?, Role::Echo)?;
     let mark = stage.daemon().log().mark();

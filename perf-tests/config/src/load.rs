@@ -64,11 +64,11 @@ impl Load {
             let due = move |request: u32| interval * number / CONNECTIONS + interval * request;
             let (reading, stopping) = (stream.try_clone()?, stop.clone());
             senders.push(thread::Builder::new().name("send".into()).spawn(move || {
-                go_first();
+                be_on_time();
                 send(&stream, origin, due, &stopping);
             })?);
             threads.push(thread::Builder::new().name("receive".into()).spawn(move || {
-                go_first();
+                be_on_time();
                 receive(&reading, origin, due)
             })?);
         }
@@ -141,13 +141,16 @@ fn receive(mut stream: &TcpStream, origin: Instant, due: impl Fn(u32) -> Duratio
     }
 }
 
-/// This thread is to be on time whatever else its CPU does: what it waits for there would count as the daemon's. Without
-/// the permission it measures the more noise.
-pub(crate) fn go_first() {
+/// This thread is to be on time whatever else its CPU does: what it waits for there would count as the daemon's.
+fn be_on_time() {
     // A sleeping thread is woken up to 50 us late by default.
     let _set = rustix::thread::set_current_timer_slack(Some(std::num::NonZeroU64::MIN));
-    let thread = rustix::thread::gettid().as_raw_nonzero().to_string();
-    let _set = Command::new("chrt").args(["--fifo", "--pid", "10", &thread]).output();
+    go_first(&rustix::thread::gettid().as_raw_nonzero().to_string());
+}
+
+/// A thread goes before all others of its CPU. Without the permission to ask for that there is the more noise.
+pub(crate) fn go_first(thread: &str) {
+    let _set = Command::new("chrt").args(["--fifo", "--pid", "10", thread]).output();
 }
 
 #[cfg(test)]

@@ -26,7 +26,7 @@ pub(crate) fn measure(locals: &[u32], remotes: &[u32], changes: u32) -> Result<V
     let (mut points, mut pods) = (Vec::new(), 1);
     for &local in locals {
         while pods < local {
-            stage.mesh.add_pod(&PodSpec::new(&format!("local-{pods}"), NodeId::A))?;
+            stage.add_pod(&format!("local-{pods}"))?;
             pods += 1;
         }
         for &remote in remotes {
