@@ -73,6 +73,12 @@ bench-engine: ## The engine by itself on two CPUs: against tokio, shares, isolat
 	cargo build --release -p perf-tests --bin bench-engine
 	@$(TARGET)/release/bench-engine
 
+.PHONY: bench-config
+bench-config: ## What configuration costs: gaps, memory, CPU, certificates, as root in 10 minutes; the last line is one JSON object
+	@.ci/need --check test
+	cargo build --release -p coretunnel -p bench-config
+	@$(TARGET)/release/bench-config
+
 .PHONY: interop
 interop: ## With real peers, as root: Envoy both ways, then istio's own istiod, CA and CNI agent (needs Go; says what is missing)
 	@.ci/need --check interop

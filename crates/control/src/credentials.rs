@@ -268,7 +268,7 @@ impl Credentials {
         let wanted = self.rotation.issued(identity, ticket, now(), lifetime, fastrand::u64(..));
         if wanted {
             tracing::info!(%identity, ?lifetime, "certificate issued");
-            self.status.count_certificate(true);
+            self.status.count_certificate();
             let credential = credential.with_revocations(self.revocations.clone());
             self.given.insert(identity.clone(), credential.clone());
             publish.credential(identity, Ok(Arc::new(credential)));
@@ -284,7 +284,7 @@ impl Credentials {
         publish: &mut impl Publish,
     ) {
         tracing::error!(%identity, %error, "no certificate; trying again");
-        self.status.count_certificate(false);
+        self.status.count_certificate_failed(format!("{identity}: {error}"));
         match self.rotation.failed(identity, ticket, now(), fastrand::u64(..)) {
             AfterFailure::Keep => {}
             AfterFailure::Unavailable => {

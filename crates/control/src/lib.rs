@@ -25,6 +25,6 @@ pub mod xds;
 pub use config::{CaSource, Config, ControlPlane, MeshSource};
 pub use pods::PodsError;
 pub use publish::{PodUp, Publish, Receipt};
-pub use status::{Status, Termination, XdsStatus};
+pub use status::{Status, Termination, Trouble, XdsStatus};
 pub use thread::{ControlError, run};
 pub use warm_start::WarmStart;

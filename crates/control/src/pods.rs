@@ -142,6 +142,7 @@ impl Pods {
                 Ok(socket) => {
                     tracing::info!(address = %address.display(), "connected to the CNI agent");
                     self.socket = Some(socket);
+                    self.status.set_zds_connected(true);
                     actions.extend(self.session.on_connected());
                 }
                 Err(error) => {
@@ -270,6 +271,7 @@ impl Pods {
         tracing::warn!(%why, ?wait, "the connection to the CNI agent ended; connecting again");
         self.session.on_lost();
         self.socket = None;
+        self.status.set_zds_connected(false);
         self.greeted = false;
         self.connect_at = now() + wait;
     }

@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeSet,
     rc::Rc,
+    time::{Duration, Instant},
 };
 
 use crate::xds::Kind;
@@ -12,6 +13,9 @@ use crate::xds::Kind;
 pub(crate) const STATE_MANAGER: &str = "state manager";
 /// The CNI agent has not named this node's pods yet.
 pub(crate) const WORKLOAD_PROXY_MANAGER: &str = "workload proxy manager";
+
+/// Bytes of a [`Trouble`]'s text: peers have a say in it.
+const WHY_MAX: usize = 512;
 
 /// How the control thread stands.
 #[derive(Debug, Clone)]
@@ -28,6 +32,31 @@ struct Inner {
     xds: Cell<XdsStatus>,
     certificates_issued: Cell<u64>,
     certificates_failed: Cell<u64>,
+    /// Of the last of each kind.
+    xds_lost: RefCell<Option<Trouble>>,
+    certificate_failed: RefCell<Option<Trouble>>,
+    zds_connected: Cell<bool>,
+}
+
+/// What went wrong last, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// What and why, at most some hundred bytes.
+    pub why: String,
+    /// On the runtime's clock.
+    pub at: Instant,
+}
+
+impl Trouble {
+    fn now(mut why: String) -> Option<Self> {
+        why.truncate(why.floor_char_boundary(WHY_MAX));
+        Some(Self { why, at: now() })
+    }
+
+    /// How long ago that was.
+    pub fn ago(&self) -> Duration {
+        now().saturating_duration_since(self.at)
+    }
 }
 
 /// How the conversation with the control plane stands. Arrays are in the order of their kinds' `ALL`.
@@ -86,6 +115,9 @@ impl Default for Status {
             xds: Cell::default(),
             certificates_issued: Cell::new(0),
             certificates_failed: Cell::new(0),
+            xds_lost: RefCell::default(),
+            certificate_failed: RefCell::default(),
+            zds_connected: Cell::new(false),
         }))
     }
 }
@@ -136,13 +168,41 @@ impl Status {
         self.0.certificates_failed.get()
     }
 
-    pub(crate) fn count_certificate(&self, issued: bool) {
-        let count = if issued { &self.0.certificates_issued } else { &self.0.certificates_failed };
-        count.set(count.get() + 1);
+    /// Why there was no certificate the last time that there was none.
+    pub fn certificate_failed(&self) -> Option<Trouble> {
+        self.0.certificate_failed.borrow().clone()
     }
 
-    pub(crate) fn set_xds_connected(&self, connected: bool) {
-        self.edit_xds(|xds| xds.connected = connected);
+    /// Why the conversation with the control plane ended the last time, or did not begin.
+    pub fn xds_lost(&self) -> Option<Trouble> {
+        self.0.xds_lost.borrow().clone()
+    }
+
+    /// Whether there is a connection to the CNI agent.
+    pub fn zds_connected(&self) -> bool {
+        self.0.zds_connected.get()
+    }
+
+    pub(crate) fn count_certificate(&self) {
+        self.0.certificates_issued.set(self.0.certificates_issued.get() + 1);
+    }
+
+    pub(crate) fn count_certificate_failed(&self, why: String) {
+        self.0.certificates_failed.set(self.0.certificates_failed.get() + 1);
+        *self.0.certificate_failed.borrow_mut() = Trouble::now(why);
+    }
+
+    pub(crate) fn set_xds_connected(&self) {
+        self.edit_xds(|xds| xds.connected = true);
+    }
+
+    pub(crate) fn set_xds_lost(&self, why: String) {
+        self.edit_xds(|xds| xds.connected = false);
+        *self.0.xds_lost.borrow_mut() = Trouble::now(why);
+    }
+
+    pub(crate) fn set_zds_connected(&self, connected: bool) {
+        self.0.zds_connected.set(connected);
     }
 
     pub(crate) fn count_message(&self, kind: Kind, bytes: u64) {
@@ -190,5 +250,26 @@ impl Status {
 
     pub(crate) fn count_stopped(&self) {
         self.0.stopped.set(self.0.stopped.get() + 1);
+    }
+}
+
+/// The runtime's clock, which tests may stop.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_peer_said_last_is_kept_in_bounds() {
+        let status = Status::default();
+        for (said, kept) in [("x".repeat(600), WHY_MAX), ("\u{20ac}".repeat(300), 510), ("short".to_owned(), 5)] {
+            status.set_xds_lost(said);
+            let trouble = status.xds_lost().expect("just told");
+            assert_eq!(trouble.why.len(), kept);
+            assert!(trouble.ago() < Duration::from_secs(60));
+        }
     }
 }

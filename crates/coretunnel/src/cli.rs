@@ -1,13 +1,20 @@
 //! The command line: what can be said, and how it is explained. Values stay text here; `config` reads them, so that
 //! flags and environment variables are read by the same code and all errors are reported at once.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Where the daemon tells how it stands, and `status` asks: ztunnel's admin port, for this host alone.
+pub(crate) const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15000);
 
 /// What stands below the flags in `-h`.
 const EXAMPLES: &str = "\
 Examples:
   coretunnel preflight
       what stands in the way on this host, one line each, with the cure
+  coretunnel status
+      how the daemon that runs here stands: control plane, CA, CNI agent, cores
   coretunnel --node node-a --xds-address https://istiod.istio-system.svc:15012
       a mesh and certificates from istiod, as ztunnel has them; in Kubernetes without any flag
   coretunnel --node node-a --local-xds-path mesh.yaml --ca-root-file /etc/coretunnel/root.pem
@@ -100,6 +107,16 @@ pub(crate) enum Command {
         format: OutputFormat,
         #[command(flatten)]
         settings: Box<Flags>,
+    },
+    /// Tell how a running daemon stands: control plane, CA, CNI agent, each core's generation, pods and connections.
+    /// Exit code 1 when no daemon answers.
+    Status {
+        /// Where the daemon's admin server is.
+        #[arg(long, value_name = "ADDR", default_value_t = ADMIN)]
+        admin_addr: SocketAddr,
+        /// How to print it.
+        #[arg(long, value_enum, default_value_t = OutputFormat::Table)]
+        format: OutputFormat,
     },
     /// Print what was built.
     Version,
@@ -197,6 +214,10 @@ pub(crate) struct Flags {
     /// Where readiness is told, at `/healthz/ready`. [default: `[::]:15021`]
     #[arg(long, value_name = "ADDR", help_heading = "Servers")]
     pub(crate) readiness_addr: Option<String>,
+    /// Where `coretunnel status` is answered, at `/status`. Whoever reaches it reads it: keep it on loopback.
+    /// [default: `127.0.0.1:15000`]
+    #[arg(long, value_name = "ADDR", help_heading = "Servers")]
+    pub(crate) admin_addr: Option<String>,
 
     /// How long connections may take to end once the daemon is told to, 0s to 1d.
     /// [env: CONNECTION_TERMINATION_DEADLINE] [default: 5s less than TERMINATION_GRACE_PERIOD_SECONDS, else 5s]

@@ -12,9 +12,10 @@ mod publisher;
 mod readiness;
 mod signal;
 mod start;
+mod status;
 mod version;
 
-use std::{io::Write as _, process::ExitCode};
+use std::{io::Write as _, net::SocketAddr, process::ExitCode};
 
 use clap::Parser;
 
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Some(Command::Run(flags)) => run(&flags),
         Some(Command::Proxy { .. }) => run(&Flags::default()),
         Some(Command::Preflight { format, settings }) => examine(&settings, format),
+        Some(Command::Status { admin_addr, format }) => tell(admin_addr, format),
         Some(Command::Version) => {
             let istio = std::env::var(version::ISTIO_VERSION).unwrap_or_else(|_| "unknown".to_owned());
             print(&version::line(&istio));
@@ -66,6 +68,30 @@ fn examine(flags: &Flags, format: OutputFormat) -> ExitCode {
         OutputFormat::Json => preflight::json(&findings),
     });
     if preflight::blocks_start(&findings) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// How a running daemon stands.
+fn tell(address: SocketAddr, format: OutputFormat) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            complain(&format!("coretunnel: cannot wait for an answer: {error}; is the process out of descriptors?"));
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(status::ask::page(address)) {
+        Ok(page) => {
+            print(&match format {
+                OutputFormat::Table => status::table::table(&page),
+                OutputFormat::Json => serde_json::to_string_pretty(&page).expect("it was JSON"),
+            });
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            complain(&format!("coretunnel: {error}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 fn settings(flags: &Flags) -> Result<Settings, ExitCode> {

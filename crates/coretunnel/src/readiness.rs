@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use dataplane::CoreStanding;
 use hyper::{Method, StatusCode};
 
 use crate::admin::{Answer, Asked};
@@ -28,18 +29,27 @@ fn verdict(pending: &BTreeSet<String>) -> Answer {
     Answer::text(StatusCode::INTERNAL_SERVER_ERROR, format!("not ready, pending: {names}\n"))
 }
 
-/// The cores, of `count`, that did not answer in time, by name.
-pub(crate) async fn silent_cores(answers: async_channel::Receiver<usize>, count: usize) -> BTreeSet<String> {
-    let mut silent: BTreeSet<usize> = (0..count).collect();
+/// How each of `count` cores stands; `None` for one that did not answer in time.
+pub(crate) async fn standings(
+    answers: async_channel::Receiver<CoreStanding>,
+    count: usize,
+) -> Vec<Option<CoreStanding>> {
+    let mut standings = vec![None; count];
     let collecting = async {
-        while !silent.is_empty() {
-            let Ok(core) = answers.recv().await else { return };
-            silent.remove(&core);
+        while standings.iter().any(Option::is_none) {
+            let Ok(standing) = answers.recv().await else { return };
+            standings[standing.core] = Some(standing);
         }
     };
     // Whether all have answered or the time was over is told by who is left.
     let _in_time = tokio::time::timeout(CORE_TIMEOUT, collecting).await;
-    silent.into_iter().map(|core| format!("core {core}")).collect()
+    standings
+}
+
+/// Those that did not answer, by name.
+pub(crate) fn silent(standings: &[Option<CoreStanding>]) -> BTreeSet<String> {
+    let silent = standings.iter().enumerate().filter(|(_, standing)| standing.is_none());
+    silent.map(|(core, _)| format!("core {core}")).collect()
 }
 
 #[cfg(test)]
@@ -78,8 +88,13 @@ mod tests {
     async fn a_core_that_does_not_answer_is_named() {
         let (answer, answers) = async_channel::bounded(3);
         for core in [2, 0] {
-            answer.try_send(core).expect("room");
+            let generation_age = Duration::ZERO;
+            answer
+                .try_send(CoreStanding { core, generation: 7, generation_age, pods: 1, connections: 2 })
+                .expect("room");
         }
-        assert_eq!(silent_cores(answers, 3).await, pending(&["core 1"]));
+        let standings = standings(answers, 3).await;
+        assert_eq!(silent(&standings), pending(&["core 1"]));
+        assert_eq!(standings[2].map(|standing| standing.generation), Some(7));
     }
 }

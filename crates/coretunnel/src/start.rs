@@ -19,7 +19,7 @@ use tokio::{
 };
 
 use control::{CaSource, MeshSource, Status};
-use dataplane::{Cores, CoresConfig, NewPods};
+use dataplane::{CoreStanding, Cores, CoresConfig, NewPods};
 use mesh_state::name::NetworkId;
 use reactor::{CoreConfig, CoreView, EngineChoice, EngineKind, watchdog::Watchdog};
 use telemetry::{exposition::Exposition, log::LogGuard};
@@ -34,6 +34,7 @@ use crate::{
     publisher::{Publisher, retire},
     readiness,
     signal::Signals,
+    status::{self, Places},
     version,
 };
 
@@ -121,11 +122,14 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         let servers = &settings.servers;
         let metrics = metrics(servers.metrics, page, standing, views, status.clone(), log.dropped(), stop.clone())?;
         beside.spawn_local(metrics);
-        beside.spawn_local(readiness(servers.readiness, cores.clone(), status.clone(), stop)?);
+        beside.spawn_local(readiness(servers.readiness, cores.clone(), status.clone(), stop.clone())?);
+        let control_config = control_config(settings);
+        let places = Places::new(version::line(&settings.istio_version), &control_config);
+        beside.spawn_local(admin(servers.admin, cores.clone(), status.clone(), places, stop)?);
 
         let (stop_control, control_stopped) = async_channel::bounded::<()>(1);
         let mut control = tokio::task::spawn_local(control::run(
-            control_config(settings),
+            control_config,
             Publisher::new(cores.clone()),
             wanted,
             status,
@@ -249,16 +253,41 @@ fn readiness(
     let answer = move |asked| {
         let (cores, status) = (cores.clone(), status.clone());
         readiness::answer(asked, async move || {
-            let (answers, count) = {
-                let cores = cores.borrow();
-                (cores.ping(), cores.len())
-            };
-            let mut pending = readiness::silent_cores(answers, count).await;
+            let mut pending = readiness::silent(&standings(&cores).await);
             pending.extend(status.pending().into_iter().map(Into::into));
             pending
         })
     };
     Ok(server.serve(answer, stop))
+}
+
+/// Serves the admin page until told to stop.
+fn admin(
+    address: SocketAddr,
+    cores: Rc<RefCell<Cores>>,
+    status: Status,
+    places: Places,
+    stop: Stop,
+) -> anyhow::Result<impl Future<Output = ()>> {
+    let server = Server::listen("admin", address)?;
+    let places = Rc::new(places);
+    let answer = move |asked| {
+        let (cores, status, places) = (cores.clone(), status.clone(), places.clone());
+        status::answer(asked, async move || {
+            let cores = standings(&cores).await;
+            places.page(&status, &cores)
+        })
+    };
+    Ok(server.serve(answer, stop))
+}
+
+/// How each core stands.
+async fn standings(cores: &RefCell<Cores>) -> Vec<Option<CoreStanding>> {
+    let (answers, count) = {
+        let cores = cores.borrow();
+        (cores.ping(), cores.len())
+    };
+    readiness::standings(answers, count).await
 }
 
 fn core(index: usize, cpu: usize, way: EngineKind) -> CoreConfig {

@@ -16,6 +16,10 @@ use serde_json::Value;
 /// How long anything may take that takes milliseconds.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Servers on ports the kernel chooses.
+const KERNELS_PORTS: [&str; 6] =
+    ["--metrics-addr", "127.0.0.1:0", "--readiness-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0"];
+
 fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_coretunnel"));
     command.env_clear().args(arguments).stdin(Stdio::null());
@@ -42,6 +46,7 @@ struct Daemon {
     directory: PathBuf,
     metrics: SocketAddr,
     readiness: SocketAddr,
+    admin: SocketAddr,
 }
 
 impl Daemon {
@@ -52,7 +57,7 @@ impl Daemon {
     fn start_on(test: &str, cores: &str, arguments: &[&str]) -> Self {
         let directory = directory(test);
         let mut child = command(&["run", "--cores", cores, "--log-format", "json", "--local-xds-path", "mesh.yaml"])
-            .args(["--metrics-addr", "127.0.0.1:0", "--readiness-addr", "127.0.0.1:0"])
+            .args(KERNELS_PORTS)
             .args(["--ca-root-file", "root.pem", "--zds-socket", "agent.sock"])
             .args(arguments)
             .current_dir(&directory)
@@ -61,9 +66,10 @@ impl Daemon {
             .expect("the binary was built for this test");
         let lines = BufReader::new(child.stdout.take().expect("piped")).lines();
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
-        let mut daemon = Self { child, lines, directory, metrics: nowhere, readiness: nowhere };
+        let mut daemon = Self { child, lines, directory, metrics: nowhere, readiness: nowhere, admin: nowhere };
         daemon.metrics = daemon.awaited_address("serving metrics");
         daemon.readiness = daemon.awaited_address("serving readiness");
+        daemon.admin = daemon.awaited_address("serving admin");
         daemon
     }
 
@@ -159,8 +165,7 @@ fn preflight_says_the_same_in_both_forms_and_in_its_exit_code() {
     // Below a file there can be no root.
     for (root, expected) in [(directory.join("root.pem"), 0), (file.join("root.pem"), 1)] {
         let root = root.to_str().expect("UTF-8").to_owned();
-        let arguments =
-            ["preflight", "--ca-root-file", &root, "--metrics-addr", "127.0.0.1:0", "--readiness-addr", "127.0.0.1:0"];
+        let arguments = [&["preflight", "--ca-root-file", &root], &KERNELS_PORTS[..]].concat();
         let (table_code, table, _) = run(&mut command(&arguments));
         let (code, json, _) = run(command(&arguments).args(["--format", "json"]));
         assert_eq!((table_code, code), (Some(expected), Some(expected)), "{table}");
@@ -176,8 +181,7 @@ fn preflight_says_the_same_in_both_forms_and_in_its_exit_code() {
 
 #[test]
 fn a_host_that_cannot_run_it_is_told_apart_from_bad_settings() {
-    let arguments = ["--ca-root-file", "/proc/sys/none/root.pem", "--metrics-addr", "127.0.0.1:0"];
-    let (code, stdout, stderr) = run(command(&arguments).args(["--readiness-addr", "127.0.0.1:0"]));
+    let (code, stdout, stderr) = run(command(&["--ca-root-file", "/proc/sys/none/root.pem"]).args(KERNELS_PORTS));
     assert_eq!(code, Some(1), "{stdout}");
     assert!(stderr.contains("this host cannot run coretunnel") && stderr.contains("CA root:"), "{stderr}");
     assert!(stdout.lines().any(|line| line.contains("\terror\t") && line.contains("what=\"CA root\"")), "{stdout}");
@@ -256,4 +260,34 @@ fn what_has_no_effect_and_what_is_missing_is_told_at_the_start() {
     }
     assert!(!stdout.contains("secret"), "{stdout}");
     fs::remove_dir_all(directory).expect("it is ours");
+}
+
+#[test]
+fn status_tells_how_the_daemon_stands_and_without_one_what_to_do() {
+    fs::write(directory("status").join("mesh.yaml"), "workloads: []\n").expect("the directory is ours");
+    let mut daemon = Daemon::start("status", &[]);
+    let at = daemon.admin.to_string();
+    let (code, table, stderr) = run(&mut command(&["status", "--admin-addr", &at]));
+    assert_eq!(code, Some(0), "{stderr}");
+    for line in [
+        "ready no, pending: ",
+        "xDS   file mesh.yaml\n",
+        "CA    embedded, root.pem, 0 issued\n",
+        "ZDS   agent.sock, not connected, 0 pods, 0 pending\n",
+        "core    generation       age    pods   connections\n0 ",
+    ] {
+        assert!(table.contains(line), "{line:?} is not in\n{table}");
+    }
+    let (code, json, _) = run(&mut command(&["status", "--format", "json", "--admin-addr", &at]));
+    assert_eq!(code, Some(0));
+    let page: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(page["cores"][0]["standing"]["connections"], 0, "{page}");
+
+    daemon.signal(Signal::TERM);
+    daemon.end();
+    let (code, stdout, stderr) = run(&mut command(&["status", "--admin-addr", &at]));
+    assert_eq!((code, stdout.as_str()), (Some(1), ""));
+    for says in [&at, "no daemon answers", "is coretunnel running", "--admin-addr"] {
+        assert!(stderr.contains(says), "{stderr}");
+    }
 }

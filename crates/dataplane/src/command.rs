@@ -1,6 +1,6 @@
 //! What the control thread tells a core, in order. Snapshots have a mailbox of their own, where the newest wins.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use hbone::{credential::Credential, revocation::Revocations};
 use inpod::pod::{PodInfo, PodUid};
@@ -46,16 +46,31 @@ pub enum Command<N> {
         /// Told once it is gone.
         receipt: async_channel::Sender<Result<(), PodError>>,
     },
-    /// Answer, to prove that this core schedules.
+    /// Answer, to prove that this core schedules and tell how it stands.
     Ping {
-        /// Gets the core's index.
-        answer: async_channel::Sender<usize>,
+        /// Gets that.
+        answer: async_channel::Sender<CoreStanding>,
     },
     /// Close all listeners, send GOAWAY, let connections finish until the deadline, reset the rest, and end.
     Drain {
         /// How long connections may take.
-        limit: std::time::Duration,
+        limit: Duration,
     },
+}
+
+/// How a core stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoreStanding {
+    /// Its index among the cores.
+    pub core: usize,
+    /// The generation it decides by.
+    pub generation: u64,
+    /// How long it has had that one.
+    pub generation_age: Duration,
+    /// Pods whose connections it captures.
+    pub pods: usize,
+    /// Captured connections that are alive, both ways.
+    pub connections: usize,
 }
 
 /// A pod to capture.

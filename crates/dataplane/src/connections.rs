@@ -139,8 +139,29 @@ struct OfPod {
     of_others: Vec<usize>,
 }
 
+/// Which of a pod's two lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum List {
+    /// Those that asked for the pod's own address.
+    Own,
+    /// Those whose verdict rests on others' addresses and names, too.
+    OfOthers,
+}
+
+impl List {
+    /// Both.
+    pub(crate) const ALL: [Self; 2] = [Self::Own, Self::OfOthers];
+}
+
 impl OfPod {
-    fn list(&mut self, facts: &InboundFacts) -> &mut Vec<usize> {
+    fn list(&self, list: List) -> &Vec<usize> {
+        match list {
+            List::Own => &self.own,
+            List::OfOthers => &self.of_others,
+        }
+    }
+
+    fn list_of(&mut self, facts: &InboundFacts) -> &mut Vec<usize> {
         if facts.is_of_others() { &mut self.of_others } else { &mut self.own }
     }
 }
@@ -150,7 +171,7 @@ impl Entries {
         let slot = self.slots.vacant_key();
         let mut entry = entry;
         if let Some(facts) = &entry.inbound {
-            let list = self.by_pod.entry(entry.pod.clone()).or_default().list(facts);
+            let list = self.by_pod.entry(entry.pod.clone()).or_default().list_of(facts);
             entry.listed_at = list.len();
             list.push(slot);
         }
@@ -161,7 +182,7 @@ impl Entries {
         let entry = self.slots.remove(slot);
         let Some(facts) = &entry.inbound else { return };
         let of_pod = self.by_pod.get_mut(&entry.pod).expect("entered with its first connection");
-        let list = of_pod.list(facts);
+        let list = of_pod.list_of(facts);
         list.swap_remove(entry.listed_at);
         if let Some(moved) = list.get(entry.listed_at) {
             self.slots[*moved].listed_at = entry.listed_at;
@@ -229,27 +250,44 @@ impl Connections {
         self.0.entries.borrow().by_pod.keys().cloned().collect()
     }
 
-    /// The slots of those connections of a pod whose verdict may be another after what changed: all, when policy for its
-    /// workload may; else those that asked for something of others that may.
-    pub(crate) fn touched(&self, pod: &PodUid, workload: &Workload, changed: &Changed<'_>) -> Vec<usize> {
+    /// Looks at no more than `count` connections in a pod's list, from the place `below` downwards, and stops those whose
+    /// verdict may be another after what changed and is: `ask` says. All of them may when policy for the pod's workload
+    /// changed; else only those that asked for something of others that did. Returns where to go on, if there are more.
+    ///
+    /// Downwards, because a connection that ends meanwhile leaves its place to the last one: that may be looked at twice, but
+    /// none is passed by. One that comes meanwhile is admitted by the new snapshot.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "where in the table, and by what to judge; a struct would have one user"
+    )]
+    pub(crate) fn recheck(
+        &self,
+        pod: &PodUid,
+        list: List,
+        below: usize,
+        count: usize,
+        workload: &Workload,
+        changed: &Changed<'_>,
+        ask: impl Fn(&InboundFacts) -> Result<(), Refusal>,
+    ) -> Option<usize> {
         let entries = self.0.entries.borrow();
-        let Some(OfPod { own, of_others }) = entries.by_pod.get(pod) else { return Vec::new() };
-        if changed.may_touch_policy_for(workload) {
-            return own.iter().chain(of_others).copied().collect();
+        let slots = entries.by_pod.get(pod)?.list(list);
+        let all = changed.may_touch_policy_for(workload);
+        if list == List::Own && !all {
+            return None;
         }
-        let touched =
-            |slot: &&usize| entries.slots[**slot].inbound.as_ref().is_some_and(|facts| facts.may_be_touched(changed));
-        of_others.iter().filter(touched).copied().collect()
-    }
-
-    /// Asks again about the connection in `slot`, if one is there and it has a verdict, and stops it when refused.
-    pub(crate) fn recheck(&self, slot: usize, ask: impl FnOnce(&PodUid, &InboundFacts) -> Result<(), Refusal>) {
-        if let Some(entry) = self.0.entries.borrow().slots.get(slot)
-            && let Some(facts) = &entry.inbound
-            && let Err(refusal) = ask(&entry.pod, facts)
-        {
-            entry.stop(Stop::Policy(Rc::new(refusal)));
+        let below = below.min(slots.len());
+        let above = below.saturating_sub(count);
+        for slot in &slots[above..below] {
+            let entry = &entries.slots[*slot];
+            if let Some(facts) = &entry.inbound
+                && (all || facts.may_be_touched(changed))
+                && let Err(refusal) = ask(facts)
+            {
+                entry.stop(Stop::Policy(Rc::new(refusal)));
+            }
         }
+        (above > 0).then_some(above)
     }
 }
 
@@ -370,29 +408,61 @@ mod tests {
             builder.apply(change);
             let snapshot = builder.freeze();
             let changed = snapshot.changed_since(since);
-            let asked = [("shop", &shop), ("way", &way)]
-                .map(|(pod, workload)| table.touched(&uid(pod), workload, &changed).len());
+            let asked =
+                [("shop", &shop), ("way", &way)].map(|(pod, workload)| asked(&table, pod, workload, &changed).len());
             assert_eq!(asked, [of_shop, of_way], "{what}");
             since = snapshot.generation();
         }
         assert_eq!(table.pods().len(), 2);
     }
 
-    #[test]
-    fn a_pods_list_is_right_in_whatever_order_its_connections_end() {
-        let table = Connections::default();
-        let mut kept: Vec<Tracked> = (0..6).map(|_| table.track(uid("a"), tunnel("10.0.0.2:80"))).collect();
-        let empty = Snapshot::empty();
-        for first in [2, 0, 3, 1, 0, 0] {
-            let listed = table.touched(&uid("a"), &workload("a", "a-0"), &empty.changed_since(7));
-            let mut slots: Vec<usize> = kept.iter().map(|tracked| tracked.slot).collect();
-            slots.sort_unstable();
-            let mut listed_sorted = listed.clone();
-            listed_sorted.sort_unstable();
-            assert_eq!(listed_sorted, slots);
-            kept.remove(first);
+    /// Whom a recheck of a pod asks about, by their peers' ports, in steps of two.
+    fn asked(table: &Connections, pod: &str, workload: &Workload, changed: &Changed<'_>) -> Vec<u16> {
+        let mut ports = Vec::new();
+        for list in List::ALL {
+            let mut below = Some(usize::MAX);
+            while let Some(from) = below {
+                let step = RefCell::new(Vec::new());
+                below = table.recheck(&uid(pod), list, from, 2, workload, changed, |facts| {
+                    step.borrow_mut().push(facts.peer.port());
+                    Ok(())
+                });
+                assert!(step.borrow().len() <= 2, "a step is bounded");
+                ports.extend(step.take());
+            }
         }
-        assert!(table.pods().is_empty());
+        ports
+    }
+
+    #[test]
+    fn a_recheck_in_steps_passes_nobody_by_whoever_ends_between_them() {
+        let changed = Snapshot::empty();
+        let changed = changed.changed_since(7);
+        let workload = workload("a", "a-0");
+        for seed in 0..500 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let table = Connections::default();
+            let mut alive: Vec<(u16, Tracked)> = (0..random.u16(..20))
+                .map(|port| {
+                    let mut facts = tunnel("10.0.0.2:80").expect("one with facts");
+                    facts.peer.set_port(port);
+                    (port, table.track(uid("a"), Some(facts)))
+                })
+                .collect();
+            let (mut below, seen) = (Some(usize::MAX), RefCell::new(Vec::new()));
+            while let Some(from) = below {
+                below = table.recheck(&uid("a"), List::Own, from, 3, &workload, &changed, |facts| {
+                    seen.borrow_mut().push(facts.peer.port());
+                    Ok(())
+                });
+                for _ in 0..random.usize(..4).min(alive.len()) {
+                    drop(alive.swap_remove(random.usize(..alive.len())));
+                }
+            }
+            let seen = seen.into_inner();
+            let missed: Vec<_> = alive.iter().map(|(port, _)| port).filter(|port| !seen.contains(port)).collect();
+            assert!(missed.is_empty(), "seed {seed}: {missed:?}");
+        }
     }
 
     fn uid(name: &str) -> PodUid {
@@ -430,15 +500,16 @@ mod tests {
         };
         let (kept, refused) = (table.track(uid("a"), Some(facts(80))), table.track(uid("a"), Some(facts(81))));
         let changed = Snapshot::empty();
-        let workload = workload("a", "a-0");
-        let slots = table.touched(&uid("a"), &workload, &changed.changed_since(7));
-        assert_eq!(slots.len(), 2, "too long ago to tell, so all");
-        for slot in slots {
-            table.recheck(slot, |_, facts| match facts.request {
-                InboundRequest::Plaintext(target) if target.port() == 81 => Err(Refusal::RecursiveCall { target }),
-                _ => Ok(()),
+        let changed = changed.changed_since(7);
+        // Too long ago to tell what changed, so all are asked about.
+        let on =
+            table.recheck(&uid("a"), List::Own, usize::MAX, 8, &workload("a", "a-0"), &changed, |facts| {
+                match facts.request {
+                    InboundRequest::Plaintext(target) if target.port() == 81 => Err(Refusal::RecursiveCall { target }),
+                    _ => Ok(()),
+                }
             });
-        }
+        assert_eq!(on, None);
         assert!(kept.stopped().now_or_never().is_none());
         assert!(matches!(refused.stopped().now_or_never(), Some(Stop::Policy(_))));
     }

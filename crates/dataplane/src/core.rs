@@ -5,12 +5,11 @@
 use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
-    iter,
     net::IpAddr,
     pin::pin,
     rc::Rc,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use async_channel::TrySendError;
@@ -27,14 +26,17 @@ use reactor::{
     Runtime, TenantKey,
     mailbox::{LatestReceiver, Receiver},
 };
-use telemetry::{connection::ConnectionMetrics, recorder::CoreRecorder};
+use telemetry::{
+    connection::ConnectionMetrics,
+    recorder::{CoreRecorder, Longest},
+};
 
 use crate::{
     asking::{Asking, Waiting},
     bell::Bell,
-    command::{CapturedPod, Command, Issued, PodError},
+    command::{CapturedPod, Command, CoreStanding, Issued, PodError},
     config::Config,
-    connections::{Connections, Stop},
+    connections::{Connections, List, Stop},
     cores::Retired,
     deadline::within,
     dial,
@@ -44,12 +46,10 @@ use crate::{
     park::Unparked,
     peers::{Peers, Recheck},
     pod::{Pod, Pods, Stage},
+    recheck::{self, Slice},
     record::Direction,
     tenants::Tenants,
 };
-
-/// Live connections asked about again between two yields after a new snapshot: about 64 x 1 us of a core.
-const RECHECK_SLICE: usize = 64;
 
 /// After the deadline of a drain: how long stopped connections get to write their records.
 const LAST_RECORDS: Duration = Duration::from_millis(500);
@@ -87,6 +87,8 @@ pub struct Core<R: Runtime, N> {
     pub(crate) peers: Peers,
     pub(crate) metrics: Rc<ConnectionMetrics>,
     snapshot: RefCell<Arc<Snapshot>>,
+    /// Since when it is the current one.
+    installed_at: Cell<Instant>,
     credentials: RefCell<HashMap<Identity, Issued>>,
     pods: Pods<R, N>,
     /// Rings whenever a snapshot or credential was installed: parked connections look again.
@@ -95,6 +97,8 @@ pub struct Core<R: Runtime, N> {
     wanted: async_channel::Sender<Wanted>,
     asking: Asking,
     draining: Cell<bool>,
+    /// The longest time without a task's turn because of a new snapshot.
+    apply_gap: Longest,
 }
 
 impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
@@ -102,6 +106,12 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
     pub async fn run(parts: CoreParts<R, N>) {
         let CoreParts { index, runtime, config, commands, snapshots, retired, wanted, recorder } = parts;
         let peers = Peers::new(config.revocation);
+        let apply_gap = recorder.core_longest(
+            "coretunnel_config_apply_gap_seconds",
+            "The longest time that installing a generation, or one slice of asking again about live connections after it, \
+             kept the core from its tasks",
+        );
+        let now = runtime.now();
         let core = Rc::new(Self {
             index,
             runtime,
@@ -111,6 +121,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             peers,
             metrics: Rc::new(ConnectionMetrics::new(recorder)),
             snapshot: RefCell::new(Arc::new(Snapshot::empty())),
+            installed_at: Cell::new(now),
             credentials: RefCell::default(),
             pods: RefCell::default(),
             news: Bell::default(),
@@ -118,6 +129,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
             wanted,
             asking: Asking::default(),
             draining: Cell::new(false),
+            apply_gap,
         });
         let installing = core.clone();
         let installer = core.runtime.spawn(TenantKey::CORE, async move {
@@ -170,8 +182,18 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
                 // The CNI agent waits for it, so it is not to wait for its tenant's turn.
                 self.runtime.spawn(TenantKey::CORE, farewell).detach();
             }
-            Command::Ping { answer } => drop(answer.try_send(self.index)),
+            Command::Ping { answer } => drop(answer.try_send(self.standing())),
             Command::Drain { .. } => {}
+        }
+    }
+
+    fn standing(&self) -> CoreStanding {
+        CoreStanding {
+            core: self.index,
+            generation: self.snapshot.borrow().generation(),
+            generation_age: self.runtime.now().duration_since(self.installed_at.get()),
+            pods: self.pods.borrow().len(),
+            connections: self.connections.len(),
         }
     }
 
@@ -210,6 +232,8 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
 
     /// Swaps the snapshot, wakes who was parked, and asks again about live connections.
     fn install_snapshot(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
+        let begun = self.runtime.now();
+        self.installed_at.set(begun);
         let old = self.snapshot.replace(snapshot);
         let since = old.generation();
         // Freed by the control thread: dropping a generation of a large mesh would stall this core.
@@ -218,54 +242,56 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         self.news.ring();
         let core = self.clone();
         self.runtime.spawn(TenantKey::CORE, async move { core.recheck(since).await }).detach();
+        self.apply_gap.took(self.runtime.now().duration_since(begun));
     }
 
     /// Asks again about the live inbound connections that what changed since a generation may affect, in slices, against the
     /// snapshot that is current at each slice.
     async fn recheck(&self, since: u64) {
-        // Of a pod that is not touched, only the lookup is done: the slices count pods, too.
-        let mut asked = 0;
+        let mut slice = Slice::begin(self.runtime.now());
         for uid in self.connections.pods() {
-            let touched =
-                self.pod(&uid).and_then(|pod| self.known(&pod, Direction::Inbound)).map_or_else(Vec::new, |workload| {
-                    self.with_snapshot(|snapshot| {
-                        self.connections.touched(&uid, &workload, &snapshot.changed_since(since))
-                    })
-                });
-            for step in iter::once(None).chain(touched.into_iter().map(Some)) {
-                asked += 1;
-                if asked % RECHECK_SLICE == 0 {
-                    self.runtime.yield_now().await;
+            for list in List::ALL {
+                let mut below = Some(usize::MAX);
+                while let Some(from) = below {
+                    below = self.recheck_some(&uid, list, from, since);
+                    if let Some(took) = slice.step(recheck::STEP, self.runtime.now()) {
+                        self.apply_gap.took(took);
+                        self.runtime.yield_now().await;
+                        slice = Slice::begin(self.runtime.now());
+                    }
                 }
-                let Some(slot) = step else { continue };
-                // By the entry's own pod: after a yield the slot may be another connection's.
-                self.connections.recheck(slot, |uid, facts| {
-                    // The workload is looked up anew: a policy may have been attached to it by the change.
-                    let known = self.pod(uid).and_then(|pod| self.known(&pod, Direction::Inbound));
-                    let Some(workload) = known else { return Ok(()) };
-                    // What is lacked, because it was let go meanwhile, is no reason to close what was admitted.
-                    let admitted = |snapshot: &Snapshot| facts.admit_or_lack(snapshot, &workload, &self.config);
-                    self.with_snapshot(admitted).map_or(Ok(()), |verdict| verdict.map(drop))
-                });
             }
         }
+        self.apply_gap.took(slice.took(self.runtime.now()));
     }
 
-    /// Looks at the peers of all live tunnels again, in slices; one that is revoked ends its slice, since that took a
-    /// signature's time.
+    /// One step of it: some connections of a pod's list from a place in it downwards. Says where to go on.
+    fn recheck_some(&self, uid: &PodUid, list: List, below: usize, since: u64) -> Option<usize> {
+        // The workload is looked up anew each time: a policy may have been attached to it by the change.
+        let workload = self.pod(uid).and_then(|pod| self.known(&pod, Direction::Inbound))?;
+        self.with_snapshot(|snapshot| {
+            let changed = snapshot.changed_since(since);
+            self.connections.recheck(uid, list, below, recheck::STEP, &workload, &changed, |facts| {
+                // What is lacked, because it was let go meanwhile, is no reason to close what was admitted.
+                facts.admit_or_lack(snapshot, &workload, &self.config).map_or(Ok(()), |verdict| verdict.map(drop))
+            })
+        })
+    }
+
+    /// Looks at the peers of all live tunnels again, in slices.
     async fn recheck_peers(&self) {
-        for (asked, slot) in (1..).zip(self.peers.slots()) {
-            let is_costly = match self.peers.recheck(slot) {
-                Recheck::Fine => false,
-                Recheck::Revoked(problem) => {
-                    tracing::warn!(core = self.index, %problem, "a tunnel's peer is revoked; the tunnel is closed");
-                    true
-                }
-            };
-            if is_costly || asked % RECHECK_SLICE == 0 {
+        let mut slice = Slice::begin(self.runtime.now());
+        for slot in self.peers.slots() {
+            if let Recheck::Revoked(problem) = self.peers.recheck(slot) {
+                tracing::warn!(core = self.index, %problem, "a tunnel's peer is revoked; the tunnel is closed");
+            }
+            if let Some(took) = slice.step(1, self.runtime.now()) {
+                self.apply_gap.took(took);
                 self.runtime.yield_now().await;
+                slice = Slice::begin(self.runtime.now());
             }
         }
+        self.apply_gap.took(slice.took(self.runtime.now()));
     }
 
     fn pod(&self, uid: &PodUid) -> Option<Rc<Pod<R, N>>> {

@@ -16,7 +16,7 @@ use reactor::{
 use telemetry::recorder::CoreRecorder;
 
 use crate::{
-    command::{COMMANDS_MAX, CapturedPod, Command, Issued, PodError},
+    command::{COMMANDS_MAX, CapturedPod, Command, CoreStanding, Issued, PodError},
     config::Config,
     core::{Core, CoreParts},
     network::InPod,
@@ -233,8 +233,8 @@ impl Cores {
         }
     }
 
-    /// Asks every core to answer with its index. A core that does not schedule does not answer.
-    pub fn ping(&self) -> async_channel::Receiver<usize> {
+    /// Asks every core how it stands. A core that does not schedule does not answer.
+    pub fn ping(&self) -> async_channel::Receiver<CoreStanding> {
         let (answer, answers) = async_channel::bounded(self.lines.len());
         for line in &self.lines {
             // A full mailbox is one that its core does not empty: no answer is the truth.

@@ -26,12 +26,13 @@ mod peers;
 mod placement;
 mod plaintext;
 mod pod;
+mod recheck;
 mod record;
 mod relay;
 mod tenants;
 
 pub use bare::relay_plain;
-pub use command::{CapturedPod, Command, Issued, PodError};
+pub use command::{CapturedPod, Command, CoreStanding, Issued, PodError};
 pub use config::{Config, NewPods, Ports, TenantBy, Weights};
 pub use core::{Core, CoreParts};
 pub use cores::{Cores, CoresConfig, Retired, StartError};

@@ -7,6 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt::Write,
     sync::Arc,
+    time::Duration,
 };
 
 use metrics::Key;
@@ -25,6 +26,8 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// A gauge of seconds, counted in nanoseconds.
+    Seconds,
 }
 
 /// A number that no core's cell holds: whoever serves the page reads it just before.
@@ -142,7 +145,7 @@ macro_rules! put {
 fn head(page: &mut String, name: &str, kind: Kind, help: &str) {
     let kind = match kind {
         Kind::Counter => "counter",
-        Kind::Gauge => "gauge",
+        Kind::Gauge | Kind::Seconds => "gauge",
     };
     let unstable = if is_stable(name) || help.contains("(unstable)") { "" } else { " (unstable)" };
     put!(page, "# HELP {name} {}{unstable}.\n# TYPE {name} {kind}", escaped(help));
@@ -151,13 +154,16 @@ fn head(page: &mut String, name: &str, kind: Kind, help: &str) {
 fn line(page: &mut String, name: &str, kind: Kind, labels: &str, value: u64) {
     let suffix = match kind {
         Kind::Counter => "_total",
-        Kind::Gauge => "",
+        Kind::Gauge | Kind::Seconds => "",
     };
     let (open, close) = if labels.is_empty() { ("", "") } else { ("{", "}") };
     match kind {
         Kind::Counter => put!(page, "{name}{suffix}{open}{labels}{close} {value}"),
         // Gauges are kept in two's complement.
         Kind::Gauge => put!(page, "{name}{suffix}{open}{labels}{close} {}", value.cast_signed()),
+        Kind::Seconds => {
+            put!(page, "{name}{suffix}{open}{labels}{close} {}", Duration::from_nanos(value).as_secs_f64())
+        }
     }
 }
 
@@ -220,6 +226,20 @@ mod tests {
                         # HELP coretunnel_core_tasks Tasks alive (unstable).\n# TYPE coretunnel_core_tasks gauge\n\
                         coretunnel_core_tasks{core=\"0\"} 3\ncoretunnel_core_tasks{core=\"1\"} 4\n# EOF\n";
         assert_eq!(page(&mut exposition), expected);
+    }
+
+    #[test]
+    fn the_longest_time_of_a_core_is_told_in_seconds_and_never_shrinks() {
+        let (cores, mut exposition) = recorders(1);
+        let longest = cores[0].core_longest("gap_seconds", "The longest gap");
+        for (took_us, told) in [(0, "0"), (1_250, "0.00125"), (3, "0.00125"), (2_000_000, "2")] {
+            longest.took(Duration::from_micros(took_us));
+            let page = page(&mut exposition);
+            assert!(
+                page.ends_with(&format!("# TYPE gap_seconds gauge\ngap_seconds{{core=\"0\"}} {told}\n# EOF\n")),
+                "{page}"
+            );
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use crossbeam_channel::{Receiver, Sender};
@@ -103,6 +104,21 @@ impl GaugeFn for Cell {
     }
 }
 
+/// The longest time that something of a core has taken since the daemon began: nothing is missed between two scrapes, and
+/// when it was is seen where it rose. Only its core may write.
+#[derive(Debug)]
+pub struct Longest(Arc<Cell>);
+
+impl Longest {
+    /// It took so long this time.
+    pub fn took(&self, time: Duration) {
+        let nanos = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        if nanos > self.0.read() {
+            self.0.absolute(nanos);
+        }
+    }
+}
+
 /// The cells of one core. Made anywhere, then moved to its core for good; its handles must not leave that core either,
 /// since a cell counts right for a single writer only.
 pub struct CoreRecorder {
@@ -149,6 +165,13 @@ impl CoreRecorder {
     pub fn core_gauge(&self, name: &'static str, help: &'static str) -> Gauge {
         self.describe_gauge(name.into(), None, help.into());
         self.register_gauge(&self.core_key(name), &METADATA)
+    }
+
+    /// The longest time of something of this core, in seconds on the page, told from the other cores' by its one label,
+    /// `core`.
+    pub fn core_longest(&self, name: &'static str, help: &'static str) -> Longest {
+        self.describe_gauge(name.into(), None, help.into());
+        Longest(self.cell(Kind::Seconds, &self.core_key(name)))
     }
 
     /// Announces what found no room before. Costs nothing when there is nothing; call it now and then.

@@ -25,6 +25,9 @@ pub const METRICS_PORT: u16 = 15020;
 /// Where `/healthz/ready` is.
 pub const READINESS_PORT: u16 = 15021;
 
+/// Where `/status` is.
+pub const ADMIN_PORT: u16 = 15000;
+
 /// How long a start may take: the binary is built without optimisation and shares two CPUs with other tests.
 pub const START_PATIENCE: Duration = Duration::from_secs(20);
 
@@ -178,6 +181,16 @@ impl Daemon {
         let answer = http::get(&self.namespace, local(METRICS_PORT), "/metrics")?;
         ensure!(answer.status == 200, "/metrics answered {}", answer.status);
         MetricsPage::parse(&answer.body).with_context(|| format!("/metrics of {}", self.node))
+    }
+
+    /// How it says that it stands, as `coretunnel status --format json`.
+    ///
+    /// # Errors
+    /// When it does not answer or the page can't be read.
+    pub fn status(&self) -> Result<serde_json::Value> {
+        let answer = http::get(&self.namespace, local(ADMIN_PORT), "/status")?;
+        ensure!(answer.status == 200, "/status answered {}", answer.status);
+        serde_json::from_str(&answer.body).with_context(|| format!("/status of {}", self.node))
     }
 
     /// Descriptors it holds now.

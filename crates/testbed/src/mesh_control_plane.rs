@@ -65,6 +65,13 @@ impl ControlPlaneOfMesh {
         })
     }
 
+    /// Resets every connection to it.
+    pub fn disconnect(&self) {
+        if let Some(running) = &self.running {
+            running.disconnect();
+        }
+    }
+
     /// Ends it and its connections; who connects waits.
     pub fn stop(&mut self) {
         self.running = None;

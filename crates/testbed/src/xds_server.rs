@@ -8,6 +8,7 @@ use std::hash::{Hash, Hasher};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use bytes::Bytes;
 use control::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use control::proto::security::Authorization;
 use control::proto::well_known::{self, Any};
@@ -20,7 +21,7 @@ use tonic::body::Body;
 use tonic::server::{Grpc, StreamingService};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::codec::Prost;
+use crate::codec::{Outgoing, Recorded};
 
 /// Responses that wait for a stream. No test has more under way.
 const RESPONSES_MAX: usize = 4096;
@@ -47,11 +48,16 @@ struct State {
     per_response: usize,
     /// Keys that are asked for and get no answer, and resources that are not sent.
     muted: Option<fn(&str) -> bool>,
+    /// Responses that stand beside the mesh.
+    recorded: Vec<Bytes>,
+    acknowledged: usize,
 }
+
+type Sent = Outgoing<DeltaDiscoveryResponse>;
 
 /// A stream.
 struct Stream {
-    responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    responses: mpsc::Sender<Result<Sent, Status>>,
     started: [bool; 2],
     by_name: [bool; 2],
     /// Name and version of what the client has.
@@ -165,8 +171,29 @@ impl XdsServer {
     /// Sends a response to every stream, exactly as it is.
     pub fn send(&self, response: &DeltaDiscoveryResponse) {
         for stream in self.lock().streams.values() {
-            drop(stream.responses.try_send(Ok(response.clone())));
+            drop(stream.responses.try_send(Ok(Outgoing::Message(response.clone()))));
         }
+    }
+
+    /// From now on, each new stream gets these encoded responses after its first subscription to addresses, whatever it
+    /// says that it has: a large mesh beside the small one that is changed and watched, as a server that was replaced by one
+    /// with other versions.
+    pub fn record(&self, responses: Vec<Bytes>) {
+        self.lock().recorded = responses;
+    }
+
+    /// Sends the recorded responses to the streams there are: a full push.
+    pub fn push_recorded(&self) {
+        let state = self.lock();
+        for stream in state.streams.values() {
+            stream.send_all(&state.recorded);
+        }
+    }
+
+    /// Answers to responses so far, refusals included.
+    #[must_use]
+    pub fn acknowledged(&self) -> usize {
+        self.lock().acknowledged
     }
 
     /// Ends every stream: in order, or with a status.
@@ -218,7 +245,7 @@ impl XdsServer {
     }
 
     pub(crate) async fn serve(&self, request: http::Request<Incoming>) -> http::Response<Body> {
-        Grpc::new(Prost::default()).streaming(Serve(self.clone()), request).await
+        Grpc::new(Recorded::default()).streaming(Serve(self.clone()), request).await
     }
 
     fn open(&self, request: Request<Streaming<DeltaDiscoveryRequest>>) -> ResponseStream {
@@ -248,8 +275,12 @@ impl XdsServer {
         ResponseStream(to_send)
     }
 
-    fn on_request(&self, number: usize, request: DeltaDiscoveryRequest, headers: &BTreeMap<String, String>) {
+    fn on_request(&self, number: usize, mut request: DeltaDiscoveryRequest, headers: &BTreeMap<String, String>) {
         let mut state = self.lock();
+        if !state.recorded.is_empty() {
+            request.initial_resource_versions.clear();
+        }
+        state.acknowledged += usize::from(!request.response_nonce.is_empty());
         state.requests.push(Seen { stream: number, request: request.clone(), headers: headers.clone() });
         let kind = Kind::of(&request.type_url);
         let muted = state.muted;
@@ -273,6 +304,12 @@ impl XdsServer {
                 state.answer_asked(number, kind, &asked);
                 state.push(number, kind, first);
             }
+            if first
+                && kind == Kind::Address
+                && let Some(stream) = state.streams.get(&number)
+            {
+                stream.send_all(&state.recorded);
+            }
         }
         drop(state);
         self.happened();
@@ -284,6 +321,15 @@ impl XdsServer {
 
     fn happened(&self) {
         self.events.send_modify(|events| *events += 1);
+    }
+}
+
+impl Stream {
+    fn send_all(&self, recorded: &[Bytes]) {
+        for response in recorded {
+            // A stream that has ended is removed by its own task.
+            drop(self.responses.try_send(Ok(Outgoing::Encoded(response.clone()))));
+        }
     }
 }
 
@@ -358,7 +404,7 @@ impl State {
                 removed_resources: removed.take().unwrap_or_default(),
             };
             // A stream that has ended is removed by its own task.
-            drop(stream.responses.try_send(Ok(response)));
+            drop(stream.responses.try_send(Ok(Outgoing::Message(response))));
             if rest.is_empty() {
                 break;
             }
@@ -436,7 +482,7 @@ fn kind_of(resource: &Resource) -> Kind {
 struct Serve(XdsServer);
 
 impl StreamingService<DeltaDiscoveryRequest> for Serve {
-    type Response = DeltaDiscoveryResponse;
+    type Response = Sent;
     type ResponseStream = ResponseStream;
     type Future = Pin<Box<dyn Future<Output = Result<Response<ResponseStream>, Status>> + Send>>;
 
@@ -446,10 +492,10 @@ impl StreamingService<DeltaDiscoveryRequest> for Serve {
 }
 
 /// What is sent on a stream.
-struct ResponseStream(mpsc::Receiver<Result<DeltaDiscoveryResponse, Status>>);
+struct ResponseStream(mpsc::Receiver<Result<Sent, Status>>);
 
 impl futures_util::Stream for ResponseStream {
-    type Item = Result<DeltaDiscoveryResponse, Status>;
+    type Item = Result<Sent, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut std::task::Context<'_>) -> std::task::Poll<Option<Self::Item>> {
         self.0.poll_recv(cx)

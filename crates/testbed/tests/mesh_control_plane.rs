@@ -83,6 +83,35 @@ fn a_captured_connection_is_tunnelled_by_identities_of_the_control_planes_ca() -
 }
 
 #[test]
+fn status_tells_of_control_plane_ca_pods_and_each_cores_generation_and_connections() -> Result<()> {
+    with_mesh(|mesh| {
+        let (client, server) = (mesh.pod("client"), mesh.pod("server"));
+        let _server = server.serve(PORT, echo)?;
+        let mut stream = client.connect(server.at(PORT))?;
+        echoes(&mut stream)?;
+        let page = mesh.daemon(NodeId::A).status()?;
+        ensure!(page["pending"].as_array().is_some_and(Vec::is_empty), "{page}");
+        ensure!(page["xds"]["connected"] == true && page["zds"]["connected"] == true, "{page}");
+        ensure!(page["xds"]["addresses"] == 2 && page["zds"]["pods"] == 1, "{page}");
+        ensure!(page["ca"]["issued"] == 1 && page["ca"]["failed"] == 0, "{page}");
+        let cores: Vec<_> = page["cores"].as_array().into_iter().flatten().map(|core| &core["standing"]).collect();
+        let sum = |of: &str| cores.iter().filter_map(|core| core[of].as_u64()).sum::<u64>();
+        ensure!(cores.len() == 2 && sum("pods") == 1 && sum("connections") == 1, "{page}");
+        ensure!(cores.iter().all(|core| core["generation"] == page["generation"]), "{page}");
+        ensure!(cores.iter().all(|core| core["generation_age_s"].as_f64().is_some_and(|age| age > 0.0)), "{page}");
+
+        mesh.control_plane_mut().stop();
+        let daemon = mesh.daemon(NodeId::A);
+        wait::until("status that tells of the loss", PATIENCE, || {
+            daemon.status().is_ok_and(|page| {
+                let why = page["xds"]["last_lost"]["why"].as_str().is_some_and(|why| !why.is_empty());
+                page["xds"]["connected"] == false && why && page["xds"]["addresses"] == 2
+            })
+        })
+    })
+}
+
+#[test]
 fn a_service_and_a_policy_of_the_control_plane_steer_and_refuse_and_a_live_connection_is_closed() -> Result<()> {
     with_mesh(|mesh| {
         let (client, server) = (mesh.pod("client"), mesh.pod("server"));

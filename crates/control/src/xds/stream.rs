@@ -235,7 +235,7 @@ impl Stream {
         if let State::Opening { requests, .. } = &self.state {
             tracing::info!(server = %self.server.address, "connected to the control plane");
             self.state = State::Open { requests: requests.clone(), responses, delivered: false };
-            self.status.set_xds_connected(true);
+            self.status.set_xds_connected();
         }
     }
 
@@ -303,7 +303,7 @@ impl Stream {
         }
         self.session.on_lost();
         self.status.count_termination(how);
-        self.status.set_xds_connected(false);
+        self.status.set_xds_lost(why.to_string());
         self.state = State::Waiting { until: now() + wait };
     }
 }

@@ -24,7 +24,10 @@ pub(crate) use environment::Environment;
 pub(crate) use sources::SettingError;
 pub(crate) use unsupported::Ignored;
 
-use crate::{cli::Flags, version::ISTIO_VERSION};
+use crate::{
+    cli::{ADMIN, Flags},
+    version::ISTIO_VERSION,
+};
 use sources::{Origin, Reader};
 use values::{TRUTH, truth};
 
@@ -92,6 +95,7 @@ pub(crate) struct Certificates {
 pub(crate) struct Servers {
     pub(crate) metrics: SocketAddr,
     pub(crate) readiness: SocketAddr,
+    pub(crate) admin: SocketAddr,
 }
 
 /// How captured connections are carried.
@@ -360,11 +364,11 @@ fn servers(read: &mut Reader<'_>, flags: &Flags, has_ipv6: bool) -> Servers {
         true => SocketAddr::from(([0_u16; 8], port)),
         false => SocketAddr::from(([0_u8; 4], port)),
     };
-    let mut server =
-        |flag, port| read.setting(Some(flag), &[], ADDRESS, values::address).unwrap_or_else(|| wildcard(port));
+    let mut server = |flag, default| read.setting(Some(flag), &[], ADDRESS, values::address).unwrap_or(default);
     Servers {
-        metrics: server(("--metrics-addr", &flags.metrics_addr), 15020),
-        readiness: server(("--readiness-addr", &flags.readiness_addr), 15021),
+        metrics: server(("--metrics-addr", &flags.metrics_addr), wildcard(15020)),
+        readiness: server(("--readiness-addr", &flags.readiness_addr), wildcard(15021)),
+        admin: server(("--admin-addr", &flags.admin_addr), ADMIN),
     }
 }
 

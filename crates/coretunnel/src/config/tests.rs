@@ -34,6 +34,7 @@ fn defaults_are_those_of_the_reference() {
     assert_eq!(settings.certificates.lifetime, Duration::from_secs(24 * 3600));
     assert_eq!(settings.servers.metrics.to_string(), "[::]:15020");
     assert_eq!(settings.servers.readiness.to_string(), "[::]:15021");
+    assert_eq!(settings.servers.admin.to_string(), "127.0.0.1:15000");
     let connections = &settings.connections;
     assert_eq!(connections.termination_deadline, Duration::from_secs(5));
     assert_eq!((connections.stream_window, connections.connection_window), (4 << 20, 16 << 20));
@@ -162,6 +163,7 @@ fn every_bad_flag_is_reported_as_a_flag() {
         ("--secret-ttl", "1"),
         ("--metrics-addr", "nowhere"),
         ("--readiness-addr", "15021"),
+        ("--admin-addr", "localhost:15000"),
         ("--termination-deadline", "-1s"),
         ("--pool-max-streams", "lots"),
         ("--pool-idle-timeout", "5"),

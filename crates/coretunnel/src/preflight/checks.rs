@@ -29,7 +29,7 @@ const CAP_SYS_ADMIN: u32 = 21;
 
 type Check = fn(&Facts, &Settings) -> Finding;
 
-const CHECKS: [Check; 14] = [
+const CHECKS: [Check; 15] = [
     kernel,
     uring,
     locked_memory,
@@ -42,6 +42,7 @@ const CHECKS: [Check; 14] = [
     cores,
     metrics_port,
     readiness_port,
+    admin_port,
     agent_socket,
     root_file,
 ];
@@ -261,13 +262,29 @@ fn metrics_port(facts: &Facts, settings: &Settings) -> Finding {
 }
 
 fn readiness_port(facts: &Facts, settings: &Settings) -> Finding {
-    let address = settings.servers.readiness;
+    let servers = &settings.servers;
+    port_of_its_own("readiness port", "--readiness-addr", servers.readiness, &[servers.metrics], &facts.readiness_port)
+}
+
+fn admin_port(facts: &Facts, settings: &Settings) -> Finding {
+    let servers = &settings.servers;
+    let others = [servers.metrics, servers.readiness];
+    port_of_its_own("admin port", "--admin-addr", servers.admin, &others, &facts.admin_port)
+}
+
+fn port_of_its_own(
+    what: &'static str,
+    flag: &str,
+    address: SocketAddr,
+    others: &[SocketAddr],
+    found: &Port,
+) -> Finding {
     // Both would bind, because listeners share their port with a daemon that is being replaced.
-    if address == settings.servers.metrics && address.port() != 0 {
-        return Line::new("readiness port", format!("{address} for metrics too"), "an address of its own")
-            .fatal("give --readiness-addr and --metrics-addr different ports.");
+    if others.contains(&address) && address.port() != 0 {
+        return Line::new(what, format!("{address} for another server too"), "an address of its own")
+            .fatal(format!("give {flag}, --metrics-addr and the others different ports."));
     }
-    port("readiness port", "--readiness-addr", address, &facts.readiness_port)
+    port(what, flag, address, found)
 }
 
 fn port(what: &'static str, flag: &str, address: SocketAddr, port: &Port) -> Finding {

@@ -38,6 +38,7 @@ pub(super) struct Facts {
     pub(super) mark: Mark,
     pub(super) metrics_port: Port,
     pub(super) readiness_port: Port,
+    pub(super) admin_port: Port,
     pub(super) zds: Zds,
     pub(super) root: Root,
 }
@@ -145,6 +146,7 @@ impl Facts {
             mark: mark(settings.sockets.packet_mark),
             metrics_port: port(settings.servers.metrics),
             readiness_port: port(settings.servers.readiness),
+            admin_port: port(settings.servers.admin),
             zds: zds(&settings.mesh.zds_socket),
             root: root(&settings.certificates.root_file),
         }
@@ -444,6 +446,7 @@ mod tests {
             ca_root_file: Some(directory.path("new/root.pem").display().to_string()),
             metrics_addr: Some("127.0.0.1:0".to_owned()),
             readiness_addr: Some("127.0.0.1:0".to_owned()),
+            admin_addr: Some("127.0.0.1:0".to_owned()),
             ..Flags::default()
         };
         let host = config::Host { cpus: config::Cpus { usable: vec![0] }, has_ipv6: true };

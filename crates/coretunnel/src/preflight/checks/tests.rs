@@ -19,6 +19,7 @@ fn fine() -> Facts {
         mark: Mark::Set,
         metrics_port: Port::Free,
         readiness_port: Port::Free,
+        admin_port: Port::Free,
         zds: Zds::Socket,
         root: Root::Present { regular: true, readable: true, mode: 0o600, lockable: true },
     }
@@ -304,39 +305,46 @@ fn cores_are_listed() {
 
 #[test]
 fn a_port_is_free_taken_or_not_to_be_had() {
-    fn both(facts: &mut Facts, port: Port) {
-        (facts.metrics_port, facts.readiness_port) = (port.clone(), port);
+    fn all(facts: &mut Facts, port: Port) {
+        (facts.metrics_port, facts.readiness_port, facts.admin_port) = (port.clone(), port.clone(), port);
     }
-    for (check, flag, number) in
-        [(metrics_port as Check, "--metrics-addr", "15020"), (readiness_port, "--readiness-addr", "15021")]
-    {
+    for (check, flag, number) in [
+        (metrics_port as Check, "--metrics-addr", "15020"),
+        (readiness_port, "--readiness-addr", "15021"),
+        (admin_port, "--admin-addr", "15000"),
+    ] {
         holds(
             check,
             &[
                 (&|_| {}, Good, &[number, "free"]),
                 (
-                    &|facts| both(facts, Port::Taken { by: Some("envoy (pid 7)".into()) }),
+                    &|facts| all(facts, Port::Taken { by: Some("envoy (pid 7)".into()) }),
                     Fatal,
                     &["taken by envoy (pid 7)", "stop envoy", flag],
                 ),
-                (&|facts| both(facts, Port::Taken { by: None }), Fatal, &["cannot be seen", "ss -ltnp", number]),
-                (&|facts| both(facts, Port::Refused(refusal(Errno::ACCESS))), Fatal, &["NET_BIND_SERVICE"]),
-                (&|facts| both(facts, Port::Refused(refusal(Errno::ADDRNOTAVAIL))), Fatal, &["this host has", flag]),
-                (&|facts| both(facts, Port::Refused(refusal(Errno::AFNOSUPPORT))), Fatal, &["IPV6_ENABLED=false"]),
-                (&|facts| both(facts, Port::Refused(refusal(Errno::MFILE))), Fatal, &["LimitNOFILE"]),
-                (&|facts| both(facts, Port::Refused(refusal(Errno::NOBUFS))), Fatal, &[flag]),
+                (&|facts| all(facts, Port::Taken { by: None }), Fatal, &["cannot be seen", "ss -ltnp", number]),
+                (&|facts| all(facts, Port::Refused(refusal(Errno::ACCESS))), Fatal, &["NET_BIND_SERVICE"]),
+                (&|facts| all(facts, Port::Refused(refusal(Errno::ADDRNOTAVAIL))), Fatal, &["this host has", flag]),
+                (&|facts| all(facts, Port::Refused(refusal(Errno::AFNOSUPPORT))), Fatal, &["IPV6_ENABLED=false"]),
+                (&|facts| all(facts, Port::Refused(refusal(Errno::MFILE))), Fatal, &["LimitNOFILE"]),
+                (&|facts| all(facts, Port::Refused(refusal(Errno::NOBUFS))), Fatal, &[flag]),
             ],
         );
     }
 }
 
 #[test]
-fn metrics_and_readiness_must_not_have_one_address_unless_the_kernel_chooses_the_port() {
+fn no_two_servers_have_one_address_unless_the_kernel_chooses_the_port() {
     for (address, verdict) in [("127.0.0.1:9000", Fatal), ("127.0.0.1:0", Good)] {
         let address: SocketAddr = address.parse().expect("an address");
-        let servers = config::Servers { metrics: address, readiness: address };
-        let settings = Settings { servers, ..settings() };
-        assert_eq!(readiness_port(&fine(), &settings).verdict, verdict, "{address}");
+        let other = SocketAddr::from(([127, 0, 0, 1], 9001));
+        let servers = config::Servers { metrics: address, readiness: address, admin: other };
+        let of_readiness = Settings { servers, ..settings() };
+        let servers = config::Servers { metrics: other, readiness: address, admin: address };
+        let of_admin = Settings { servers, ..settings() };
+        assert_eq!(readiness_port(&fine(), &of_readiness).verdict, verdict, "{address}");
+        assert_eq!(admin_port(&fine(), &of_admin).verdict, verdict, "{address}");
+        assert_eq!(admin_port(&fine(), &of_readiness).verdict, Good, "{address}");
     }
 }
 
