@@ -114,8 +114,8 @@ fn a_name_lacks_each_service_that_it_may_be_until_one_is_there() {
     assert_eq!(all("shop.retail.svc.cluster.local"), keys);
     assert_eq!(all("www.example.com")[0], "retail/www.example.com", "a service entry's, of the client's namespace");
     let shop = Change::Service(service("retail/shop", "10.96.0.7", &[(80, 8080)]));
-    assert_eq!(lacked("shop.retail.svc.cluster.local", &[shop.clone()]), None);
-    let first = lacked("shop", &[shop.clone()]).expect("the name itself may be somebody's");
+    assert_eq!(lacked("shop.retail.svc.cluster.local", std::slice::from_ref(&shop)), None);
+    let first = lacked("shop", std::slice::from_ref(&shop)).expect("the name itself may be somebody's");
     assert_eq!(first, "retail/shop");
     assert_eq!(lacked("shop", &[shop, absent("retail/shop")]), None, "completed, it is there");
 }
