@@ -56,6 +56,10 @@ struct Plan {
     locals: &'static [u32],
     remotes: &'static [u32],
     changes: u32,
+    /// Of the certificates while the root is replaced.
+    lifetime: Duration,
+    /// Of virtual time, the worst of which counts.
+    days: u64,
 }
 
 const FULL: Plan = Plan {
@@ -66,6 +70,8 @@ const FULL: Plan = Plan {
     locals: &[1, 10, 50],
     remotes: &[100, 1_000, 2_000],
     changes: 100,
+    lifetime: Duration::from_secs(4),
+    days: 5,
 };
 
 const QUICK: Plan = Plan {
@@ -76,6 +82,8 @@ const QUICK: Plan = Plan {
     locals: &[1, 2],
     remotes: &[50, 100],
     changes: 5,
+    lifetime: Duration::from_secs(2),
+    days: 1,
 };
 
 /// The figures of the gap, by size.
@@ -117,12 +125,12 @@ fn main() -> Result<()> {
         tell(&format!("the slope as a picture: {}", path.display()));
     }
     if wanted(Part::Certificates) {
-        let peak = (0..5).map(certificates::peak_over_mean).fold(0.0, f64::max);
+        let peak = (0..plan.days).map(certificates::peak_over_mean).fold(0.0, f64::max);
         tell(&format!(
             "500 identities, certificates of an hour, a day of virtual time: peak minute {peak:.2} of the mean"
         ));
         figures["csr_peak_over_mean"] = rounded(peak);
-        *failed.get_or_insert(0) += certificates::replace_root()?;
+        *failed.get_or_insert(0) += certificates::replace_root(plan.lifetime)?;
     }
     figures["failed"] = json!(failed);
     writeln!(std::io::stdout(), "{}", Value::Object(figures))?;
