@@ -204,7 +204,7 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
     let ended = match incoming.accept(answer) {
         Ok(stream) => {
             let (send, receive) = TunnelStream::split(stream);
-            relay::run(relay::tunnel(send, receive), relay::plain(server), &record, tracked.stopped())
+            relay::run(relay::tunnel(send, receive), relay::plain(server), &record, pin!(tracked.stopped()))
                 .await
                 .map_err(Error::from)
         }

@@ -130,7 +130,7 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
         let record = Record::outbound(self.core, self.peer, target, source, destination, None);
         let connecting = dial::plain(self.core, self.pod, target, None);
         let ended = match unless_stopped(tracked, connecting).await {
-            Ok(server) => relay::run(relay::plain(client), relay::plain(server), &record, tracked.stopped())
+            Ok(server) => relay::run(relay::plain(client), relay::plain(server), &record, pin!(tracked.stopped()))
                 .await
                 .map_err(Error::from),
             Err(error) => {
@@ -149,7 +149,7 @@ impl<R: Runtime, N: PodNetwork<R>> Outbound<'_, R, N> {
             Ok((stream, lent)) => {
                 tracked.through(lent.peer.clone());
                 let (send, receive) = stream.split();
-                relay::run(relay::plain(client), relay::tunnel(send, receive), &record, tracked.stopped())
+                relay::run(relay::plain(client), relay::tunnel(send, receive), &record, pin!(tracked.stopped()))
                     .await
                     .map_err(Error::from)
             }

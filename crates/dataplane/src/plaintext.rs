@@ -1,7 +1,7 @@
 //! Plain TCP that reaches a captured pod from outside the mesh: captured on 15006, admitted by policy without an
 //! identity, and carried on to the application.
 
-use std::rc::Rc;
+use std::{pin::pin, rc::Rc};
 
 use mesh_state::admit;
 use reactor::{Runtime, Stream};
@@ -71,7 +71,7 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
     record::dry_runs(peer, &admission);
     let source = pod.keeps_source.then_some(peer.ip());
     let ended = match unless_stopped(&tracked, dial::plain(&core, &pod, admission.target, source)).await {
-        Ok(server) => relay::run(relay::plain(client), relay::plain(server), &record, tracked.stopped())
+        Ok(server) => relay::run(relay::plain(client), relay::plain(server), &record, pin!(tracked.stopped()))
             .await
             .map_err(Error::from),
         Err(error) => {

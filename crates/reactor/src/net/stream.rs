@@ -10,22 +10,17 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Buf;
-
 use super::{
     inflow::Inflow,
     io::TcpIo,
     original_dst::original_dst,
+    sending::Sending,
     socket::Socket,
     splice::{self, Pipes},
 };
 use crate::{
     Chunk, Lease, LeasePool, Spliced, Stream,
-    engine::{
-        Engine, Op,
-        descriptor::Descriptor,
-        operation::{Brought, Operation},
-    },
+    engine::{Engine, Op, descriptor::Descriptor, operation::Operation},
     gate::Inside,
 };
 
@@ -71,30 +66,6 @@ impl TcpStream {
     fn poll_receive(&self, room: usize, context: &mut Context<'_>) -> Poll<io::Result<Lease>> {
         self.inflow.borrow_mut().poll_fetch(&self.socket, &self.parts, room, context)
     }
-
-    async fn send_all(&self, mut chunk: Chunk, mut posted: bool) -> io::Result<()> {
-        if chunk.is_empty() {
-            return Ok(());
-        }
-        self.socket.begin_send()?;
-        while chunk.has_remaining() {
-            let socket = self.socket.descriptor();
-            // What a post leaves over has to wait for room.
-            let first = std::mem::take(&mut posted);
-            let operation = if first { Operation::Post { socket, chunk } } else { Operation::Send { socket, chunk } };
-            chunk = self.send_some(operation).await?;
-        }
-        self.socket.sent();
-        Ok(())
-    }
-
-    /// One operation that sends; what is left to send.
-    async fn send_some(&self, operation: Operation) -> io::Result<Chunk> {
-        match self.parts.start(operation)?.await.outcome? {
-            Brought::Rest(rest) => Ok(rest),
-            brought => unreachable!("a send brought {brought:?}"),
-        }
-    }
 }
 
 impl AsFd for TcpStream {
@@ -111,11 +82,11 @@ impl Stream for TcpStream {
     }
 
     fn send(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>> {
-        self.send_all(chunk, false)
+        Sending::new(self, chunk, false)
     }
 
     fn post(&self, chunk: Chunk) -> impl Future<Output = io::Result<()>> {
-        self.send_all(chunk, true)
+        Sending::new(self, chunk, true)
     }
 
     fn splice_to(&self, sink: &Self) -> impl Future<Output = Spliced> {
