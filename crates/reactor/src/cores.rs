@@ -183,8 +183,10 @@ where
             Ok(reactor) => reactor,
             Err(error) => return drop(ready.send(Err(error))),
         };
-        // Nobody is left to hear it only if the starting thread is gone; the core runs all the same.
-        drop(ready.send(Ok(reactor.view())));
+        if ready.send(Ok(reactor.view())).is_err() {
+            // Whoever asked for the core was told that there is none.
+            return;
+        }
         run(reactor, kind, of_thread, root).await;
     };
     let refused = |cause| StartError::Host { core: name.clone(), cpu, cause };

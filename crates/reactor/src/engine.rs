@@ -33,6 +33,7 @@ use crate::EngineKind;
 
 use crate::{
     bill::Bill,
+    quota::Quota,
     submit::{Limit, Load, Size, Submissions},
     tenant::Row,
 };
@@ -45,6 +46,8 @@ const CLOSE_POLL: Duration = Duration::from_millis(10);
 pub(crate) struct Engine {
     kernel: RefCell<Kernel>,
     table: RefCell<Table<Held, Completion>>,
+    /// Of the operations that the kernel has or is to get.
+    quota: Quota,
     submissions: RefCell<Submissions<OpKey>>,
     counts: Cell<EngineCounts>,
 }
@@ -118,6 +121,7 @@ impl Engine {
         Ok(Self {
             kernel: RefCell::new(kernel),
             table: RefCell::new(Table::new(ops_max)),
+            quota: Quota::of(ops_max),
             submissions: RefCell::new(Submissions::new()),
             counts: Cell::default(),
         })
@@ -140,13 +144,18 @@ impl Engine {
     /// [`io::ErrorKind::ResourceBusy`] when as many operations are under way as there may be.
     pub(crate) fn start(self: &Rc<Self>, mut operation: Operation, row: Row) -> io::Result<Op> {
         let size = Size { cost_ns: operation.submitted(0).cost(), bytes: operation.bytes_max() };
+        let refused = |whose: &str, limit: usize| {
+            self.count(|counts| counts.refused += 1);
+            let what = format!("{limit} socket operations of {whose} are under way on this core, which is the limit");
+            io::Error::new(io::ErrorKind::ResourceBusy, what)
+        };
+        if !self.quota.take(row) {
+            return Err(refused("this tenant", self.quota.tenant_max()));
+        }
         let mut table = self.table.borrow_mut();
         let Some(key) = table.begin(Held { operation, row, submitted: false, asked_once: true }) else {
-            self.count(|counts| counts.refused += 1);
-            return Err(io::Error::new(
-                io::ErrorKind::ResourceBusy,
-                format!("{} socket operations are under way on this core, which is its limit", table.live_max()),
-            ));
+            self.quota.give_back(row);
+            return Err(refused("all tenants", table.live_max()));
         };
         self.submissions.borrow_mut().add(row, key, size);
         Ok(Op { engine: self.clone(), key: Some(key), asked: false })
@@ -187,6 +196,7 @@ impl Engine {
         for Reaped { key, result } in reaped.drain(..) {
             let mut no_news = false;
             let complete = |Held { row, operation, asked_once, .. }: Held| {
+                self.quota.give_back(row);
                 bill.add(row, operation.completed(result));
                 moved.push(Moved::of(row, &operation, result));
                 no_news = asked_once && operation.is_no_news(result);
@@ -385,7 +395,10 @@ impl Drop for Op {
         let submitted = table.held_mut(key).is_some_and(|held| held.submitted);
         let mut settled = table.abandon(key);
         if !submitted && matches!(settled, Settled::UnderWay) {
-            settled = table.complete(key, |held| held.operation.complete(-libc::ECANCELED));
+            settled = table.complete(key, |held| {
+                self.engine.quota.give_back(held.row);
+                held.operation.complete(-libc::ECANCELED)
+            });
         }
         drop(table);
         match settled {

@@ -130,6 +130,11 @@ impl Gate {
 }
 
 impl Inside {
+    /// Whether somebody waits for a turn beside the tenant whose turn it is.
+    pub(crate) fn others_wait(&self) -> bool {
+        self.queue.borrow().others_wait(self.on_turn.get())
+    }
+
     /// Makes this the core of the calling thread, until [`Inside::leave`].
     pub(crate) fn enter(self: &Rc<Self>) {
         HERE.set(Some(self.clone()));

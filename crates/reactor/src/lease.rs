@@ -170,6 +170,14 @@ impl LeasePool {
         }
     }
 
+    fn wake_one_of_each(&self) {
+        let waiting = |share: &Share| !share.waiting.is_empty();
+        let rows = self.0.shares.borrow().len();
+        for row in (0..rows).filter(|row| waiting(&self.0.shares.borrow()[*row])) {
+            self.wake_one(Row::at(row));
+        }
+    }
+
     fn with_share<T>(&self, row: Row, change: impl FnOnce(&mut Share) -> T) -> T {
         let mut shares = self.0.shares.borrow_mut();
         if row.index() >= shares.len() {
@@ -194,10 +202,16 @@ impl LeasePool {
     }
 
     fn give_back(&self, block: Rc<Block>) {
-        self.0.lent_bytes.set(self.0.lent_bytes.get() - block.size);
+        let lent_bytes = self.0.lent_bytes.get();
+        self.0.lent_bytes.set(lent_bytes - block.size);
         let row = block.row.get();
         self.with_share(row, |share| share.lent_bytes -= block.size);
-        self.wake_one(row);
+        // Somebody's largest buffer did not fit into what the core lends, so it may be that which others wait for.
+        if lent_bytes + CLASSES[CLASSES.len() - 1] > self.0.limits.lent_bytes_max {
+            self.wake_one_of_each();
+        } else {
+            self.wake_one(row);
+        }
         let free_bytes = self.0.free_bytes.get() + block.size;
         let Some(class) = CLASSES.iter().position(|size| *size == block.size) else {
             return;
@@ -522,6 +536,25 @@ mod tests {
         assert!(hoard.iter().all(Poll::is_ready) && greedy.ask(&pool).is_pending());
         let least = [late.ask(&pool), late.ask(&pool)];
         assert!(least.iter().all(Poll::is_ready) && late.ask(&pool).is_pending());
+    }
+
+    #[test]
+    fn the_end_of_a_shortage_wakes_one_of_each_tenant_that_waited() {
+        let limits = LeaseLimits {
+            free_bytes_max: 0,
+            tenant_bytes_max: 1 << 20,
+            lent_bytes_max: 64 << 10,
+            tenant_bytes_min: 4 << 10,
+        };
+        let pool = LeasePool::new(limits);
+        let mut tenants = [1, 2].map(|row| Asker::new(Row::at(row)));
+        let own = tenants.each_mut().map(|tenant| tenant.ask(&pool));
+        let large = pool.lease(256 << 10);
+        assert!(tenants.iter_mut().all(|tenant| tenant.ask(&pool).is_pending()), "the core is short of buffers");
+        drop(large);
+        assert_eq!(tenants.each_ref().map(Asker::wakes), [1, 1], "what they waited for was another's");
+        assert!(tenants.iter_mut().all(|tenant| tenant.ask(&pool).is_ready()));
+        drop(own);
     }
 
     #[test]

@@ -47,6 +47,7 @@ mod lease;
 pub mod mailbox;
 mod net;
 mod pulse;
+mod quota;
 mod reactor;
 mod runtime;
 mod submit;

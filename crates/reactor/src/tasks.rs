@@ -11,8 +11,9 @@ use slab::Slab;
 
 use crate::{
     gate::{Inside, Woken},
+    quota::Quota,
     task::{self, Done, Task, TaskEnded},
-    tenant::TenantKey,
+    tenant::{Row, TenantKey},
 };
 
 /// Lets the tenant's other tasks run first, and other tenants when the turn is over.
@@ -33,6 +34,7 @@ pub(crate) struct Tasks {
     /// A waker of every task: waking is how a task is brought to be run, or dropped.
     live: RefCell<Slab<Waker>>,
     live_max: usize,
+    quota: Quota,
     ending: Cell<bool>,
     panicked: Cell<u64>,
     refused: Cell<u64>,
@@ -44,6 +46,7 @@ impl Tasks {
             inside,
             live: RefCell::default(),
             live_max,
+            quota: Quota::of(live_max),
             ending: Cell::new(false),
             panicked: Cell::new(0),
             refused: Cell::new(0),
@@ -65,14 +68,24 @@ impl Tasks {
             tracing::warn!(tasks_max = self.live_max, "a task was refused: the core runs as many as it may");
             return Task::never(TaskEnded::Refused);
         }
-        let slot = self.live.borrow().vacant_key();
         let row = self.inside.row(tenant);
+        if !self.quota.take(row) {
+            self.refused.set(self.refused.get() + 1);
+            let tasks_max = self.quota.tenant_max();
+            tracing::warn!(
+                tasks_max,
+                tenant = tenant.0,
+                "a task was refused: its tenant has as many as it may on a core"
+            );
+            return Task::never(TaskEnded::Refused);
+        }
+        let slot = self.live.borrow().vacant_key();
         let gate = self.inside.gate.clone();
         let tasks = self.clone();
         let (runnable, task) = task::prepare(
             future,
             move |runnable| gate.schedule(Woken { row, runnable }),
-            move |done| tasks.done(slot, done),
+            move |done| tasks.done(slot, row, done),
         );
         let inserted = self.live.borrow_mut().insert(runnable.waker());
         assert!(inserted == slot, "nothing was spawned in between");
@@ -109,7 +122,8 @@ impl Tasks {
         }
     }
 
-    fn done(&self, slot: usize, done: Done) {
+    fn done(&self, slot: usize, row: Row, done: Done) {
+        self.quota.give_back(row);
         if done == Done::Panicked {
             self.panicked.set(self.panicked.get() + 1);
         }

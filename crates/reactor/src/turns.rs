@@ -25,9 +25,9 @@ use std::{
 
 use crate::tenant::{Row, TenantKey, Weight};
 
-/// What a tenant is charged at most at once, so that one accident (a task that blocked, a machine that stood still) does
-/// not keep it from being served for seconds.
-const CHARGE_MAX_NS: u64 = 50_000_000;
+/// What a tenant is charged at most at once, in slices, so that one accident (a task that blocked, a machine that stood still)
+/// does not keep it from being served for seconds: so many rounds, or those that one slice costs a tenant of its weight.
+const CHARGE_MAX_SLICES: u64 = 1_000;
 
 /// The least part of a slice that a turn lasts: shorter ones would spend more on the change than they give.
 const TURN_MIN: u64 = 4;
@@ -199,13 +199,13 @@ impl<T> RunQueue<T> {
     pub fn charge(&mut self, row: Row, used_ns: u64) {
         let quantum_ns = self.quantum_ns(row);
         let tenant = &mut self.rows[row.index()];
-        let used_ns = used_ns.min(CHARGE_MAX_NS);
         if used_ns < tenant.left_ns {
             tenant.left_ns -= used_ns;
             return;
         }
         let over_ns = used_ns - tenant.left_ns;
-        tenant.place.round += over_ns / quantum_ns + 1;
+        let rounds_max = CHARGE_MAX_SLICES.max(self.slice_ns / quantum_ns);
+        tenant.place.round += (over_ns / quantum_ns).min(rounds_max) + 1;
         tenant.left_ns = quantum_ns - over_ns % quantum_ns;
     }
 
@@ -336,16 +336,24 @@ mod tests {
 
     #[test]
     fn one_accident_is_not_charged_for_ever() {
-        let (mut queue, one, other) = queue();
-        queue.rouse(one, 0);
-        queue.rouse(other, 0);
-        queue.charge(one, u64::MAX);
-        let mut served = 0;
-        while queue.begin_turn(0).map(|turn| turn.row) == Some(other) {
-            queue.end_turn(other, SLICE, true, 0);
-            served += SLICE;
+        // However light the tenant is. One of 1:10,000 pays a single slice with as many rounds.
+        for (light, heavy, slices_max) in [(1, 1, CHARGE_MAX_SLICES), (1, 10, CHARGE_MAX_SLICES), (1, 10_000, 10_000)] {
+            let mut queue = RunQueue::<()>::new(2, 50_000);
+            let (one, other) = (queue.row(TenantKey(1)), queue.row(TenantKey(2)));
+            queue.weigh(one, Weight::new(light).expect("in range"));
+            queue.weigh(other, Weight::new(heavy).expect("in range"));
+            queue.weigh(Row::CORE, Weight::new(light).expect("in range"));
+            queue.weigh(Row::at(1), Weight::new(light).expect("in range"));
+            queue.rouse(one, 0);
+            queue.rouse(other, 0);
+            queue.charge(one, u64::MAX);
+            let mut slices = 0_u64;
+            while queue.begin_turn(0).map(|turn| turn.row) == Some(other) {
+                queue.end_turn(other, 50_000, true, 0);
+                slices += 1;
+            }
+            assert!(slices.abs_diff(slices_max) <= 2, "{light}:{heavy}: {slices}");
         }
-        assert!(served.abs_diff(CHARGE_MAX_NS) <= 2 * SLICE, "{served}");
     }
 
     #[test]

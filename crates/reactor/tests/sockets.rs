@@ -172,6 +172,34 @@ fn a_direction_that_has_ended_leaves_the_other_open() {
     });
 }
 
+/// The byte itself is for nobody: it is taken out of the stream, as everywhere where it is not asked for.
+#[test]
+fn urgent_data_does_not_hold_up_what_follows_it() {
+    on_each_engine(|| {
+        on_core(config(), |reactor| async move {
+            let (listener, address) = listen(&reactor);
+            let mut peer = StdStream::connect(address).unwrap();
+            let near = listener.accept().await.unwrap();
+            for _ in 0..3 {
+                let mut bytes = Vec::new();
+                peer.write_all(b"abc").unwrap();
+                SockRef::from(&peer).send_out_of_band(b"!").unwrap();
+                peer.write_all(b"def").unwrap();
+                // All of it is there before the first read, which ends at the mark: no further edge comes for the rest.
+                reactor.sleep(Duration::from_millis(10)).await;
+                let all = async {
+                    while bytes.len() < 6 {
+                        bytes.extend_from_slice(&near.receive(1000).await.unwrap());
+                    }
+                };
+                let in_time = matches!(select(pin!(all), pin!(reactor.sleep(PATIENCE))).await, Either::Left(_));
+                assert!(in_time, "the rest was not told of");
+                assert_eq!(bytes, b"abcdef");
+            }
+        });
+    });
+}
+
 #[test]
 fn the_adapter_goes_on_where_the_stream_was() {
     on_each_engine(|| {

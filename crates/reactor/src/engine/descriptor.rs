@@ -58,6 +58,21 @@ struct Watched {
     sides: [Side; 2],
     /// The peer has sent FIN or the connection is gone: a short read does not mean that nothing follows.
     closed: bool,
+    /// Urgent data has come: a read ends before it, so a short one does not mean that nothing follows.
+    urgent: bool,
+}
+
+/// What an edge tells.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Edge {
+    /// There is something to receive.
+    pub(crate) into: bool,
+    /// There is room to send.
+    pub(crate) out: bool,
+    /// The peer has sent FIN, or the connection is gone.
+    pub(crate) closed: bool,
+    /// There is urgent data (TCP's out-of-band byte).
+    pub(crate) urgent: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -87,7 +102,9 @@ impl Descriptor {
     /// A short read was seen: whatever comes from now on is told by a new edge.
     pub(crate) fn drained(&self) {
         if let Some(Watch { watches, key }) = self.watch.get() {
-            watches.with(*key, |watched| watched.sides[Direction::In as usize].ready = watched.closed);
+            watches.with(*key, |watched| {
+                watched.sides[Direction::In as usize].ready = watched.closed || watched.urgent;
+            });
         }
     }
 
@@ -97,6 +114,7 @@ impl Descriptor {
             watches.with(*key, |watched| {
                 watched.sides[direction as usize].ready = false;
                 watched.closed &= direction == Direction::Out;
+                watched.urgent &= direction == Direction::Out;
             });
         }
     }
@@ -106,9 +124,22 @@ impl Descriptor {
         self.watch.get().map(|watch| watch.key)
     }
 
-    /// Gives it a place in `watches`. Nothing is known yet, so both directions count as ready.
-    pub(crate) fn watched_by(&self, watches: &Rc<Watches>) -> WatchKey {
-        self.watch.get_or_init(|| Watch { watches: watches.clone(), key: watches.add() }).key
+    /// Gives it a place in `watches` if `watch` has the kernel tell of it under that name. Nothing is known yet, so both
+    /// directions count as ready.
+    ///
+    /// # Errors
+    /// Those of `watch`; then it has no place, and the next one who asks tries again.
+    pub(crate) fn watched_by<E>(
+        &self,
+        watches: &Rc<Watches>,
+        watch: impl FnOnce(WatchKey) -> Result<(), E>,
+    ) -> Result<WatchKey, E> {
+        if let Some(key) = self.watch_key() {
+            return Ok(key);
+        }
+        let place = Watch { watches: watches.clone(), key: watches.add() };
+        watch(place.key)?;
+        Ok(self.watch.get_or_init(|| place).key)
     }
 }
 
@@ -166,15 +197,17 @@ impl Watches {
     }
 
     /// An edge: who waited in the directions it is for. An edge of a descriptor that was closed is nobody's.
-    pub(crate) fn edge(&self, key: WatchKey, into: bool, out: bool, closed: bool) -> [Option<OpKey>; 2] {
+    pub(crate) fn edge(&self, key: WatchKey, edge: Edge) -> [Option<OpKey>; 2] {
+        let Edge { into, out, closed, urgent } = edge;
         let edge = |watched: &mut Watched| {
             watched.closed |= closed;
+            watched.urgent |= urgent;
             let mut side = |direction: Direction, told: bool| {
                 let side = &mut watched.sides[direction as usize];
                 side.ready |= told;
                 if told { side.waiting.take() } else { None }
             };
-            [side(Direction::In, into || closed), side(Direction::Out, out)]
+            [side(Direction::In, into || closed || urgent), side(Direction::Out, out)]
         };
         self.with(key, edge).unwrap_or_default()
     }
@@ -183,7 +216,8 @@ impl Watches {
         let generation = self.generation.get();
         self.generation.set(generation.wrapping_add(1));
         let unknown = Side { ready: true, waiting: None };
-        let index = self.slots.borrow_mut().insert(Watched { generation, sides: [unknown; 2], closed: false });
+        let index =
+            self.slots.borrow_mut().insert(Watched { generation, sides: [unknown; 2], closed: false, urgent: false });
         WatchKey { index: u32::try_from(index).expect("fewer descriptors than that"), generation }
     }
 
@@ -198,10 +232,16 @@ impl Watches {
 mod tests {
     use super::*;
 
+    const IN: Edge = Edge { into: true, out: false, closed: false, urgent: false };
+
+    fn watch(descriptor: &Descriptor, watches: &Rc<Watches>) -> WatchKey {
+        descriptor.watched_by(watches, |_| Ok::<_, ()>(())).unwrap()
+    }
+
     fn watched() -> (Rc<Watches>, Descriptor, WatchKey) {
         let watches = Rc::new(Watches::default());
         let descriptor = Descriptor::new(std::fs::File::open("/dev/null").unwrap().into());
-        let key = descriptor.watched_by(&watches);
+        let key = watch(&descriptor, &watches);
         (watches, descriptor, key)
     }
 
@@ -211,7 +251,7 @@ mod tests {
         assert!(watches.ready(key, Direction::In), "nothing is known, so it is worth a try");
         descriptor.blocked(Direction::In);
         assert!(!watches.ready(key, Direction::In) && watches.ready(key, Direction::Out));
-        watches.edge(key, true, false, false);
+        watches.edge(key, IN);
         assert!(watches.ready(key, Direction::In));
         descriptor.drained();
         assert!(!watches.ready(key, Direction::In));
@@ -220,11 +260,31 @@ mod tests {
     #[test]
     fn a_short_read_before_a_fin_that_was_told_leaves_it_ready() {
         let (watches, descriptor, key) = watched();
-        watches.edge(key, true, false, true);
+        watches.edge(key, Edge { closed: true, ..IN });
         descriptor.drained();
         assert!(watches.ready(key, Direction::In), "no further edge comes for the FIN");
         descriptor.blocked(Direction::In);
         assert!(!watches.ready(key, Direction::In), "the kernel knows better");
+    }
+
+    #[test]
+    fn a_short_read_before_urgent_data_leaves_it_ready() {
+        let (watches, descriptor, key) = watched();
+        watches.edge(key, Edge { urgent: true, ..IN });
+        descriptor.drained();
+        assert!(watches.ready(key, Direction::In), "what came after the urgent byte has had its edge");
+        descriptor.blocked(Direction::In);
+        descriptor.drained();
+        assert!(!watches.ready(key, Direction::In), "all of it was read");
+    }
+
+    #[test]
+    fn a_descriptor_that_the_kernel_does_not_watch_has_no_place() {
+        let watches = Rc::new(Watches::default());
+        let descriptor = Descriptor::new(std::fs::File::open("/dev/null").unwrap().into());
+        assert_eq!(descriptor.watched_by(&watches, |_| Err("no memory")), Err("no memory"));
+        assert!(descriptor.watch_key().is_none() && watches.slots.borrow().is_empty());
+        assert_eq!(watch(&descriptor, &watches), watch(&descriptor, &watches), "the next one does");
     }
 
     #[test]
@@ -233,11 +293,12 @@ mod tests {
         let (one, two) = (OpKey::of_user_data(1), OpKey::of_user_data(2));
         assert!(watches.wait(key, Direction::In, one) && watches.wait(key, Direction::In, one));
         assert!(!watches.wait(key, Direction::In, two));
-        assert_eq!(watches.edge(key, true, true, false), [Some(one), None]);
-        assert_eq!(watches.edge(key, true, true, false), [None, None]);
+        let both = Edge { out: true, ..IN };
+        assert_eq!(watches.edge(key, both), [Some(one), None]);
+        assert_eq!(watches.edge(key, both), [None, None]);
         assert!(watches.wait(key, Direction::In, two));
         watches.leave(key, Direction::In, one);
-        assert_eq!(watches.edge(key, true, true, false), [Some(two), None]);
+        assert_eq!(watches.edge(key, both), [Some(two), None]);
     }
 
     #[test]
@@ -245,10 +306,10 @@ mod tests {
         let (watches, descriptor, earlier) = watched();
         drop(descriptor);
         let later = Descriptor::new(std::fs::File::open("/dev/null").unwrap().into());
-        let key = later.watched_by(&watches);
+        let key = watch(&later, &watches);
         assert_eq!(key.index, earlier.index);
         assert!(watches.wait(key, Direction::In, OpKey::of_user_data(1)));
-        assert_eq!(watches.edge(earlier, true, true, true), [None, None]);
+        assert_eq!(watches.edge(earlier, Edge { out: true, closed: true, ..IN }), [None, None]);
         assert_eq!(WatchKey::of_data(key.data()), key);
     }
 }

@@ -24,7 +24,7 @@ use rustix::{
 use super::{
     Held, Reaped,
     attempt::{Attempt, Progress},
-    descriptor::{Descriptor, Direction, WatchKey, Watches},
+    descriptor::{Descriptor, Direction, Edge, WatchKey, Watches},
     operation::{Completion, Operation},
     table::{OpKey, Table},
 };
@@ -144,8 +144,13 @@ impl Poller {
         }
         let gone = flags.intersects(EventFlags::ERR | EventFlags::HUP);
         let closed = gone || flags.contains(EventFlags::RDHUP);
-        let out = gone || flags.contains(EventFlags::OUT);
-        let waited = self.watches.edge(WatchKey::of_data(data), flags.contains(EventFlags::IN), out, closed);
+        let edge = Edge {
+            into: flags.contains(EventFlags::IN),
+            out: gone || flags.contains(EventFlags::OUT),
+            closed,
+            urgent: flags.contains(EventFlags::PRI),
+        };
+        let waited = self.watches.edge(WatchKey::of_data(data), edge);
         for key in waited.into_iter().flatten() {
             self.attempt(key, operations, reaped);
         }
@@ -182,9 +187,15 @@ impl Poller {
 
     /// Watches a descriptor that would block in `direction`. If it does not any more, that is the first edge.
     fn add(&self, descriptor: &Descriptor, direction: Direction) -> Result<WatchKey, Errno> {
-        let watch = descriptor.watched_by(&self.watches);
-        let edges = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-        epoll::add(&self.epoll, descriptor.as_fd(), EventData::new_u64(watch.data()), edges)?;
+        let edges = EventFlags::IN | EventFlags::OUT | EventFlags::PRI | EventFlags::RDHUP | EventFlags::ET;
+        let watch = descriptor.watched_by(&self.watches, |watch| {
+            let data = EventData::new_u64(watch.data());
+            match epoll::add(&self.epoll, descriptor.as_fd(), data, edges) {
+                // Whoever watched it before has not let go of all its duplicates.
+                Err(Errno::EXIST) => epoll::modify(&self.epoll, descriptor.as_fd(), data, edges),
+                added => added,
+            }
+        })?;
         descriptor.blocked(direction);
         Ok(watch)
     }

@@ -92,31 +92,26 @@ impl Ring {
         if !self.bell.under_way {
             self.arm_bell();
         }
-        loop {
-            self.fill();
-            let last = self.backlog.is_empty();
-            let submitted = match park.filter(|_| last && !self.unsettled) {
-                Some(at_most) => {
-                    let at_most = Timespec::from(at_most);
-                    self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&at_most))
-                }
-                None => self.ring.submit(),
-            };
-            let refused = match submitted {
-                Ok(_) => false,
-                Err(error) => match error.raw_os_error() {
-                    // The park was long enough, or a signal ended it.
-                    Some(libc::ETIME | libc::EINTR) => false,
-                    // Completions first, or no memory just now: what is queued stays queued.
-                    Some(libc::EBUSY | libc::EAGAIN) => true,
-                    _ => return Err(error),
-                },
-            };
-            self.reap(reaped);
-            if last || refused {
-                return Ok(());
+        // One queue's worth: what found no room, as a thousand cancellations at once may not, goes with the next enters.
+        self.fill();
+        let last = self.backlog.is_empty();
+        let submitted = match park.filter(|_| last && !self.unsettled) {
+            Some(at_most) => {
+                let at_most = Timespec::from(at_most);
+                self.ring.submitter().submit_with_args(1, &SubmitArgs::new().timespec(&at_most))
+            }
+            None => self.ring.submit(),
+        };
+        if let Err(error) = submitted {
+            match error.raw_os_error() {
+                // The park was long enough, or a signal ended it; completions first, or no memory just now: what is queued
+                // stays queued.
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => {}
+                _ => return Err(error),
             }
         }
+        self.reap(reaped);
+        Ok(())
     }
 
     /// Hands out those silent requests of which nothing was told although the kernel has seen them. To be called when all that

@@ -63,15 +63,24 @@ impl Inflow {
         room: usize,
         context: &mut Context<'_>,
     ) -> Poll<io::Result<Lease>> {
-        let room = room.clamp(1, self.unit);
         loop {
             ready!(self.poll_readable(socket, parts, context))?;
+            let unit = parts.at_once(self.unit);
+            let room = room.clamp(1, unit);
             let mut into = ready!(parts.leases.poll_lease(parts.inside.payer(), room, &mut self.share, context));
             let fetched = fetch(socket, &mut into, room);
             let Some(count) = self.seen(socket, fetched, room)? else { continue };
             parts.moved(count, 0);
-            if room == self.unit {
-                self.unit = if count == room { (self.unit * 4).min(UNIT_MAX) } else { UNIT_MIN };
+            // Unless it is the caller who wants no more.
+            if room == unit {
+                self.unit = match count == room {
+                    true if unit == self.unit => (unit * 4).min(UNIT_MAX),
+                    true => self.unit,
+                    false => UNIT_MIN,
+                };
+            }
+            if self.stretch >= parts.at_once(STRETCH_MAX) {
+                self.state = State::Drained;
             }
             return Poll::Ready(Ok(into));
         }
@@ -113,8 +122,6 @@ impl Inflow {
                 self.stretch += count;
                 if count < most {
                     socket.drained();
-                    self.state = State::Drained;
-                } else if self.stretch >= STRETCH_MAX {
                     self.state = State::Drained;
                 }
                 Ok(Some(count))

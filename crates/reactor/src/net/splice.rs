@@ -29,7 +29,9 @@ use crate::{
         descriptor::Direction,
         operation::{Operation, Readiness},
     },
+    quota::Quota,
     tasks::yield_now,
+    tenant::Row,
 };
 
 /// What a pipe is asked to hold. The sysctl `fs.pipe-max-size` may allow an unprivileged process less.
@@ -44,6 +46,7 @@ pub(crate) struct Pipes {
     unused: RefCell<Vec<(Pipe, Instant)>>,
     made: Cell<usize>,
     made_max: Cell<usize>,
+    quota: Quota,
 }
 
 struct Pipe {
@@ -55,17 +58,31 @@ struct Pipe {
 struct Loan {
     pipes: Rc<Pipes>,
     pipe: Option<Pipe>,
+    /// Whose.
+    row: Row,
     held: usize,
 }
 
 impl Pipes {
     /// At most `made_max` pipes at once.
     pub(crate) fn new(made_max: usize) -> Self {
-        Self { unused: RefCell::default(), made: Cell::new(0), made_max: Cell::new(made_max) }
+        let quota = Quota::of(made_max);
+        Self { unused: RefCell::default(), made: Cell::new(0), made_max: Cell::new(made_max), quota }
     }
 
-    /// An empty pipe; none at the limit, or when the process may not have one.
-    fn borrow(self: &Rc<Self>) -> Option<Loan> {
+    /// An empty pipe for `row`; none at its limit or the core's, or when the process may not have one.
+    fn borrow(self: &Rc<Self>, row: Row) -> Option<Loan> {
+        if !self.quota.take(row) {
+            return None;
+        }
+        let Some(pipe) = self.unused_or_new() else {
+            self.quota.give_back(row);
+            return None;
+        };
+        Some(Loan { pipes: self.clone(), pipe: Some(pipe), row, held: 0 })
+    }
+
+    fn unused_or_new(&self) -> Option<Pipe> {
         let unused = self.unused.borrow_mut().pop();
         let pipe = match unused {
             Some((pipe, _)) => pipe,
@@ -78,7 +95,7 @@ impl Pipes {
                 Pipe { read, write }
             }
         };
-        Some(Loan { pipes: self.clone(), pipe: Some(pipe), held: 0 })
+        Some(pipe)
     }
 
     /// Closes what nobody has used for a while. Called by a core that is about to sleep.
@@ -110,16 +127,16 @@ impl Loan {
         self.pipe.as_ref().expect("it is on loan until it is dropped")
     }
 
-    fn fill(&mut self, from: impl AsFd) -> io::Result<usize> {
+    fn fill(&mut self, from: impl AsFd, most: usize) -> io::Result<usize> {
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-        let count = splice(from, None, &self.pipe().write, None, PIPE_BYTES, flags)?;
+        let count = splice(from, None, &self.pipe().write, None, most, flags)?;
         self.held += count;
         Ok(count)
     }
 
-    fn drain(&mut self, into: impl AsFd) -> io::Result<()> {
+    fn drain(&mut self, into: impl AsFd, most: usize) -> io::Result<()> {
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-        match splice(&self.pipe().read, None, into, None, self.held.min(STEP_BYTES), flags)? {
+        match splice(&self.pipe().read, None, into, None, self.held.min(most), flags)? {
             0 => Err(io::ErrorKind::WriteZero.into()),
             count => {
                 self.held -= count;
@@ -132,6 +149,7 @@ impl Loan {
 impl Drop for Loan {
     fn drop(&mut self) {
         let Some(pipe) = self.pipe.take() else { return };
+        self.pipes.quota.give_back(self.row);
         if self.held == 0 && self.pipes.made_max.get() > 0 {
             self.pipes.unused.borrow_mut().push((pipe, Instant::now()));
         } else {
@@ -164,12 +182,14 @@ async fn fill(source: &TcpStream) -> io::Result<Option<Loan>> {
     socket.make_nonblocking()?;
     loop {
         poll_fn(|context| inflow.borrow_mut().poll_readable(socket, parts, context)).await?;
-        let Some(mut loan) = parts.pipes.borrow() else { return Ok(None) };
-        let filled = match loan.fill(socket) {
+        let Some(mut loan) = parts.pipes.borrow(parts.inside.payer()) else { return Ok(None) };
+        let filled = match loan.fill(socket, parts.at_once(PIPE_BYTES)) {
             Err(error) if is_forbidden(&error) => {
                 parts.pipes.give_up();
                 return Ok(None);
             }
+            // This socket cannot, whatever others can.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::INVAL) => return Ok(None),
             filled => filled,
         };
         // As if it had been asked for no more: see above on short ones.
@@ -179,9 +199,9 @@ async fn fill(source: &TcpStream) -> io::Result<Option<Loan>> {
     }
 }
 
-/// Not an error of this socket: seccomp, or a kernel that cannot.
+/// Not an error of this socket: seccomp, or a kernel that has no such call.
 fn is_forbidden(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::PERM | Errno::ACCESS | Errno::NOSYS | Errno::INVAL))
+    matches!(Errno::from_io_error(error), Some(Errno::PERM | Errno::NOSYS))
 }
 
 /// Sends all that is in the pipe.
@@ -190,7 +210,7 @@ async fn drain(loan: &mut Loan, sink: &TcpStream) -> io::Result<()> {
     socket.make_nonblocking()?;
     socket.begin_send()?;
     while loan.held > 0 {
-        match loan.drain(socket) {
+        match loan.drain(socket, parts.at_once(STEP_BYTES)) {
             Ok(()) if loan.held == 0 => {}
             Ok(()) => yield_now().await,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -22,6 +22,7 @@ use crate::{
     Chunk, Lease, LeasePool, Spliced, Stream,
     engine::{Engine, Op, descriptor::Descriptor, operation::Operation},
     gate::Inside,
+    submit::Limit,
 };
 
 /// What a core's streams share.
@@ -42,6 +43,12 @@ impl StreamParts {
     /// As [`Engine::start`].
     pub(crate) fn start(&self, operation: Operation) -> io::Result<Op> {
         self.engine.start(operation, self.inside.payer())
+    }
+
+    /// How many bytes a system call of the tenant's own moves at once, which it would move `most` of: while somebody waits for
+    /// a turn no more than an entry would carry.
+    pub(crate) fn at_once(&self, most: usize) -> usize {
+        if self.inside.others_wait() { most.min(Limit::CONTENDED.bytes_max) } else { most }
     }
 
     /// Notes bytes that were moved by a system call of the tenant's own, in its turn. Its time is charged by the turn.
