@@ -22,7 +22,7 @@ const HERE: TenantKey = TenantKey(11);
 const THERE: TenantKey = TenantKey(12);
 
 /// What a tenant does on its connections, all the time.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 enum Traffic {
     /// As many bytes as go, in chunks of so many.
     Bulk { chunk: usize },
@@ -197,6 +197,19 @@ fn two_hundred_and_fifty_six_connections_get_no_more_than_one() {
     });
 }
 
+/// Without the kernel's part (`queue.charge` in `books.rs`) the tenant that lives in the kernel gets half as much again.
+#[test]
+fn who_lives_in_the_kernel_gets_as_much_as_who_asks_nothing_of_it() {
+    on_each_engine(|| {
+        for traffic in [Traffic::PingPong { message: 64 }, BULK] {
+            one_of_three("1:1", || {
+                let [kernels, own] = beside([(100, 8, traffic), (100, 1, Traffic::None)], DURING / 2);
+                near(&format!("{traffic:?}: CPU"), kernels.cpu_ns / own.cpu_ns, 1.0, 0.1)
+            });
+        }
+    });
+}
+
 #[test]
 fn what_the_kernel_does_for_one_tenant_is_not_charged_to_another() {
     on_each_engine(|| {
@@ -204,13 +217,21 @@ fn what_the_kernel_does_for_one_tenant_is_not_charged_to_another() {
         one_of_three("calibration", || {
             let per_byte = |used: Used| used.cpu_ns / used.bytes;
             // Beside a tenant that asks nothing of the kernel, all of the kernel's time is the other one's; and the limits
-            // for those who do not run alone hold in both cases.
-            let [bulk_only, _] = beside([(100, 8, BULK), (100, 1, Traffic::None)], DURING / 2);
-            let [bulk, messages] = beside([(100, 8, BULK), (100, 16, small)], DURING);
-            let [messages_only, _] = beside([(100, 16, small), (100, 1, Traffic::None)], DURING / 2);
-            let errors = [per_byte(bulk) / per_byte(bulk_only), per_byte(messages) / per_byte(messages_only)];
-            near("bulk", errors[0], 1.0, 0.15)?;
-            near("small", errors[1], 1.0, 0.15)
+            // for those who do not run alone hold in both cases. The machine changes its pace: the middle of five pairs.
+            let mut errors = [const { Vec::new() }; 2];
+            for _ in 0..5 {
+                let [bulk_only, _] = beside([(100, 8, BULK), (100, 1, Traffic::None)], DURING / 5);
+                let [bulk, messages] = beside([(100, 8, BULK), (100, 16, small)], DURING / 5);
+                let [messages_only, _] = beside([(100, 16, small), (100, 1, Traffic::None)], DURING / 5);
+                errors[0].push(per_byte(bulk) / per_byte(bulk_only));
+                errors[1].push(per_byte(messages) / per_byte(messages_only));
+            }
+            let [bulk, messages] = errors.map(|mut ratios| {
+                ratios.sort_by(f64::total_cmp);
+                ratios[ratios.len() / 2]
+            });
+            near("bulk", bulk, 1.0, 0.15)?;
+            near("small", messages, 1.0, 0.15)
         });
     });
 }
