@@ -321,7 +321,7 @@ fn begin<S: Stream>(sink: &S, received: Lease) -> Option<(usize, impl Future<Out
     let bytes = received.len();
     let sending = match bytes {
         0 => return None,
-        ..=AHEAD_MAX => Either::Left(sink.post(received.into())),
+        1..=AHEAD_MAX => Either::Left(sink.post(received.into())),
         _ => Either::Right(sink.send(received.into())),
     };
     Some((bytes, sending))
