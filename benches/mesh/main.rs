@@ -60,8 +60,10 @@ fn main() -> std::io::Result<()> {
     tell(&format!("{POLICIES} policies"));
     let policy = child(0)?;
     let path = target_directory().join("bench-mesh.svg");
-    std::fs::write(&path, plot::svg(&curve))?;
-    tell(&format!("cost curve: {}", path.display()));
+    match std::fs::write(&path, plot::svg(&curve)) {
+        Ok(()) => tell(&format!("cost curve: {}", path.display())),
+        Err(error) => tell(&format!("no cost curve, because {} could not be written: {error}", path.display())),
+    }
     let (_, largest) = curve.last().expect("there is at least one size");
     writeln!(stdout, "{}", json(largest, &policy))
 }

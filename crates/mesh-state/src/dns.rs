@@ -21,7 +21,7 @@ mod search;
 /// How long an answer may be kept, in seconds.
 pub const TTL_S: u32 = 30;
 
-/// The endpoints of a headless service that are looked at for one answer. So many AAAA records (28 bytes each) fit into a
+/// The endpoints of a headless service that one answer has. So many AAAA records (28 bytes each) fit into a
 /// message of 64 KiB; a service with more is answered with some of them.
 pub const ENDPOINTS_MAX: usize = 2048;
 
@@ -206,15 +206,15 @@ fn addresses(snapshot: &Snapshot, service: &Service, client: &Workload, ipv4: bo
         let of_network = vips().filter(|(network, _)| **network == client.network);
         addresses.extend(of_network.map(|(_, address)| address).filter(|address| address.is_ipv4() == ipv4));
     } else {
-        for endpoint in snapshot.endpoints(service).take(ENDPOINTS_MAX) {
+        let fit = snapshot.endpoints(service).filter_map(|endpoint| {
             let workload = endpoint.workload;
             let is_fit = workload.status == Status::Healthy || service.load_balancing.health == HealthPolicy::AllowAll;
             // An address of another network is nobody's in the client's, or somebody else's.
-            if is_fit && workload.network == client.network {
-                let own = workload.addresses.iter().map(IpAddr::to_canonical);
-                addresses.extend(own.into_iter().find(|address| address.is_ipv4() == ipv4));
-            }
-        }
+            let own = workload.addresses.iter().filter(|_| is_fit && workload.network == client.network);
+            own.map(IpAddr::to_canonical).find(|address| address.is_ipv4() == ipv4)
+        });
+        // Limited after those that are of no use: they may be the first.
+        addresses.extend(fit.take(ENDPOINTS_MAX));
     }
     // Several pods on one node's network have one address.
     addresses.sort_unstable();

@@ -29,8 +29,9 @@ pub const MAGIC: [u8; 8] = *b"CTNLMESH";
 /// The layout. One that is not this is not read: the control plane sends everything anew, so there is nothing to migrate.
 pub const VERSION: u32 = 1;
 
-/// The longest input, in bytes. A mesh of a million workloads takes about 110 MiB. Decoded, a mesh takes at most 100 times
-/// its bytes, and as written by [`encode`] 4 times.
+/// The longest input, in bytes. A mesh of a million workloads takes about 110 MiB. As written by [`encode`]
+/// a mesh takes 4 times its bytes. What a mesh may take at most is bounded by its memberships (workloads times services of
+/// their profile), of which there may be as many as bytes: about 100 times them.
 pub const BYTES_MAX: usize = 1 << 30;
 
 /// How far the clock may have gone back since the bytes were written, in seconds.

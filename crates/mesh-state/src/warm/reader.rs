@@ -34,6 +34,11 @@ impl<'b> Reader<'b> {
         }
     }
 
+    /// How many bytes there are in all.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     pub(super) fn malformed<T>(&self, what: &'static str) -> Result<T, Refused> {
         Err(Refused::Malformed { at: self.at, what })
     }

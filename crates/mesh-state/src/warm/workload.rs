@@ -71,6 +71,7 @@ impl<'s, T> Numbered<'s, T> {
 pub(super) fn read_all(reader: &mut Reader<'_>, apply: &mut dyn FnMut(Change)) -> Result<(), Refused> {
     let places = reader.list(|reader| read_place(reader).map(Arc::new))?;
     let profiles = reader.list(|reader| read_profile(reader).map(Arc::new))?;
+    let mut memberships = 0;
     for _ in 0..reader.count()? {
         let uid = Uid::from(reader.utf8()?);
         let (place, profile): (usize, usize) = (reader.number()?, reader.number()?);
@@ -78,6 +79,11 @@ pub(super) fn read_all(reader: &mut Reader<'_>, apply: &mut dyn FnMut(Change)) -
         let (Some(place), Some(profile)) = (places.get(place), profiles.get(profile)) else {
             return reader.malformed("there is no such place or profile");
         };
+        // A profile is written once for all who have it, so a few bytes could stand for a product.
+        memberships += profile.services.len();
+        if memberships > reader.len() {
+            return reader.malformed("there are more memberships in services than bytes");
+        }
         apply(Change::Workload(Workload { uid, addresses, place: place.clone(), profile: profile.clone() }));
     }
     Ok(())

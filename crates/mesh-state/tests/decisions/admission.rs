@@ -7,7 +7,7 @@ use mesh_state::policy::{Action, Match, PolicyScope};
 use mesh_state::rbac::{Deciding, Denial};
 use mesh_state::service::{Service, Vip, Visibility};
 use mesh_state::snapshot::Snapshot;
-use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, Workload};
+use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, Workload};
 
 use crate::fixture::{
     Mesh, any_of, at, authority, edited, endpoint_of, hostname, id, ip, mappings, network, plain_pod, pod, policy,
@@ -132,6 +132,19 @@ fn a_captured_waypoint_takes_what_is_behind_it() {
         ),
         ("a service's VIP", mesh().service(service_behind("retail/way")), "10.96.0.7:80", "10.40.0.9:80"),
         ("a block, by a weighted waypoint", mesh().service(block_behind("retail/way")), "10.97.3.4:80", "10.40.0.9:80"),
+        (
+            "behind what has the waypoint's address on another network",
+            mesh().workload(edited(behind(LOCAL, "10.40.0.20"), |x| {
+                let Some(GatewayAddress { destination: GatewayDestination::Address { network: of, .. }, .. }) =
+                    &mut x.waypoint
+                else {
+                    unreachable!("it is by address")
+                };
+                *of = network("far");
+            })),
+            "10.40.0.20:8080",
+            "address",
+        ),
         ("behind another waypoint", mesh().workload(behind("10.40.0.77", "10.40.0.20")), "10.40.0.20:8080", "address"),
         ("behind no waypoint", mesh().workload(plain_pod("retail/x-0", "10.40.0.20")), "10.40.0.20:8080", "address"),
     ];

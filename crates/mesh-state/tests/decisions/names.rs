@@ -277,6 +277,19 @@ fn addresses_of_other_networks_are_not_told() {
 }
 
 #[test]
+fn endpoints_of_no_use_take_no_place_in_an_answer() {
+    // More than an answer has room for, of a network that stands before the client's.
+    let afar = (0..=ENDPOINTS_MAX).map(|number| {
+        let [high, low] = u16::try_from(number).expect("a few thousand").to_be_bytes();
+        let db = endpoint_of(pod(&format!("retail/a-{number}"), &format!("10.41.{high}.{low}")), "retail/db", &[]);
+        edited(db, |db| db.network = network("afar"))
+    });
+    let near = endpoint_of(pod("retail/z-0", "10.40.0.9"), "retail/db", &[]);
+    let mesh = afar.fold(Mesh::new().service(headless("retail/db")), Mesh::workload).workload(near);
+    assert_eq!(told(&mesh.freeze(), "db.retail"), "10.40.0.9");
+}
+
+#[test]
 fn a_headless_service_is_its_fit_endpoints_first_addresses_of_the_kind() {
     let dual = |name: &str, addresses: &[&str]| {
         edited(endpoint_of(pod(&format!("retail/{name}"), "10.0.0.1"), "retail/db", &[]), |db| {

@@ -10,11 +10,12 @@ use mesh_state::identity::Identity;
 use mesh_state::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
 use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
 use mesh_state::service::{
-    HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility,
+    HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility, WeightedWaypoint,
 };
 use mesh_state::wanted::Sought;
 use mesh_state::workload::{
-    Addresses, GatewayAddress, GatewayDestination, NetworkMode, Place, Status, TunnelProtocol, Workload,
+    Addresses, ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, Locality, NetworkMode,
+    Place, Status, TunnelProtocol, Workload,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -68,6 +69,11 @@ fn reference() -> impl Strategy<Value = GatewayAddress> {
     (destination, select(&PORTS[..])).prop_map(|(destination, hbone_port)| GatewayAddress { destination, hbone_port })
 }
 
+fn tunnel() -> impl Strategy<Value = ApplicationTunnel> {
+    let protocol = select(&[ApplicationProtocol::None, ApplicationProtocol::Proxy][..]);
+    (protocol, option::of(select(&PORTS[..]))).prop_map(|(protocol, port)| ApplicationTunnel { protocol, port })
+}
+
 pub(crate) fn workload() -> impl Strategy<Value = Workload> {
     let who = (select(&UIDS[..]), select(&NAMESPACES[..]), select(&NAMES[..]), identity());
     let reach = (
@@ -80,10 +86,10 @@ pub(crate) fn workload() -> impl Strategy<Value = Workload> {
     let role = (
         vec((key(), ports()), 0..3),
         vec(select(&POLICIES[..]), 0..3),
-        option::weighted(0.2, reference()),
+        (option::weighted(0.2, reference()), option::weighted(0.2, reference()), option::weighted(0.2, tunnel())),
         prop_oneof![3 => Just(Status::Healthy), 1 => Just(Status::Unhealthy)],
         0..3u32,
-        select(&NODES[..]),
+        (select(&NODES[..]), select(&["", "r1", "r2"][..]), select(&["c", "other"][..])),
     );
     (who, reach, role).prop_map(|(who, reach, role)| {
         let (uid, namespace, name, identity) = who;
@@ -91,11 +97,15 @@ pub(crate) fn workload() -> impl Strategy<Value = Workload> {
         let hostname;
         (workload.addresses, workload.network, workload.protocol, workload.network_mode, hostname) = reach;
         workload.hostname = hostname.into();
-        let (services, policies, waypoint, status, capacity, node) = role;
+        let (services, policies, gateways, status, capacity, (node, region, cluster)) = role;
+        let waypoint;
+        (waypoint, workload.network_gateway, workload.application_tunnel) = gateways;
+        workload.cluster_id = cluster.into();
         workload.services = services;
         workload.authorization_policies = policies.into_iter().map(PolicyKey::from).collect();
         (workload.waypoint, workload.status, workload.capacity) = (waypoint, status, capacity);
-        workload.place = Arc::new(Place { node: node.into(), locality: workload.place.locality.clone() });
+        let locality = Locality { region: region.into(), ..(*workload.place.locality).clone() };
+        workload.place = Arc::new(Place { node: node.into(), locality: Arc::new(locality) });
         workload
     })
 }
@@ -114,15 +124,19 @@ pub(crate) fn service() -> impl Strategy<Value = Service> {
         .prop_map(|(scopes, mode, health)| LoadBalancing { scopes, mode, health });
     let families = select(&[IpFamilies::Automatic, IpFamilies::Ipv4Only, IpFamilies::Ipv6Only, IpFamilies::Dual][..]);
     let visibility = select(&[Visibility::Public, Visibility::Namespace][..]);
-    let rest = (option::weighted(0.2, reference()), families, visibility, any::<bool>());
+    let weighted =
+        vec((reference(), 0..4u32).prop_map(|(destination, weight)| WeightedWaypoint { destination, weight }), 0..3);
+    let weighted = prop_oneof![4 => Just(Vec::new()), 1 => weighted];
+    let rest = ((option::weighted(0.2, reference()), weighted), families, visibility, any::<bool>());
     (key(), vips, ports(), vec(identity(), 0..2), balancing, rest).prop_map(
         |(key, vips, ports, subject_alt_names, load_balancing, rest)| {
-            let (waypoint, ip_families, visibility, canonical) = rest;
+            let ((waypoint, weighted_waypoints), ip_families, visibility, canonical) = rest;
             Service {
                 vips,
                 ports,
                 subject_alt_names,
                 waypoint,
+                weighted_waypoints,
                 load_balancing,
                 ip_families,
                 visibility,
@@ -210,6 +224,41 @@ pub(crate) fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
+/// One field of `workload` as `other` has it: what an update of a live pod usually is.
+fn edited(workload: &Workload, other: &Workload, field: u8) -> Workload {
+    let mut edited = workload.clone();
+    match field {
+        0 => edited.network = other.network.clone(),
+        1 => edited.application_tunnel = other.application_tunnel,
+        2 => edited.network_gateway.clone_from(&other.network_gateway),
+        3 => edited.waypoint.clone_from(&other.waypoint),
+        4 => edited.status = other.status,
+        5 => edited.capacity = other.capacity,
+        6 => edited.hostname = other.hostname.clone(),
+        7 => edited.cluster_id = other.cluster_id.clone(),
+        8 => edited.addresses = other.addresses.clone(),
+        9 => edited.protocol = other.protocol,
+        _ => edited.place = other.place.clone(),
+    }
+    edited
+}
+
+/// Some of the workloads are one field away from what was last said of the same one.
 pub(crate) fn changes() -> impl Strategy<Value = Vec<Change>> {
-    vec(change(), 0..40)
+    vec((change(), option::weighted(0.5, 0..11_u8)), 0..40).prop_map(|changes| {
+        let mut known = std::collections::HashMap::new();
+        changes
+            .into_iter()
+            .map(|(change, field)| match (change, field) {
+                (Change::Workload(workload), field) => {
+                    let earlier = known.get(&workload.uid).zip(field);
+                    let workload =
+                        earlier.map_or(workload.clone(), |(earlier, field)| edited(earlier, &workload, field));
+                    known.insert(workload.uid.clone(), workload.clone());
+                    Change::Workload(workload)
+                }
+                (change, _) => change,
+            })
+            .collect()
+    })
 }

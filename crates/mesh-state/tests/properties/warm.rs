@@ -19,6 +19,26 @@ fn refusal(bytes: &[u8], terms: &Terms<'_>) -> Refused {
     decode(bytes, terms).expect_err("it is not to be believed")
 }
 
+/// 1,000 workloads of one profile in 1,000 services would be a million memberships from some kilobytes.
+#[test]
+fn a_few_bytes_do_not_stand_for_a_product_of_workloads_and_services() {
+    let mesh = |services: usize| {
+        let mut builder = SnapshotBuilder::new();
+        let identity = mesh_state::identity::Identity::new("td", "a", "s").expect("valid parts");
+        for number in 0..300 {
+            let uid = format!("c//Pod/a/x-{number}");
+            let mut workload = mesh_state::workload::Workload::new(uid.as_str().into(), "a", "x", identity.clone());
+            let service = |number| (mesh_state::name::NamespacedHostname::new("a", &format!("h{number}")), Vec::new());
+            workload.services = (0..services).map(service).collect();
+            builder.apply(Change::Workload(workload));
+        }
+        encode(&builder.freeze(), ORIGIN, WRITTEN)
+    };
+    assert!(decode(&mesh(10), &terms()).is_ok());
+    let refused = refusal(&mesh(300), &terms());
+    assert!(matches!(refused, Refused::Malformed { what, .. } if what.contains("memberships")), "{refused}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
