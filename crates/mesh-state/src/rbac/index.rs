@@ -28,8 +28,9 @@ pub(super) struct Index {
     // A key is held as its hash alone: when two collide, a rule is asked in vain.
     hasher: DefaultHashBuilder,
     postings: HashTrieMapSync<u64, Posting, DefaultHashBuilder>,
-    /// The kinds of keys in use, sorted, with how many times each is. At most a few hundred: lengths are bounded by what
-    /// names and addresses can have.
+    /// The kinds of keys in use, sorted, with how many times each is. Some tens in a mesh of people: those of lengths that
+    /// somebody writes. Only the policies' own texts bound them: 3,000 prefixes of 3,000 lengths are as many kinds, each looked
+    /// up for a verdict.
     kinds: Arc<Vec<(Role, Kind, u32)>>,
     /// The rules under no key, by the role's number.
     always: Arc<[Always; 4]>,
