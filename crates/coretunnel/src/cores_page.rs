@@ -59,9 +59,12 @@ const CORE_FAMILIES: &[(&str, &str, Kind, OfCore)] = &[
     ("coretunnel_core_free_bytes", "Bytes of buffers kept to be lent", Kind::Gauge, |_, counts| {
         counts.free_bytes as u64
     }),
-    ("coretunnel_core_buffer_waits", "Receives that found their tenant's share of buffers out", Kind::Counter, |_, counts| {
-        counts.share_waits
-    }),
+    (
+        "coretunnel_core_buffer_waits",
+        "Receives that found their tenant's share of buffers out",
+        Kind::Counter,
+        |_, counts| counts.share_waits,
+    ),
     ("coretunnel_core_pipes", "Pipes for splicing there are", Kind::Gauge, |_, counts| counts.pipes as u64),
     ("coretunnel_core_enters", "Entries into the kernel for the core's ring", Kind::Counter, |_, counts| counts.enters),
     ("coretunnel_core_parks", "Entries that were ready to sleep", Kind::Counter, |_, counts| counts.parks),
