@@ -20,6 +20,7 @@ mod status;
 mod thread;
 pub mod token;
 mod warm_start;
+mod whole_file;
 pub mod xds;
 
 pub use config::{CaSource, Config, ControlPlane, MeshSource};

@@ -11,7 +11,7 @@ use std::{
 
 use hbone::revocation::{LISTS_BYTES_MAX, Revocations, RevocationsError};
 
-use crate::file_source::Watch;
+use crate::{file_source::Watch, whole_file};
 
 /// A directory that is not there cannot be watched, and may come: a ConfigMap that is made later.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -101,15 +101,8 @@ impl RevocationFile {
 }
 
 fn read(file: &Path) -> Result<Vec<u8>, RevocationFileError> {
-    let refused = |cause| RevocationFileError::File { file: file.to_owned(), cause };
-    let bytes = fs::metadata(file).map_err(refused)?.len();
-    match usize::try_from(bytes) {
-        Ok(bytes) if bytes <= LISTS_BYTES_MAX => fs::read(file).map_err(refused),
-        _ => {
-            let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-            Err(RevocationFileError::Lists { file: file.to_owned(), cause: RevocationsError::TooLong { bytes } })
-        }
-    }
+    whole_file::read(file, LISTS_BYTES_MAX as u64)
+        .map_err(|cause| RevocationFileError::File { file: file.to_owned(), cause })
 }
 
 #[cfg(test)]

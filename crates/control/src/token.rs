@@ -1,9 +1,11 @@
 //! The token that proves this proxy to the control plane. A file is read anew for each use: the kubelet replaces it.
 
 use std::{
-    fmt, fs, io,
+    fmt, io,
     path::{Path, PathBuf},
 };
+
+use crate::whole_file;
 
 /// The longest token. Kubernetes' are about 1 KiB.
 const TOKEN_BYTES_MAX: u64 = 64 << 10;
@@ -68,10 +70,7 @@ impl fmt::Debug for Token {
 fn read(file: &Path) -> Result<String, TokenError> {
     let refused = |source| TokenError::File { file: file.to_owned(), source };
     let content = |cause| TokenError::Content { file: file.to_owned(), cause };
-    if fs::metadata(file).map_err(refused)?.len() > TOKEN_BYTES_MAX {
-        return Err(content("more than the 64 KiB that are read"));
-    }
-    let text = fs::read_to_string(file).map_err(refused)?;
+    let text = whole_file::read_text(file, TOKEN_BYTES_MAX).map_err(refused)?;
     match text.trim() {
         "" => Err(content("it is empty")),
         token if token.bytes().all(|byte| byte.is_ascii_graphic()) => Ok(token.to_owned()),
@@ -81,6 +80,8 @@ fn read(file: &Path) -> Result<String, TokenError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -112,7 +113,7 @@ mod tests {
             assert!(refused().contains(complaint), "{text:?}");
         }
         fs::write(&file, "x".repeat(70_000)).expect("written");
-        assert!(refused().contains("64 KiB"));
+        assert!(refused().contains("65536"));
     }
 
     #[test]

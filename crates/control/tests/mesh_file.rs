@@ -71,7 +71,7 @@ fn what_is_no_file_or_has_no_end_is_refused_at_once() {
     for path in ["/dev/zero", "/proc/self/ns", "/dev/null"] {
         let defaults = Defaults { trust_domain: "cluster.local".into(), cluster: "Kubernetes".into() };
         let error = FileSource::new(Origin::File(path.into()), defaults).load().expect_err(path).to_string();
-        assert!(error.starts_with(&format!("{path}: no regular file")), "{error}");
+        assert!(error.starts_with(&format!("{path}: it is no regular file")), "{error}");
     }
 }
 

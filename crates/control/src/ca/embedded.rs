@@ -22,6 +22,7 @@ use rustix::fs::{FlockOperation, flock};
 use time::OffsetDateTime;
 
 use super::{client::Issued, trust};
+use crate::whole_file;
 
 /// How long a root lives that is made here.
 const ROOT_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -90,16 +91,8 @@ impl EmbeddedCa {
         if !file.try_exists().map_err(refused)? {
             make_root_once(file, now)?;
         }
-        let metadata = fs::metadata(file).map_err(refused)?;
-        let root = |cause| CaError::Root { file: file.to_owned(), cause };
-        if !metadata.is_file() {
-            return Err(root("it is no regular file".to_owned()));
-        }
-        if metadata.len() > ROOT_BYTES_MAX {
-            return Err(root(format!("{} bytes, more than the {ROOT_BYTES_MAX} that are read", metadata.len())));
-        }
-        let text = fs::read_to_string(file).map_err(refused)?;
-        Self::from_pem(&text, leaf_ttl, now).map_err(root)
+        let text = whole_file::read_text(file, ROOT_BYTES_MAX).map_err(refused)?;
+        Self::from_pem(&text, leaf_ttl, now).map_err(|cause| CaError::Root { file: file.to_owned(), cause })
     }
 
     /// Takes the root from a text.

@@ -1,12 +1,11 @@
 //! The file that tells of the CA's roots, watched: that it says something else is the first sign of a root's rotation.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use crate::file_source::Watch;
+use crate::{file_source::Watch, whole_file};
 
 /// A directory that is not there cannot be watched, and may come.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
@@ -47,12 +46,13 @@ impl RootsFile {
 }
 
 fn read(file: &Path) -> Option<String> {
-    let is_short = fs::metadata(file).ok()?.len() <= BYTES_MAX;
-    is_short.then(|| fs::read_to_string(file).ok()).flatten()
+    whole_file::read_text(file, BYTES_MAX).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use tokio::time::timeout;
 
     use super::*;

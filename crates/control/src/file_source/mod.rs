@@ -8,9 +8,7 @@ mod watch;
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fmt,
-    fs::{self, File},
-    io::{self, Read as _},
+    fmt, fs, io,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -25,6 +23,8 @@ use mesh_state::{
 
 pub use convert::Defaults;
 pub(crate) use watch::Watch;
+
+use crate::whole_file;
 
 /// The largest file. A workload takes about 500 bytes of YAML, so this is a mesh of 100,000.
 pub const FILE_BYTES_MAX: u64 = 64 << 20;
@@ -58,25 +58,11 @@ pub enum FileError {
         /// What the kernel said.
         cause: io::Error,
     },
-    /// It is something else than a file.
-    #[error("{file}: no regular file, so its end may never come")]
-    NoFile {
-        /// Which.
-        file: PathBuf,
-    },
     /// There is nothing in it, which is how it looks while it is being written.
     #[error("{origin}: it is empty, perhaps while it is being written; an empty mesh is written as {{}}")]
     Empty {
         /// Which.
         origin: String,
-    },
-    /// It is larger than any mesh it is meant for.
-    #[error("{file}: {bytes} bytes, more than the {FILE_BYTES_MAX} that are read")]
-    TooLarge {
-        /// Which.
-        file: PathBuf,
-        /// Its size.
-        bytes: u64,
     },
     /// Its text is not what it should be.
     #[error("{origin}:{line}:{column}: {cause}")]
@@ -168,18 +154,7 @@ impl FileSource {
 }
 
 fn read(path: &Path) -> Result<String, FileError> {
-    let refused = |cause| FileError::Read { file: path.to_owned(), cause };
-    let metadata = fs::metadata(path).map_err(refused)?;
-    // A FIFO or a device would hold the control thread for as long as its other end likes.
-    if !metadata.is_file() {
-        return Err(FileError::NoFile { file: path.to_owned() });
-    }
-    let mut text = String::new();
-    File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text)).map_err(refused)?;
-    if text.len() as u64 > FILE_BYTES_MAX {
-        return Err(FileError::TooLarge { file: path.to_owned(), bytes: metadata.len() });
-    }
-    Ok(text)
+    whole_file::read_text(path, FILE_BYTES_MAX).map_err(|cause| FileError::Read { file: path.to_owned(), cause })
 }
 
 fn differences<K: Clone + Eq + std::hash::Hash, V: Clone + PartialEq>(

@@ -1,14 +1,13 @@
 //! Whom the control plane's certificate must come from. A file is read for each connection: it may have been replaced.
 
-use std::{
-    fmt, fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fmt, io, path::PathBuf};
 
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
+
+use crate::whole_file;
 
 /// The largest file of roots. An operating system's has about 200 KiB.
 const ROOTS_BYTES_MAX: u64 = 4 << 20;
@@ -64,7 +63,8 @@ impl Roots {
     /// [`RootsError`].
     pub(crate) fn text(&self) -> Result<String, RootsError> {
         match self {
-            Self::File(file) => read(file).map_err(|source| RootsError::File { file: file.clone(), source }),
+            Self::File(file) => whole_file::read_text(file, ROOTS_BYTES_MAX)
+                .map_err(|source| RootsError::File { file: file.clone(), source }),
             Self::Given(text) => Ok(text.clone()),
             Self::System => Ok(String::new()),
         }
@@ -79,14 +79,6 @@ impl fmt::Debug for Roots {
             Self::Given(text) => write!(f, "Given(<{} bytes>)", text.len()),
         }
     }
-}
-
-fn read(file: &Path) -> io::Result<String> {
-    let bytes = fs::metadata(file)?.len();
-    if bytes > ROOTS_BYTES_MAX {
-        return Err(io::Error::other(format!("{bytes} bytes, more than the {ROOTS_BYTES_MAX} that are read")));
-    }
-    fs::read_to_string(file)
 }
 
 fn parse(origin: &str, text: &str) -> Result<RootCertStore, RootsError> {
@@ -118,6 +110,8 @@ fn of_system() -> Result<RootCertStore, RootsError> {
 #[cfg(test)]
 mod tests {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair};
+
+    use std::fs;
 
     use super::*;
 

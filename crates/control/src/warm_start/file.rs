@@ -15,7 +15,10 @@ use mesh_state::{
     warm::{self, Refused, Terms},
 };
 
-use crate::xds::kept::{self, Kept, KeptError};
+use crate::{
+    whole_file,
+    xds::kept::{self, Kept, KeptError},
+};
 
 /// The name of the file in its directory.
 const NAME: &str = "mesh.warm";
@@ -56,23 +59,15 @@ impl WarmFile {
 
     /// What is in it; `None` when there is no file.
     pub(crate) fn read(&self, terms: &Terms<'_>) -> Result<Option<(SnapshotBuilder, Vec<Kept>)>, ReadError> {
-        let file = match fs::File::open(self.path()) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file?,
+        let is_ours = |metadata: &fs::Metadata| {
+            let (owner, mode) = (metadata.uid(), metadata.mode() & 0o777);
+            let is_ours = owner == rustix::process::geteuid().as_raw() && mode & 0o022 == 0;
+            if is_ours { Ok(()) } else { Err(ReadError::Owner { owner, mode }) }
         };
-        let metadata = file.metadata()?;
-        let (owner, mode) = (metadata.uid(), metadata.mode() & 0o777);
-        if !metadata.is_file() || owner != rustix::process::geteuid().as_raw() || mode & 0o022 != 0 {
-            return Err(ReadError::Owner { owner, mode });
+        match whole_file::read_if(&self.path(), warm::BYTES_MAX as u64, is_ours) {
+            Err(ReadError::File(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            content => read(&content?, terms).map(Some),
         }
-        let bytes = usize::try_from(metadata.len()).unwrap_or(usize::MAX);
-        // Before it is read: it is held whole.
-        if bytes > warm::BYTES_MAX {
-            return Err(Refused::Length { bytes }.into());
-        }
-        let mut content = Vec::with_capacity(bytes);
-        io::Read::read_to_end(&mut io::Read::take(file, bytes as u64), &mut content)?;
-        read(&content, terms).map(Some)
     }
 
     /// Puts it in the place of the one before.
