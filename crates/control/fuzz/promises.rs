@@ -1,13 +1,14 @@
-//! What must hold of a mesh file, a root, a list of versions and the control plane's messages, whatever is in them. For the fuzz targets and the replay of their corpora.
+//! What must hold of a mesh file, a root, a list of versions, a CA's answer and the control plane's messages, whatever is in
+//! them. For the fuzz targets and the replay of their corpora.
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use control::{
-    ca::embedded::EmbeddedCa,
+    ca::{client::Issued, embedded::EmbeddedCa},
     file_source::{Defaults, FileSource, Origin},
     proto::{
         discovery::{DeltaDiscoveryRequest, Resource},
@@ -54,6 +55,23 @@ pub(crate) fn of_a_root(bytes: &[u8]) -> bool {
         }
         Err(cause) => {
             assert!(!cause.is_empty());
+            false
+        }
+    }
+}
+
+/// True if a CA's answer is a certificate for the one who asked: then it makes a credential that is theirs. If not, the error
+/// says something.
+pub(crate) fn of_a_ca_answer(bytes: &[u8]) -> bool {
+    let identity = Identity::new("cluster.local", "shop", "alice").expect("a good identity");
+    let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    match Issued::read(Bytes::copy_from_slice(bytes), include_str!("alice.key.pem").to_owned(), &identity, now) {
+        Ok(issued) => {
+            assert!(issued.chain.contains("BEGIN CERTIFICATE") && issued.roots.contains("BEGIN CERTIFICATE"));
+            true
+        }
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
             false
         }
     }

@@ -18,6 +18,17 @@ fn roots_of_the_corpus_issue_certificates_or_are_refused() {
 }
 
 #[test]
+fn answers_of_the_corpus_are_the_askers_certificate_or_refused() {
+    let taken = replay("ca_answer", promises::of_a_ca_answer);
+    for good in ["good", "intermediate", "two_roots"] {
+        assert!(taken.contains(&good.to_owned()), "the corpus should hold {good}: {taken:?}");
+    }
+    for bad in ["other_identity", "other_key", "expired", "no_roots", "empty", "cut", "not_pem"] {
+        assert!(!taken.contains(&bad.to_owned()), "{bad} is taken");
+    }
+}
+
+#[test]
 fn responses_of_the_corpus_are_answered_and_what_they_change_can_be_built() {
     let taken = replay("xds_response", promises::of_a_response);
     assert!(taken.contains(&"good".to_owned()), "the corpus should hold a response, not only mistakes: {taken:?}");

@@ -78,12 +78,40 @@ pub struct Issued {
 }
 
 impl Issued {
+    /// Reads a CA's answer to a request with this key for `identity`.
+    ///
+    /// # Errors
+    /// [`ClientError::Answer`] when it is none, [`ClientError::Unusable`] when it is not `identity`'s, not valid at `now`, or
+    /// not whole.
+    pub fn read(answer: Bytes, key: String, identity: &Identity, now: SystemTime) -> Result<Self, ClientError> {
+        let answer = CertificateResponse::decode(answer).map_err(|error| ClientError::Answer(error.to_string()))?;
+        let issued = Self::of_parts(answer.cert_chain, key)?;
+        issued.credential_at(identity, &issued.roots, now)?;
+        Ok(issued)
+    }
+
+    /// The parts of an answer: leaf, intermediates, and last the roots.
+    fn of_parts(mut chain: Vec<String>, key: String) -> Result<Self, ClientError> {
+        let count = chain.len();
+        match chain.pop() {
+            Some(roots) if count >= 2 => {
+                let lines = chain.iter().flat_map(|pem| [pem.trim_end(), "\n"]);
+                Ok(Self { chain: lines.collect(), key, roots })
+            }
+            _ => Err(ClientError::Answer(format!("it has {count} parts; a leaf and its roots are at least two"))),
+        }
+    }
+
     /// Made ready for handshakes, with `roots` in the place of its own.
     ///
     /// # Errors
     /// [`CredentialError`] when it is not `identity`'s, not valid now, or not whole.
     pub fn credential(&self, identity: &Identity, roots: &str) -> Result<Credential, CredentialError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.credential_at(identity, roots, SystemTime::now())
+    }
+
+    fn credential_at(&self, identity: &Identity, roots: &str, now: SystemTime) -> Result<Credential, CredentialError> {
+        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         Credential::from_pem(identity, &self.chain, &self.key, roots, now)
     }
 }
@@ -135,11 +163,8 @@ impl CaClient {
             code: status.code(),
             message: status.message().to_owned(),
         })?;
-        let answer = CertificateResponse::decode(answer.into_inner());
-        let issued = issued(answer.map_err(|error| ClientError::Answer(error.to_string()))?, key_pem)?;
         // Now, while the request is known: an answer for somebody else is refused before anybody uses it.
-        issued.credential(identity, &issued.roots)?;
-        Ok(issued)
+        Issued::read(answer.into_inner(), key_pem, identity, SystemTime::now())
     }
 
     /// The connection there is, unless it has ended or other roots are configured now.
@@ -160,29 +185,14 @@ impl CaClient {
     }
 }
 
-/// The parts of an answer: leaf, intermediates, and last the roots.
-fn issued(answer: CertificateResponse, key: String) -> Result<Issued, ClientError> {
-    let mut chain = answer.cert_chain;
-    let count = chain.len();
-    match chain.pop() {
-        Some(roots) if count >= 2 => {
-            let lines = chain.iter().flat_map(|pem| [pem.trim_end(), "\n"]);
-            Ok(Issued { chain: lines.collect(), key, roots })
-        }
-        _ => Err(ClientError::Answer(format!("it has {count} parts; a leaf and its roots are at least two"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_answer_is_a_leaf_its_intermediates_and_last_the_roots() {
-        let answer = |parts: &[&str]| {
-            let cert_chain = parts.iter().map(|&part| part.to_owned()).collect();
-            issued(CertificateResponse { cert_chain }, "key".into())
-        };
+        let answer =
+            |parts: &[&str]| Issued::of_parts(parts.iter().map(|&part| part.to_owned()).collect(), "key".into());
         let Ok(whole) = answer(&["leaf", "one\n", "other", "roots"]) else { panic!("four parts") };
         assert_eq!((&*whole.chain, &*whole.roots), ("leaf\none\nother\n", "roots"));
         for short in [&[][..], &["leaf"]] {
