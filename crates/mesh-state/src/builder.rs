@@ -10,7 +10,7 @@ use core::net::IpAddr;
 use crate::absence::Forgetting;
 use crate::change::Change;
 use crate::cidr::CidrVips;
-use crate::claims::precedence;
+use crate::claims::{of_namespace, precedence};
 use crate::hash_index::HashIndex;
 use crate::intern::Pool;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
@@ -383,7 +383,7 @@ fn keep_first<T, K: Ord>(items: &mut Vec<T>, key: impl Fn(&T) -> K) {
 }
 
 fn find_service<'t>(tables: &'t Tables, name: &NamespacedHostname) -> Option<&'t Arc<Service>> {
-    tables.services.get(&*name.hostname).iter().find(|service| service.namespace == name.namespace)
+    of_namespace(tables.services.get(&*name.hostname), &name.namespace)
 }
 
 fn network_mut<'n>(networks: &'n mut Arc<Vec<Network>>, name: &NetworkId) -> &'n mut Network {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::cmp::Ordering;
 use core::slice;
 
-use crate::service::Service;
+use crate::service::{Service, Visibility};
 use crate::workload::{TunnelProtocol, Workload};
 
 /// The claimants of one key: never none, nearly always one.
@@ -57,14 +57,48 @@ pub(crate) trait Claimant: Clone {
     fn precedence(&self, other: &Self) -> Ordering;
 }
 
-/// By namespace, in each the canonical ones first.
+/// By class, in each by namespace, so that whom a client means is found without looking at every namespace that has the key:
+/// which of them there are is up to any tenant.
 impl Claimant for Arc<Service> {
     fn precedence(&self, other: &Self) -> Ordering {
-        let order = |service: &Service| !service.canonical;
-        self.namespace
-            .cmp(&other.namespace)
-            .then_with(|| order(self).cmp(&order(other)))
-            .then_with(|| self.hostname.cmp(&other.hostname))
+        (Class::of(self), &self.namespace, &self.hostname).cmp(&(Class::of(other), &other.namespace, &other.hostname))
+    }
+}
+
+/// What puts one claimant before another, wherever the client is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    /// Canonical, and seen by all.
+    Canonical,
+    /// Canonical, and seen by its own namespace only.
+    CanonicalAtHome,
+    /// Seen by all.
+    Public,
+    /// Seen by its own namespace only.
+    AtHome,
+}
+
+impl Class {
+    const AT_HOME: [[Self; 2]; 2] = [[Self::Canonical, Self::CanonicalAtHome], [Self::Public, Self::AtHome]];
+    const SEEN_BY_ALL: [Self; 2] = [Self::Canonical, Self::Public];
+
+    fn of(service: &Service) -> Self {
+        match (service.canonical, service.visibility) {
+            (true, Visibility::Public) => Self::Canonical,
+            (true, Visibility::Namespace) => Self::CanonicalAtHome,
+            (false, Visibility::Public) => Self::Public,
+            (false, Visibility::Namespace) => Self::AtHome,
+        }
+    }
+
+    /// The first of the class, in the namespace if one is given.
+    fn first<'a>(self, services: &'a [Arc<Service>], namespace: Option<&str>) -> Option<&'a Arc<Service>> {
+        let place = (self, namespace.unwrap_or_default());
+        let at = services.partition_point(|service| (Self::of(service), &*service.namespace) < place);
+        let is_it = |service: &&Arc<Service>| {
+            Self::of(service) == self && namespace.is_none_or(|namespace| &*service.namespace == namespace)
+        };
+        services.get(at).filter(is_it)
     }
 }
 
@@ -88,14 +122,16 @@ pub(crate) fn visible<'a>(services: &'a [Arc<Service>], namespace: &str) -> Opti
     if let [only] = services {
         return only.is_visible_to(namespace).then_some(only);
     }
-    let mut chosen: Option<&Arc<Service>> = None;
-    for service in services.iter().filter(|service| service.is_visible_to(namespace)) {
-        if &*service.namespace == namespace {
-            return Some(service);
-        }
-        if chosen.is_none_or(|chosen| service.canonical && !chosen.canonical) {
-            chosen = Some(service);
-        }
+    of_namespace(services, namespace)
+        .or_else(|| Class::SEEN_BY_ALL.into_iter().find_map(|class| class.first(services, None)))
+}
+
+/// Of services that share a key, the first of a namespace.
+pub(crate) fn of_namespace<'a>(services: &'a [Arc<Service>], namespace: &str) -> Option<&'a Arc<Service>> {
+    if let [only] = services {
+        return (&*only.namespace == namespace).then_some(only);
     }
-    chosen
+    // At home it makes no difference who else sees it.
+    let first = |class: Class| class.first(services, Some(namespace));
+    Class::AT_HOME.into_iter().find_map(|classes| classes.into_iter().filter_map(first).min_by_key(|one| &one.hostname))
 }

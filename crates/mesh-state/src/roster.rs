@@ -15,7 +15,6 @@ use crate::members::{Member, Members};
 use crate::name::{NamespacedHostname, NetworkId, Uid};
 use crate::pages::Pages;
 use crate::service::{self, PortMapping};
-use crate::snapshot::is_same_text;
 use crate::workload::{Locality, Status, Workload};
 
 /// A workload as an endpoint of one service.
@@ -54,6 +53,11 @@ pub(crate) struct Roster {
     groups: SmallVec<[Group; 4]>,
 }
 
+/// Of so many groups of a service, the first in their order, an endpoint is chosen; those behind them get no connection. Who
+/// writes its endpoints decides how many there are, by giving each ports of its own, and every connection to it pays: so many
+/// cost 15 us.
+pub const GROUPS_MAX: usize = 1_024;
+
 /// Endpoints that differ in nothing but their weight, their node and who they are.
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
@@ -83,8 +87,9 @@ impl Roster {
         self.groups.is_empty()
     }
 
+    /// Those of which an endpoint is chosen.
     pub(crate) fn groups(&self) -> &[Group] {
-        &self.groups
+        &self.groups[..self.groups.len().min(GROUPS_MAX)]
     }
 
     /// The endpoints, group by group, in each by node and key as [`Place`] has it.
@@ -108,14 +113,17 @@ impl Roster {
     ) {
         let place = Place::of(workload);
         let member = Member { number, weight: workload.capacity, rank: place.rank };
-        if let Some(group) = self.groups.iter_mut().find(|group| group.kind.is_of(workload, ports)) {
-            group.weight += u64::from(member.weight);
-            group.members.insert(member, &|held| place.order(workloads, held));
-            return;
+        match self.position(workload, ports) {
+            Ok(at) => {
+                let group = &mut self.groups[at];
+                group.weight += u64::from(member.weight);
+                group.members.insert(member, &|held| place.order(workloads, held));
+            }
+            Err(at) => {
+                let kind = kinds.take(&Arc::new(Kind::of(workload, ports)));
+                self.groups.insert(at, Group { kind, weight: member.weight.into(), members: Members::one(member) });
+            }
         }
-        let kind = kinds.take(&Arc::new(Kind::of(workload, ports)));
-        let at = self.groups.partition_point(|group| group.kind < kind);
-        self.groups.insert(at, Group { kind, weight: member.weight.into(), members: Members::one(member) });
     }
 
     /// Strikes a workload out that is still in `workloads` as it was entered.
@@ -126,8 +134,7 @@ impl Roster {
         workload: &Workload,
         ports: &[PortMapping],
     ) {
-        let at = self.groups.iter().position(|group| group.kind.is_of(workload, ports));
-        let at = at.expect("entered as it is, so its kind has a group");
+        let at = self.position(workload, ports).expect("entered as it is, so its kind has a group");
         if self.groups[at].members.len() == 1 {
             kinds.give_back(&self.groups.remove(at).kind);
             return;
@@ -137,6 +144,11 @@ impl Roster {
         group.weight -= u64::from(workload.capacity);
         let removed = group.members.remove(&|held| place.order(workloads, held));
         assert!(removed, "entered as it is, so it is found where it was entered");
+    }
+
+    /// Where the group of a workload is, or would be.
+    fn position(&self, workload: &Workload, ports: &[PortMapping]) -> Result<usize, usize> {
+        self.groups.binary_search_by(|group| group.kind.order(workload, ports))
     }
 }
 
@@ -179,20 +191,28 @@ impl Kind {
         }
     }
 
-    /// Whether it is the kind of a workload: whether [`Kind::of`] it would be this.
-    fn is_of(&self, workload: &Workload, of_ports: &[PortMapping]) -> bool {
+    /// Where it stands, seen from the kind of a workload: how it compares to what [`Kind::of`] would make.
+    fn order(&self, workload: &Workload, of_ports: &[PortMapping]) -> Ordering {
         // Taken apart in full, so that a field added to the type cannot be forgotten here.
         let Self { status, reachable, network, has_gateway, cluster_id, locality, takes_any_port, ports } = self;
         let Workload { addresses, place, profile, .. } = workload;
-        *status == profile.status
-            && *reachable == (!addresses.is_empty() || !profile.hostname.is_empty())
-            && *has_gateway == profile.network_gateway.is_some()
-            && *takes_any_port == profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some())
-            && ports == of_ports
-            && (Arc::ptr_eq(locality, &place.locality) || *locality == place.locality)
-            && is_same_text(&network.0, &profile.network.0)
-            && is_same_text(cluster_id, &profile.cluster_id)
+        // As derived for the type: field by field.
+        let is_reachable = !addresses.is_empty() || !profile.hostname.is_empty();
+        let any_port = profile.application_tunnel.is_some_and(|tunnel| tunnel.port.is_some());
+        (status.cmp(&profile.status))
+            .then_with(|| reachable.cmp(&is_reachable))
+            .then_with(|| order_of(&network.0, &profile.network.0))
+            .then_with(|| has_gateway.cmp(&profile.network_gateway.is_some()))
+            .then_with(|| order_of(cluster_id, &profile.cluster_id))
+            .then_with(|| order_of(locality, &place.locality))
+            .then_with(|| takes_any_port.cmp(&any_port))
+            .then_with(|| ports[..].cmp(of_ports))
     }
+}
+
+/// Nearly always it is the same one, of which a mesh has one copy.
+fn order_of<T: ?Sized + Ord>(one: &Arc<T>, other: &Arc<T>) -> Ordering {
+    if Arc::ptr_eq(one, other) { Ordering::Equal } else { one.cmp(other) }
 }
 
 /// Whether a change of a workload leaves its place in every roster as it is.
@@ -250,8 +270,7 @@ impl<'n> NodePlace<'n> {
         let by_hash = ((other.rank >> 16) as u16).cmp(&self.rank);
         by_hash.then_with(|| {
             let other = &at_number(workloads, other.number).place.node;
-            // Nearly always it is the same node, whose name a mesh has once.
-            if Arc::ptr_eq(other, self.node) { Ordering::Equal } else { other.cmp(self.node) }
+            order_of(other, self.node)
         })
     }
 }

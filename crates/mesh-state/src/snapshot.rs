@@ -11,7 +11,7 @@ use hashbrown::DefaultHashBuilder;
 
 use crate::absence::Absences;
 use crate::cidr::CidrVips;
-use crate::claims::{precedence, visible};
+use crate::claims::{of_namespace, precedence, visible};
 use crate::hash_index::HashIndex;
 use crate::intern::tag;
 use crate::name::{NamespacedHostname, NetworkId, PolicyKey, Uid};
@@ -148,7 +148,7 @@ impl Snapshot {
 
     /// The service with a key.
     pub fn service(&self, name: &NamespacedHostname) -> Option<&Arc<Service>> {
-        self.services_by_hostname(&name.hostname).iter().find(|service| service.namespace == name.namespace)
+        of_namespace(self.services_by_hostname(&name.hostname), &name.namespace)
     }
 
     /// Every service with a hostname, one for each namespace that defines it.

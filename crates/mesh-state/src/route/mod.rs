@@ -13,6 +13,7 @@ use crate::snapshot::Snapshot;
 use crate::wanted::{Knowledge, Sought};
 use crate::workload::{GatewayAddress, Workload};
 
+pub use crate::roster::GROUPS_MAX;
 use balance::Purpose;
 pub use balance::{Unavailable, endpoint};
 pub(crate) use balance::{redraw, scale};

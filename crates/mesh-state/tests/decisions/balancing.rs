@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use mesh_state::route::{Query, Route, RouteError, Unavailable, outbound};
+use mesh_state::route::{GROUPS_MAX, Query, Route, RouteError, Unavailable, outbound};
 use mesh_state::service::{HealthPolicy, LoadBalancing, Mode, Scope, Service};
 use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::{Addresses, Locality, Place, Status, Workload};
@@ -54,6 +54,21 @@ fn reached(snapshot: &Snapshot) -> Result<BTreeMap<String, usize>, RouteError> {
 }
 
 const DRAWS: u64 = 1200;
+
+#[test]
+fn of_endpoints_that_are_all_different_so_many_are_judged_and_no_more() {
+    let different = (0..u16::try_from(DRAWS).expect("few")).map(|number| {
+        let [high, low] = number.to_be_bytes();
+        endpoint_of(
+            plain_pod(&format!("retail/{number}"), &format!("10.0.{high}.{low}")),
+            "retail/shop",
+            &[(80, 1 + number)],
+        )
+    });
+    let mesh = different.fold(Mesh::new().service(shop(Mode::Unspecified, &[])), Mesh::workload);
+    // One draw for each of them: without the limit each is reached.
+    assert_eq!(reached(&mesh.freeze()).expect("some are").len(), GROUPS_MAX);
+}
 
 #[test]
 fn scopes_decide_as_their_mode_says() {
