@@ -6,15 +6,12 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use hbone::revocation::{LISTS_BYTES_MAX, Revocations, RevocationsError};
 
 use crate::{file_source::Watch, whole_file};
-
-/// A directory that is not there cannot be watched, and may come: a ConfigMap that is made later.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// Why lists are not taken.
 #[derive(Debug, thiserror::Error)]
@@ -40,7 +37,8 @@ pub(crate) enum RevocationFileError {
 /// The file.
 pub(crate) struct RevocationFile {
     file: PathBuf,
-    watch: Option<Watch>,
+    /// From before the first reading, so that no change is missed.
+    watch: Watch,
     /// What was read last, and of when: a directory changes for other reasons, too.
     seen: Option<Seen>,
 }
@@ -53,15 +51,11 @@ struct Seen {
 
 impl RevocationFile {
     pub(crate) fn new(file: &Path) -> Self {
-        Self { file: file.to_owned(), watch: None, seen: None }
+        Self { file: file.to_owned(), watch: Watch::when_there(file), seen: None }
     }
 
     /// The lists, if they are others than before. What is wrong with them is told once.
     pub(crate) fn read(&mut self) -> Option<Arc<Revocations>> {
-        // Before the reading, so that no change is missed.
-        if self.watch.is_none() {
-            self.watch = Watch::new(&self.file).ok();
-        }
         let modified = fs::metadata(&self.file).and_then(|metadata| metadata.modified()).ok();
         let read = read(&self.file);
         let result = read.as_ref().map_err(ToString::to_string).cloned();
@@ -93,10 +87,7 @@ impl RevocationFile {
 
     /// Resolves when it may have changed.
     pub(crate) async fn changed(&mut self) {
-        match &mut self.watch {
-            Some(watch) => watch.changed().await,
-            None => tokio::time::sleep(LOOK_AGAIN).await,
-        }
+        self.watch.changed().await;
     }
 }
 

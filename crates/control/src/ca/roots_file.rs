@@ -1,14 +1,8 @@
 //! The file that tells of the CA's roots, watched: that it says something else is the first sign of a root's rotation.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use crate::{file_source::Watch, whole_file};
-
-/// A directory that is not there cannot be watched, and may come.
-const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// The longest that is compared; more are no roots.
 const BYTES_MAX: u64 = 4 << 20;
@@ -16,26 +10,20 @@ const BYTES_MAX: u64 = 4 << 20;
 /// The file.
 pub(crate) struct RootsFile {
     file: PathBuf,
-    watch: Option<Watch>,
+    watch: Watch,
     text: Option<String>,
 }
 
 impl RootsFile {
     pub(crate) fn new(file: &Path) -> Self {
-        let watch = Watch::new(file).ok();
+        let watch = Watch::when_there(file);
         Self { file: file.to_owned(), watch, text: read(file) }
     }
 
     /// Resolves when it says something else than before. One that cannot be read says nothing.
     pub(crate) async fn changed(&mut self) {
         loop {
-            match &mut self.watch {
-                Some(watch) => watch.changed().await,
-                None => {
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                    self.watch = Watch::new(&self.file).ok();
-                }
-            }
+            self.watch.changed().await;
             let text = read(&self.file);
             if text.is_some() && text != self.text {
                 self.text = text;
@@ -51,7 +39,7 @@ fn read(file: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, time::Duration};
 
     use tokio::time::timeout;
 

@@ -1,9 +1,18 @@
-//! Watches a mesh file. Kubernetes swaps a link beside the file, so it is the directory that is watched.
+//! Watches a file. Kubernetes swaps a link beside the file, so it is the directory that is watched.
+//!
+//! Whoever waits here waits for other things as well, and comes back whenever one of them has happened. So every wait ends at
+//! an instant that is remembered: one that began anew with each other event would not end where there are many.
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
 
 /// A change is read once nothing more has happened for this long: an editor and a ConfigMap both touch a file in steps.
 const QUIET: Duration = Duration::from_millis(100);
@@ -11,15 +20,29 @@ const QUIET: Duration = Duration::from_millis(100);
 /// It is read after this long even if its directory is never quiet: a log may be written there.
 const UNREST_MAX: Duration = Duration::from_secs(2);
 
+/// A directory that is not there cannot be watched, and may come: a ConfigMap that is made later.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+
 /// One pending event says as much as a hundred.
 const EVENTS_MAX: usize = 1;
 
 /// Tells when a file may have changed, as long as it lives.
 pub(crate) struct Watch {
+    directory: PathBuf,
+    watching: Option<Watching>,
+    look_again_at: Instant,
+    unrest: Option<Unrest>,
+}
+
+struct Watching {
     events: mpsc::Receiver<()>,
-    /// Something happened, and whoever asked went away before it was quiet.
-    due: bool,
     _watcher: RecommendedWatcher,
+}
+
+/// Something has happened, and nobody was told yet.
+struct Unrest {
+    began: Instant,
+    last: Instant,
 }
 
 impl Watch {
@@ -28,6 +51,61 @@ impl Watch {
     /// # Errors
     /// The directory is missing, or inotify watches are exhausted.
     pub(crate) fn new(file: &Path) -> notify::Result<Self> {
+        let mut watch = Self::of(file);
+        watch.watching = Some(Watching::of(&watch.directory)?);
+        Ok(watch)
+    }
+
+    /// Watches the directory of `file` as soon as it can be watched.
+    pub(crate) fn when_there(file: &Path) -> Self {
+        let mut watch = Self::of(file);
+        watch.watching = Watching::of(&watch.directory).ok();
+        watch
+    }
+
+    fn of(file: &Path) -> Self {
+        let directory = match file.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        Self {
+            directory: directory.to_owned(),
+            watching: None,
+            look_again_at: Instant::now() + LOOK_AGAIN,
+            unrest: None,
+        }
+    }
+
+    /// Resolves when the file may have changed and nothing has happened since for a moment. Dropping the future before it is
+    /// done loses nothing, and delays nothing.
+    pub(crate) async fn changed(&mut self) {
+        loop {
+            let Some(Watching { events, .. }) = &mut self.watching else {
+                sleep_until(self.look_again_at).await;
+                self.look_again_at = Instant::now() + LOOK_AGAIN;
+                self.watching = Watching::of(&self.directory).ok();
+                if self.watching.is_some() {
+                    return;
+                }
+                continue;
+            };
+            let due = self.unrest.as_ref().map(|unrest| (unrest.last + QUIET).min(unrest.began + UNREST_MAX));
+            tokio::select! {
+                Some(()) = events.recv() => {
+                    let now = Instant::now();
+                    self.unrest.get_or_insert(Unrest { began: now, last: now }).last = now;
+                }
+                () = at(due) => {
+                    self.unrest = None;
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Watching {
+    fn of(directory: &Path) -> notify::Result<Self> {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Reading the file is an event too, and would never end.
@@ -36,23 +114,54 @@ impl Watch {
                 let _due = sender.try_send(());
             }
         })?;
-        let directory = match file.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
         watcher.watch(directory, RecursiveMode::NonRecursive)?;
-        Ok(Self { events, due: false, _watcher: watcher })
+        Ok(Self { events, _watcher: watcher })
+    }
+}
+
+/// Resolves at `due`, or never.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+
+    /// Waits for the file as the control thread does: something else happens again and again. False if it is not told.
+    async fn told_among_others(watch: &mut Watch, within: Duration) -> bool {
+        let told = async {
+            loop {
+                tokio::select! {
+                    () = watch.changed() => return,
+                    () = sleep(Duration::from_millis(20)) => {}
+                }
+            }
+        };
+        timeout(within, told).await.is_ok()
     }
 
-    /// Resolves when the file may have changed and nothing has happened since for a moment.
-    pub(crate) async fn changed(&mut self) {
-        if !self.due && self.events.recv().await.is_none() {
-            std::future::pending::<()>().await;
-        }
-        self.due = true;
-        let quiet = async { while let Ok(Some(())) = tokio::time::timeout(QUIET, self.events.recv()).await {} };
-        // Late is as good as quiet.
-        let _late = tokio::time::timeout(UNREST_MAX, quiet).await;
-        self.due = false;
+    /// Negative control: with a wait that begins anew at each call, neither is told.
+    #[tokio::test]
+    async fn a_change_is_told_to_one_who_has_other_things_to_do_and_so_is_a_directory_that_comes() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut watch = Watch::new(&directory.path().join("file")).expect("it is there");
+        fs::write(directory.path().join("file"), "new").expect("written");
+        assert!(told_among_others(&mut watch, Duration::from_secs(30)).await, "a change");
+
+        let later = directory.path().join("later");
+        assert!(Watch::new(&later.join("file")).is_err());
+        let mut watch = Watch::when_there(&later.join("file"));
+        fs::create_dir(&later).expect("made");
+        assert!(told_among_others(&mut watch, Duration::from_secs(30)).await, "a directory that came");
+        fs::write(later.join("file"), "new").expect("written");
+        assert!(told_among_others(&mut watch, Duration::from_secs(30)).await, "a change in it");
     }
 }

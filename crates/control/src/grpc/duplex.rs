@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header, uri::PathAndQuery};
 use hyper::body::{Body, Frame, Incoming};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tonic::{Status, metadata::MetadataMap};
 use tower_service::Service;
 
@@ -24,6 +24,7 @@ use super::{
 pub(crate) struct Responses {
     body: Incoming,
     frames: Frames,
+    heard_at: Option<Instant>,
 }
 
 /// Calls `path`, and sends what comes from `requests`. Resolves when the server answers, which many do with their first
@@ -54,7 +55,7 @@ pub(crate) async fn call(
     if head.status != StatusCode::OK {
         return Err(Status::unknown(format!("HTTP status {}; is this the control plane?", head.status)));
     }
-    Ok(Responses { body, frames: Frames::new(bytes_max) })
+    Ok(Responses { body, frames: Frames::new(bytes_max), heard_at: None })
 }
 
 impl Responses {
@@ -70,10 +71,18 @@ impl Responses {
                 None => return Err(Status::internal("the stream ended without a status")),
             };
             match frame.into_data() {
-                Ok(bytes) => self.frames.push(bytes),
+                Ok(bytes) => {
+                    self.heard_at = Some(Instant::now());
+                    self.frames.push(bytes);
+                }
                 Err(frame) => return self.ended(frame.trailers_ref()),
             }
         }
+    }
+
+    /// When bytes came last, of a message that may not be whole.
+    pub(crate) fn heard_at(&self) -> Option<Instant> {
+        self.heard_at
     }
 
     fn ended(&self, trailers: Option<&HeaderMap>) -> Result<Option<Bytes>, Status> {

@@ -38,8 +38,9 @@ const REFUSAL_BYTES_MAX: usize = 1 << 20;
 /// of more than 4 MiB unless it is told otherwise, and refuses longer ones. See [`Session::on_connected`].
 pub const VERSIONS_BYTES_MAX: usize = 3 << 20;
 
-/// A stream that was not told of everything held, and has been quiet for so long, has sent all there is.
-const QUIET_AFTER: Duration = Duration::from_secs(10);
+/// A stream that was not told of everything held, and has been quiet for so long, has sent all there is. Long, because what
+/// is dropped too early is a part of the mesh, and what is dropped late does little harm.
+const QUIET_AFTER: Duration = Duration::from_secs(60);
 
 /// The conversation.
 pub struct Session {
@@ -59,11 +60,11 @@ pub struct Session {
 #[derive(Default)]
 struct Subscription {
     held: HashMap<Arc<str>, Held, SameEachTime>,
-    /// A whole response has been taken.
+    /// A response has been taken to its end.
     warm: bool,
     /// Held, and this stream's server does not know it: so it cannot tell that it has gone.
     unconfirmed: HashSet<Arc<str>, SameEachTime>,
-    /// When this stream brought the last response.
+    /// When this stream brought the last response, or a part of the next one.
     responded_at: Option<Instant>,
 }
 
@@ -134,6 +135,14 @@ impl Session {
         requests
     }
 
+    /// A part of a response has come: the stream is not quiet.
+    pub fn on_bytes(&mut self, now: Instant) {
+        for kind in Kind::ALL {
+            let responded_at = &mut self.subscription(kind).responded_at;
+            *responded_at = responded_at.map(|at| at.max(now));
+        }
+    }
+
     /// The stream has ended. It tells no more what there is.
     pub fn on_lost(&mut self) {
         for kind in Kind::ALL {
@@ -201,7 +210,7 @@ impl Session {
         let Receiving { kind, type_url, nonce, refused } = receiving;
         if let Some(kind) = kind {
             let subscription = self.subscription(kind);
-            subscription.warm |= refused.count == 0;
+            subscription.warm = true;
             subscription.responded_at = Some(now);
         }
         if kind == Some(Kind::Authorization) {
@@ -236,8 +245,9 @@ impl Session {
         (!subscribe.is_empty() || !unsubscribe.is_empty()).then(|| subscription(subscribe, unsubscribe))
     }
 
-    /// Whether the mesh is known well enough to decide by: of every type that is subscribed to as a whole, one whole
-    /// response has been taken.
+    /// Whether the mesh is known well enough to decide by: of every type that is subscribed to as a whole, one response has
+    /// been taken to its end. What was refused of it is no more there later, and whoever wrote it would keep the node's pods
+    /// from starting: it is for metric, status and log to tell.
     pub fn is_warm(&self) -> bool {
         self.authorizations.warm && (self.addresses.warm || self.on_demand.is_some())
     }

@@ -66,6 +66,7 @@ enum State {
         requests: Requests,
         responses: Responses,
         delivered: bool,
+        since: Instant,
     },
 }
 
@@ -166,10 +167,20 @@ impl Stream {
             tokio::task::yield_now().await;
             return Happened::More;
         }
-        // Also without a stream: what is withheld does not wait for the next one.
-        tokio::select! {
-            happened = self.state.next() => happened,
-            () = until(self.session.next_due()) => Happened::SessionDue,
+        loop {
+            // Also without a stream: what is withheld does not wait for the next one.
+            tokio::select! {
+                happened = self.state.next() => return happened,
+                () = until(self.session.next_due()) => {}
+            }
+            if let State::Open { responses, .. } = &self.state
+                && let Some(heard_at) = responses.heard_at()
+            {
+                self.session.on_bytes(heard_at.into_std());
+            }
+            if self.session.next_due().is_some_and(|due| due <= now()) {
+                return Happened::SessionDue;
+            }
         }
     }
 
@@ -234,7 +245,7 @@ impl Stream {
     fn opened(&mut self, responses: Responses) {
         if let State::Opening { requests, .. } = &self.state {
             tracing::info!(server = %self.server.address, "connected to the control plane");
-            self.state = State::Open { requests: requests.clone(), responses, delivered: false };
+            self.state = State::Open { requests: requests.clone(), responses, delivered: false, since: now() };
             self.status.set_xds_connected();
         }
     }
@@ -251,7 +262,6 @@ impl Stream {
                 self.taking = Some(Taking { response, receiving, changed: 0 });
                 if let State::Open { delivered, .. } = &mut self.state {
                     *delivered = true;
-                    self.backoff.reset();
                 }
             }
             Err(error) => self.lost(Termination::Error, &error),
@@ -273,6 +283,10 @@ impl Stream {
         let answer = self.session.on_end(taking.receiving, now, changes);
         taking.changed += changes.len() - before;
         self.send(answer);
+        if !matches!(self.state, State::Opening { .. } | State::Open { .. }) {
+            // It ended before its last response was taken, which says nothing of what else there is.
+            self.session.on_lost();
+        }
         self.status.set_held(Kind::ALL.map(|kind| self.session.held(kind)));
         if taking.changed > 0 { Progress::Changed } else { Progress::Unchanged }
     }
@@ -291,8 +305,14 @@ impl Stream {
         // One that brought something is worth coming back to at once: a server that was restarted, a connection that got
         // too old. One that did not may never.
         let delivered = matches!(self.state, State::Open { delivered: true, .. });
+        let meant_well = delivered && matches!(how, Termination::Complete | Termination::Reconnect);
+        let lasted = matches!(self.state, State::Open { since, .. } if since + WAITS.1 <= now());
+        // One that brings what cannot be taken would bring it again at once, and all before it.
+        if meant_well || lasted {
+            self.backoff.reset();
+        }
         let wait = self.backoff.wait(fastrand::u64(..));
-        if delivered && matches!(how, Termination::Complete | Termination::Reconnect) {
+        if meant_well {
             // hyper does not tell one from the other: a PING without an answer ends the connection as the server does.
             tracing::info!(
                 %why, ?wait,
