@@ -40,7 +40,7 @@ pub const VERSIONS_BYTES_MAX: usize = 3 << 20;
 
 /// A stream that was not told of everything held, and has been quiet for so long, has sent all there is. Long, because what
 /// is dropped too early is a part of the mesh, and what is dropped late does little harm.
-const QUIET_AFTER: Duration = Duration::from_secs(60);
+const QUIET_AFTER: Duration = Duration::from_secs(20);
 
 /// The conversation.
 pub struct Session {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use control::{
     grpc::{Header, Roots},
     proto::{
@@ -173,6 +174,28 @@ fn every_end_of_a_stream_is_followed_by_a_new_one_and_counted_by_its_reason() {
                 .collect();
             assert!(reason.is_empty() || counted == [reason], "{counted:?} is not {reason}");
         }
+    });
+}
+
+/// Negative control: where each response begins the waits anew, there are hundreds of streams.
+#[test]
+fn a_server_that_sends_what_cannot_be_taken_behind_what_can_is_not_stormed() {
+    let setting = Setting::new();
+    setting.xds().update([resource("a", "1"), policy(&deny_all())], &[]);
+    setting.xds().record(vec![Bytes::from_static(b"\xff\xff\xff")]);
+    setting.run(async |world| {
+        world.until_mesh(|mesh| uids(mesh) == ["a"]).await;
+        let before = tokio::time::Instant::now();
+        while before.elapsed() < Duration::from_secs(2) {
+            tokio::select! {
+                _ = world.event() => {}
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            }
+        }
+        // 5 to 10 ms, then twice that, and so on: the ninth wait is 1.3 s at least.
+        let streams = world.xds().streams_ever();
+        assert!((3..=12).contains(&streams), "{streams} in two seconds");
+        assert_eq!(uids(&world.mesh), ["a"], "what was good is in force");
     });
 }
 
