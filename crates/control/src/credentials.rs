@@ -143,6 +143,15 @@ impl Credentials {
         self.ask(publish);
     }
 
+    /// The wall clock, by which certificates end, has leapt so far ahead of the one that renewals are timed by.
+    pub(crate) fn on_leap(&mut self, leap: Duration) {
+        tracing::warn!(
+            ?leap,
+            "the clock leapt: the machine was suspended, or its time was set; renewals come earlier by it"
+        );
+        self.rotation.leap(leap, now());
+    }
+
     /// When [`Credentials::ask`] has something to do.
     pub(crate) fn next_due(&self) -> Option<Instant> {
         self.rotation.next_due()

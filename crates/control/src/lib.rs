@@ -5,6 +5,7 @@
 
 mod backoff;
 pub mod ca;
+mod clocks;
 mod config;
 mod credentials;
 pub mod file_source;

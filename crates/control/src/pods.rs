@@ -101,9 +101,10 @@ impl Pods {
         }
     }
 
-    /// Pods that are captured.
-    pub(crate) fn captured(&self) -> impl Iterator<Item = &PodInfo> {
-        self.pods.values().filter(|pod| pod.captured).map(|pod| &pod.info)
+    /// Pods that are here: captured, or about to be. A core may have a connection of one before its word has come that the pod
+    /// is captured.
+    pub(crate) fn here(&self) -> impl Iterator<Item = &PodInfo> {
+        self.pods.values().map(|pod| &pod.info)
     }
 
     /// When [`Pods::on_time`] has something to do.
@@ -246,7 +247,8 @@ impl Pods {
                 self.status.set_pending(WORKLOAD_PROXY_MANAGER, false);
             }
         }
-        self.status.set_pods(self.captured().count(), standing.pending.len());
+        let captured = self.pods.values().filter(|pod| pod.captured).count();
+        self.status.set_pods(captured, standing.pending.len());
     }
 
     async fn send(&mut self, packet: &[u8]) {

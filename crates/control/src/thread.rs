@@ -1,7 +1,11 @@
 //! The control thread's one loop: whatever happens, it is told to the part it concerns, and what comes of it is
 //! published. It waits for nothing but the next thing that happens.
 
-use std::{future::Future, pin::pin, time::Instant};
+use std::{
+    future::Future,
+    pin::pin,
+    time::{Instant, SystemTime},
+};
 
 use mesh_state::wanted::Wanted;
 use time::OffsetDateTime;
@@ -13,6 +17,7 @@ use crate::{
         embedded::{CaError, EmbeddedCa},
         roots_file::RootsFile,
     },
+    clocks::Clocks,
     credentials::{Credentials, Issuer},
     file_source::FileError,
     grpc::Roots,
@@ -89,13 +94,17 @@ pub async fn run(
     }
     let mut pods = Pods::new(config.zds_socket.as_deref(), status.clone());
 
+    let mut clocks = Clocks::new(now(), SystemTime::now());
     let mut warm = false;
     let mut shutdown = pin!(shutdown);
     loop {
+        if let Some(leap) = clocks.leap(now(), SystemTime::now()) {
+            credentials.on_leap(leap);
+        }
         let published = source.is_whole() && mesh.publish_due(now());
         if published {
             // It is the mesh that says whose workload a pod is.
-            credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish);
+            credentials.keep_to(pods.here(), &mesh.snapshot, &mut mesh.publish);
             // What was restored is not new: it is as old as its file says until a stream confirms it.
             if let Some(keeper) = keeper.as_mut().filter(|_| source.is_connected()) {
                 keeper.changed();
@@ -116,7 +125,10 @@ pub async fn run(
         let publish_due = if source.is_whole() { mesh.next_due() } else { None };
         let pods_due = if warm { pods.next_due() } else { None };
         let keep_due = keeper.as_ref().filter(|_| is_kept).and_then(|keeper| keeper.next_due(connected));
-        let due = [credentials.next_due(), publish_due, pods_due, keep_due].into_iter().flatten().min();
+        let due = [credentials.next_due(), publish_due, pods_due, keep_due, Some(clocks.next_due())]
+            .into_iter()
+            .flatten()
+            .min();
         tokio::select! {
             () = &mut shutdown => {
                 if let Some(keeper) = keeper.filter(|_| is_kept) {
@@ -136,13 +148,13 @@ pub async fn run(
                 source.on_wanted(&wishes, &mut mesh, now());
                 for wish in wishes {
                     if let Wanted::Identity(identity) = wish {
-                        credentials.on_wish(&identity, pods.captured(), &mesh.snapshot, &mut mesh.publish);
+                        credentials.on_wish(&identity, pods.here(), &mesh.snapshot, &mut mesh.publish);
                     }
                 }
             }
             happened = pods.next() => match pods.on(happened, &mut mesh.publish).await? {
                 PodEvent::Captured(pod) => credentials.on_captured(&pod, &mesh.snapshot, &mut mesh.publish),
-                PodEvent::Released => credentials.keep_to(pods.captured(), &mesh.snapshot, &mut mesh.publish),
+                PodEvent::Released => credentials.keep_to(pods.here(), &mesh.snapshot, &mut mesh.publish),
                 PodEvent::Nothing => {}
             },
             () = changed(revocations.as_mut()) => {

@@ -1,6 +1,11 @@
 //! Brings what the control thread publishes to the cores: the one place where `control` and `dataplane` meet.
 
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use control::{PodUp, Publish, Receipt};
 use dataplane::{Cores, PodError, Retired};
@@ -8,14 +13,33 @@ use hbone::{credential::Credential, revocation::Revocations};
 use inpod::pod::PodUid;
 use mesh_state::{identity::Identity, snapshot::Snapshot};
 
+/// How long a core whose mailbox was full is left to work on it.
+const SETTLE_AFTER: Duration = Duration::from_millis(100);
+
 /// Publishes to the cores.
 pub(crate) struct Publisher {
     cores: Rc<RefCell<Cores>>,
+    /// A task is at it to send what found a mailbox full.
+    settling: Rc<Cell<bool>>,
 }
 
 impl Publisher {
     pub(crate) fn new(cores: Rc<RefCell<Cores>>) -> Self {
-        Self { cores }
+        Self { cores, settling: Rc::default() }
+    }
+
+    /// What found a mailbox full is sent when there is room, whether or not anything more is published.
+    fn settle(&self) {
+        if self.cores.borrow_mut().settle() || self.settling.replace(true) {
+            return;
+        }
+        let (cores, settling) = (self.cores.clone(), self.settling.clone());
+        tokio::task::spawn_local(async move {
+            while !cores.borrow_mut().settle() {
+                tokio::time::sleep(SETTLE_AFTER).await;
+            }
+            settling.set(false);
+        });
     }
 }
 
@@ -26,14 +50,17 @@ impl Publish for Publisher {
 
     fn credential(&mut self, identity: &Identity, credential: Result<Arc<Credential>, Arc<str>>) {
         self.cores.borrow_mut().credential(identity, &credential);
+        self.settle();
     }
 
     fn credential_gone(&mut self, identity: &Identity) {
         self.cores.borrow_mut().credential_gone(identity);
+        self.settle();
     }
 
     fn revocations(&mut self, revocations: &Arc<Revocations>) {
         self.cores.borrow_mut().revocations(revocations);
+        self.settle();
     }
 
     fn pod_up(&mut self, pod: PodUp) -> Receipt {

@@ -165,6 +165,12 @@ impl Cores {
         }
     }
 
+    /// Sends what cores whose mailboxes were full have missed. False if some still are.
+    pub fn settle(&mut self) -> bool {
+        self.lines.iter_mut().for_each(Line::pay);
+        self.lines.iter().all(|line| line.owed.is_empty() && line.owed_revocations.is_none())
+    }
+
     /// Frees what a core has replaced, and sends it what it has missed meanwhile.
     pub fn came_home(&mut self, retired: Retired) {
         let line = &mut self.lines[retired.core];
@@ -305,7 +311,9 @@ impl Line {
             };
             commands.try_send(command).is_err()
         });
-        if let Some(revocations) = self.owed_revocations.take()
+        // Behind all credentials that know of them.
+        if self.owed.is_empty()
+            && let Some(revocations) = self.owed_revocations.take()
             && commands.try_send(Command::Revocations { revocations: revocations.clone() }).is_err()
         {
             self.owed_revocations = Some(revocations);

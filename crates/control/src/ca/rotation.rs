@@ -84,7 +84,7 @@ impl Rotation {
     pub fn want(&mut self, identity: &Identity, priority: Priority, now: Instant) {
         match self.identities.get_mut(identity) {
             // It waits its turn, or for the time after a failure. A good certificate is not made better by a wish.
-            Some(state) if state.ends.is_none() => state.priority = state.priority.max(priority),
+            Some(state) if state.ends.is_none_or(|ends| ends <= now) => state.priority = state.priority.max(priority),
             Some(_) => {}
             None => {
                 let state = State { due: now, priority, ends: None, failures: 0, asked: None };
@@ -99,6 +99,15 @@ impl Rotation {
         let held = self.identities.values_mut().filter(|state| state.ends.is_some() && state.asked.is_none());
         if let Some(next) = held.min_by_key(|state| state.due) {
             next.due = next.due.min(now);
+        }
+    }
+
+    /// Certificates have aged by so much more than the time that has passed here: what is due within it is due now.
+    pub fn leap(&mut self, leap: Duration, now: Instant) {
+        let sooner = |at: Instant| now + at.saturating_duration_since(now).saturating_sub(leap);
+        for state in self.identities.values_mut() {
+            state.due = sooner(state.due);
+            state.ends = state.ends.map(sooner);
         }
     }
 

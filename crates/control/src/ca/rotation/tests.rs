@@ -21,6 +21,27 @@ fn started(rotation: &mut Rotation, now: Instant) -> Ticket {
 }
 
 #[test]
+fn a_certificate_that_ended_while_the_machine_slept_is_asked_for_at_once_and_wishes_count_again() {
+    let (mut rotation, start) = (Rotation::default(), Instant::now());
+    let (slept, short) = (named("slept"), named("short"));
+    for (one, lifetime) in [(&slept, DAY), (&short, DAY / 96)] {
+        rotation.want(one, Priority::Warmup, start);
+        let (_, ticket) = rotation.start(start).expect("wanted");
+        assert!(rotation.issued(one, ticket, start, lifetime, 0));
+    }
+    assert_eq!(rotation.start(start), None, "both are good");
+    // A quarter of an hour passed by the wall clock, and none by ours.
+    rotation.leap(DAY / 96, start);
+    let (due, ticket) = rotation.start(start).expect("one has ended");
+    assert_eq!(due, short);
+    assert_eq!(rotation.failed(&short, ticket, start, 0), AfterFailure::Unavailable, "it is of no use any more");
+    assert!(rotation.next_due().expect("both") > start);
+    rotation.leap(DAY, start);
+    rotation.want(&slept, Priority::Connection, start);
+    assert_eq!(rotation.start(start).map(|(identity, _)| identity), Some(slept), "a connection waits for it");
+}
+
+#[test]
 fn later_certificates_are_renewed_at_half_of_their_life_and_the_first_at_any_time_before() {
     for draw in 0..200 {
         let (mut rotation, start) = (Rotation::default(), Instant::now());
