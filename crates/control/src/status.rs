@@ -34,6 +34,7 @@ struct Inner {
     certificates_failed: Cell<u64>,
     /// Of the last of each kind.
     xds_lost: RefCell<Option<Trouble>>,
+    xds_refused: RefCell<Option<Trouble>>,
     certificate_failed: RefCell<Option<Trouble>>,
     zds_connected: Cell<bool>,
 }
@@ -70,6 +71,8 @@ pub struct XdsStatus {
     pub message_bytes: [u64; 2],
     /// Resources held, by [`Kind`].
     pub held: [usize; 2],
+    /// Resources that were refused, by [`Kind`].
+    pub refused: [u64; 2],
     /// Ends of streams, by [`Termination`].
     pub terminations: [u64; 4],
 }
@@ -116,6 +119,7 @@ impl Default for Status {
             certificates_issued: Cell::new(0),
             certificates_failed: Cell::new(0),
             xds_lost: RefCell::default(),
+            xds_refused: RefCell::default(),
             certificate_failed: RefCell::default(),
             zds_connected: Cell::new(false),
         }))
@@ -178,6 +182,11 @@ impl Status {
         self.0.xds_lost.borrow().clone()
     }
 
+    /// What was refused last of what the control plane sent, and why.
+    pub fn xds_refused(&self) -> Option<Trouble> {
+        self.0.xds_refused.borrow().clone()
+    }
+
     /// Whether there is a connection to the CNI agent.
     pub fn zds_connected(&self) -> bool {
         self.0.zds_connected.get()
@@ -210,6 +219,11 @@ impl Status {
             xds.messages[kind as usize] += 1;
             xds.message_bytes[kind as usize] += bytes;
         });
+    }
+
+    pub(crate) fn count_refused(&self, kind: Kind, count: usize, why: &str) {
+        self.edit_xds(|xds| xds.refused[kind as usize] += count as u64);
+        *self.0.xds_refused.borrow_mut() = Trouble::now(why[..why.floor_char_boundary(WHY_MAX)].to_owned());
     }
 
     pub(crate) fn count_termination(&self, how: Termination) {

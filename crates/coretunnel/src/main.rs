@@ -62,7 +62,7 @@ fn examine(flags: &Flags, format: OutputFormat) -> ExitCode {
     };
     // As a start does, so that both see the same; what cannot be raised is a finding.
     drop(limits::raise());
-    let findings = preflight::examine(&settings);
+    let findings = preflight::examine_all(&settings);
     print(&match format {
         OutputFormat::Table => preflight::table(&findings),
         OutputFormat::Json => preflight::json(&findings),

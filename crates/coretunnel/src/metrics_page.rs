@@ -67,7 +67,7 @@ fn samples(standing: &Standing) -> Vec<Sample> {
     let (engine, reason) = &standing.engine;
     let last = samples.last_mut().expect("there are some");
     last.labels = vec![("engine", engine.clone()), ("reason", (*reason).to_owned())];
-    let XdsStatus { connected, messages, message_bytes, held, terminations } = standing.xds;
+    let XdsStatus { connected, messages, message_bytes, held, refused, terminations } = standing.xds;
     samples.push(sample(
         "coretunnel_xds_connected",
         "Whether there is a stream from the control plane",
@@ -83,6 +83,7 @@ fn samples(standing: &Standing) -> Vec<Sample> {
     let by_type = |values: [u64; 2]| xds::Kind::ALL.iter().map(|kind| kind.type_url()).zip(values).collect();
     labelled("istio_xds_message", "Responses of the control plane", Counter, "url", by_type(messages));
     labelled("istio_xds_message_bytes", "Their bytes", Counter, "url", by_type(message_bytes));
+    labelled("coretunnel_xds_refused", "Resources refused, which the log names", Counter, "url", by_type(refused));
     labelled("coretunnel_xds_resources", "Resources held", Gauge, "url", by_type(held.map(|count| count as u64)));
     let by_reason = Termination::ALL.iter().map(|how| how.label()).zip(terminations).collect();
     labelled("istio_xds_connection_terminations", "Ends of streams", Counter, "reason", by_reason);

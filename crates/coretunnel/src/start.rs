@@ -124,7 +124,7 @@ fn run_logged(settings: &Settings, log: &LogGuard) -> anyhow::Result<()> {
         beside.spawn_local(metrics);
         beside.spawn_local(readiness(servers.readiness, cores.clone(), status.clone(), stop.clone())?);
         let control_config = control_config(settings);
-        let places = Places::new(version::line(&settings.istio_version), &control_config);
+        let places = Places::new(version::brief(), &control_config);
         beside.spawn_local(admin(servers.admin, cores.clone(), status.clone(), places, stop)?);
 
         let (stop_control, control_stopped) = async_channel::bounded::<()>(1);

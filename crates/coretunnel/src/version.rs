@@ -16,6 +16,13 @@ pub(crate) fn line(istio_version: &str) -> String {
     )
 }
 
+/// The same for people, in a few words.
+pub(crate) fn brief() -> String {
+    let revision = option_env!("CORETUNNEL_GIT_REVISION").unwrap_or("of an unknown revision");
+    let profile = if cfg!(debug_assertions) { ", debug" } else { "" };
+    format!("coretunnel {} ({revision}{profile})", env!("CARGO_PKG_VERSION"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::{
     rc::Rc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
@@ -31,9 +31,9 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// No connection.
+    /// No connection, for whoever waited for it.
     #[error(transparent)]
-    Connect(#[from] ConnectError),
+    Connect(Rc<ConnectError>),
     /// No token.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -121,7 +121,15 @@ impl Issued {
 pub struct CaClient {
     server: Rc<Server>,
     lifetime: Duration,
-    held: Rc<Mutex<Option<Held>>>,
+    way: Rc<Mutex<Way>>,
+}
+
+/// The way to the server as far as it is known.
+#[derive(Default)]
+struct Way {
+    held: Option<Held>,
+    /// The last attempt to connect that failed, and when it did.
+    failed: Option<(Instant, Rc<ConnectError>)>,
 }
 
 /// A connection, and the roots that it was made by.
@@ -133,7 +141,7 @@ struct Held {
 impl CaClient {
     /// To `server`, which is asked for certificates of this lifetime. Connects with the first call.
     pub fn new(server: Server, lifetime: Duration) -> Self {
-        Self { server: Rc::new(server), lifetime, held: Rc::default() }
+        Self { server: Rc::new(server), lifetime, way: Rc::default() }
     }
 
     /// A certificate for `identity`.
@@ -157,7 +165,11 @@ impl CaClient {
             let request = Request::from_parts(metadata, Extensions::new(), Bytes::from(message.encode_to_vec()));
             grpc.unary(request, PathAndQuery::from_static(CREATE_CERTIFICATE_PATH), Raw).await
         };
-        let answered = timeout(CALL_WITHIN, call).await.map_err(|_| ClientError::Silent { server: named() })?;
+        let Ok(answered) = timeout(CALL_WITHIN, call).await else {
+            // Whatever became of its connection: the next call tries another.
+            self.way.lock().await.held = None;
+            return Err(ClientError::Silent { server: named() });
+        };
         let answer = answered.map_err(|status| ClientError::Refused {
             server: named(),
             code: status.code(),
@@ -167,19 +179,31 @@ impl CaClient {
         Issued::read(answer.into_inner(), key_pem, identity, SystemTime::now())
     }
 
-    /// The connection there is, unless it has ended or other roots are configured now.
+    /// The connection there is, unless it has ended or other roots are configured now. An attempt that fails has failed for all
+    /// who waited for it: each by itself would make the last one wait for as many attempts.
     async fn connection(&self) -> Result<Connection, ClientError> {
-        let mut held = self.held.lock().await;
+        let began = Instant::now();
+        let mut way = self.way.lock().await;
+        let Way { held, failed } = &mut *way;
+        if let Some((at, error)) = failed
+            && *at >= began
+        {
+            return Err(ClientError::Connect(error.clone()));
+        }
         let roots = self.server.roots.text();
-        if let Some(Held { connection, roots: made_by }) = &*held
+        if let Some(Held { connection, roots: made_by }) = held
             && connection.is_open()
             // Roots that cannot be read now are no reason to leave a good connection.
             && roots.as_ref().map_or(true, |roots| roots == made_by)
         {
             return Ok(connection.clone());
         }
-        let connection = Connection::open(&self.server).await?;
-        let roots = roots.map_err(ConnectError::Roots)?;
+        let opened = async { Ok((Connection::open(&self.server).await?, roots.map_err(ConnectError::Roots)?)) };
+        let (connection, roots) = opened.await.map_err(|error: ConnectError| {
+            let error = Rc::new(error);
+            *failed = Some((Instant::now(), error.clone()));
+            ClientError::Connect(error)
+        })?;
         *held = Some(Held { connection: connection.clone(), roots });
         Ok(connection)
     }

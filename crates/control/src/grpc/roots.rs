@@ -57,6 +57,14 @@ impl Roots {
         }
     }
 
+    /// How many there are now, as a check that there are some.
+    ///
+    /// # Errors
+    /// [`RootsError`].
+    pub fn count(&self) -> Result<usize, RootsError> {
+        self.read().map(|roots| roots.len())
+    }
+
     /// What would tell that they have changed.
     ///
     /// # Errors

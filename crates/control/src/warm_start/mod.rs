@@ -35,6 +35,9 @@ pub struct WarmStart {
     pub directory: PathBuf,
     /// How old what is read may be.
     pub age_max: Duration,
+    /// The build of this program. It belongs to what is kept: what another one did not read of a resource would never be sent
+    /// again.
+    pub program: String,
 }
 
 /// What a file gave: the mesh, and the versions of all that is in it.
@@ -76,12 +79,10 @@ pub(crate) struct Written {
 }
 
 impl Keeper {
-    /// For a mesh that comes from `origin`. Where it comes from and how it is read make it what it is, so this program's
-    /// version belongs to it: what an older one did not read of a resource would never be sent again.
+    /// For a mesh that comes from `origin`.
     pub(crate) fn new(config: &WarmStart, origin: &[&str], now: Instant) -> Self {
-        let program = concat!("coretunnel ", env!("CARGO_PKG_VERSION"));
         Self {
-            origin: [&[program], origin].concat().join("\n"),
+            origin: [&[&*config.program], origin].concat().join("\n"),
             age_max: config.age_max,
             file: WarmFile::new(&config.directory),
             schedule: Schedule::new(now),

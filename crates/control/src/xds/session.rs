@@ -408,6 +408,13 @@ impl Session {
     }
 }
 
+impl Receiving {
+    /// What was refused so far: of which type, how many, and which and why.
+    pub fn refused(&self) -> Option<(Kind, usize, &str)> {
+        Some((self.kind?, self.refused.count, &*self.refused.text)).filter(|(_, count, _)| *count > 0)
+    }
+}
+
 impl Refused {
     fn add(&mut self, name: &str, cause: &str) {
         self.count += 1;

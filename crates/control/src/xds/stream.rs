@@ -280,6 +280,9 @@ impl Stream {
             self.taking = Some(taking);
             return Progress::Nothing;
         }
+        if let Some((kind, count, why)) = taking.receiving.refused() {
+            self.status.count_refused(kind, count, why);
+        }
         let answer = self.session.on_end(taking.receiving, now, changes);
         taking.changed += changes.len() - before;
         self.send(answer);

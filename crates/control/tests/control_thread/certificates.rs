@@ -8,6 +8,20 @@ use crate::{
     world::{Clock, Event, TTL, identity, with},
 };
 
+/// Its connections may be there before the word of its core that it is captured.
+#[test]
+fn a_pod_that_is_being_started_is_given_what_its_connections_wait_for() {
+    with(Clock::Jumping, None, async |world| {
+        let agent = world.agent.accept().await;
+        world.answers([None]);
+        agent.add("web", "web");
+        assert_eq!(world.event().await, Event::Up("web".into()));
+        let wish = Wanted::Identity(Identity::parse(&identity("web")).expect("a good identity"));
+        world.wanted.send(wish).await.expect("somebody listens");
+        assert_eq!(world.event().await, Event::Certificate(identity("web")));
+    });
+}
+
 #[test]
 fn nobody_but_the_pods_that_are_here_gets_a_certificate() {
     with(Clock::Jumping, None, async |world| {

@@ -26,7 +26,7 @@ pub(crate) use unsupported::Ignored;
 
 use crate::{
     cli::{ADMIN, Flags},
-    version::ISTIO_VERSION,
+    version::{self, ISTIO_VERSION},
 };
 use sources::{Origin, Reader};
 use values::{TRUTH, truth};
@@ -354,7 +354,11 @@ fn warm_start(read: &mut Reader<'_>, flags: &Flags) -> Option<WarmStart> {
         "a duration from 1m to 7d",
         |text| values::duration(text, SECOND * 60..=DAY * 7),
     );
-    directory.map(|directory| WarmStart { directory, age_max: age_max.unwrap_or(WARM_START_AGE_MAX) })
+    directory.map(|directory| WarmStart {
+        directory,
+        age_max: age_max.unwrap_or(WARM_START_AGE_MAX),
+        program: version::brief(),
+    })
 }
 
 fn servers(read: &mut Reader<'_>, flags: &Flags, has_ipv6: bool) -> Servers {

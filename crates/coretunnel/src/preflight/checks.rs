@@ -366,26 +366,26 @@ fn root_file(facts: &Facts, settings: &Settings) -> Finding {
 }
 
 /// A finding before its verdict.
-struct Line {
+pub(super) struct Line {
     what: &'static str,
     found: String,
     need: String,
 }
 
 impl Line {
-    fn new(what: &'static str, found: impl Into<String>, need: impl Into<String>) -> Self {
+    pub(super) fn new(what: &'static str, found: impl Into<String>, need: impl Into<String>) -> Self {
         Self { what, found: found.into(), need: need.into() }
     }
 
-    fn good(self) -> Finding {
+    pub(super) fn good(self) -> Finding {
         Finding { what: self.what, verdict: Verdict::Good, found: self.found, need: self.need, cure: None }
     }
 
-    fn warning(self, cure: impl Into<String>) -> Finding {
+    pub(super) fn warning(self, cure: impl Into<String>) -> Finding {
         Finding { verdict: Verdict::Warning, cure: Some(cure.into()), ..self.good() }
     }
 
-    fn fatal(self, cure: impl Into<String>) -> Finding {
+    pub(super) fn fatal(self, cure: impl Into<String>) -> Finding {
         Finding { verdict: Verdict::Fatal, cure: Some(cure.into()), ..self.good() }
     }
 }

@@ -325,7 +325,7 @@ fn lockable(file: &Path) -> bool {
     if Path::new(&lock).exists() { allowed(Path::new(&lock), Access::WRITE_OK) } else { can_make_in(parent(file)) }
 }
 
-fn can_make_in(directory: &Path) -> bool {
+pub(super) fn can_make_in(directory: &Path) -> bool {
     directory.is_dir() && allowed(directory, Access::WRITE_OK | Access::EXEC_OK)
 }
 

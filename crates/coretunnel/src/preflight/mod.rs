@@ -2,12 +2,14 @@
 //! `facts` asks the host, `checks` judges, `report` words it.
 
 mod checks;
+mod control_plane;
 mod facts;
 mod report;
 
 pub(crate) use report::{json, log, table};
 
 use crate::config::Settings;
+use control_plane::ControlPlane;
 use facts::Facts;
 
 /// One thing that was looked at.
@@ -36,6 +38,14 @@ pub(crate) enum Verdict {
 /// Looks at the host, in the order in which an operator would mend it.
 pub(crate) fn examine(settings: &Settings) -> Vec<Finding> {
     checks::judge(&Facts::gather(settings), settings)
+}
+
+/// The same, and then what is read and asked for the control plane's sake: a resolver that is silent takes its time, so a
+/// start does without.
+pub(crate) fn examine_all(settings: &Settings) -> Vec<Finding> {
+    let mut findings = examine(settings);
+    findings.extend(control_plane::judge(&ControlPlane::gather(settings), settings));
+    findings
 }
 
 /// Whether a start is bound to fail.

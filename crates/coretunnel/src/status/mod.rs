@@ -40,6 +40,9 @@ pub(crate) struct Xds {
     pub(crate) addresses: usize,
     pub(crate) policies: usize,
     pub(crate) last_lost: Option<Past>,
+    /// Resources that were refused, which are not in force.
+    pub(crate) refused: u64,
+    pub(crate) last_refused: Option<Past>,
 }
 
 /// Who issues certificates.
@@ -124,6 +127,8 @@ impl Places {
                 addresses: xds.held[Kind::Address as usize],
                 policies: xds.held[Kind::Authorization as usize],
                 last_lost: status.xds_lost().map(Past::from),
+                refused: xds.refused.iter().sum(),
+                last_refused: status.xds_refused().map(Past::from),
             },
             ca: Ca {
                 issuer: self.ca.clone(),

@@ -15,7 +15,7 @@ pub(crate) fn table(page: &Page) -> String {
     row(
         "xDS",
         format!(
-            "{}{}",
+            "{}{}{}",
             xds.source,
             match xds.connected {
                 None => String::new(),
@@ -26,6 +26,10 @@ pub(crate) fn table(page: &Page) -> String {
                     xds.addresses,
                     xds.policies
                 ),
+            },
+            match xds.refused {
+                0 => String::new(),
+                refused => format!("; {refused} refused, the last{}", because(xds.last_refused.as_ref())),
             }
         ),
     );
@@ -85,6 +89,8 @@ mod tests {
                 addresses: 5,
                 policies: 6,
                 last_lost: trouble("refused\n\u{1b}[2J"),
+                refused: 2,
+                last_refused: trouble("shop/deny: scope: 7 is unknown"),
             },
             ca: Ca { issuer: "embedded".into(), issued: 2, failed: 1, last_failed: trouble("denied") },
             zds: Zds { socket: "@agent".into(), connected: true, pods: 3, pods_pending: 1 },
@@ -99,7 +105,8 @@ mod tests {
         };
         let expected = "      coretunnel 1
 ready no, pending: core 1, state manager
-xDS   https://istiod:15012, not connected (1m5s ago: refused  [2J); 5 addresses, 6 policies kept
+xDS   https://istiod:15012, not connected (1m5s ago: refused  [2J); 5 addresses, 6 policies kept; \
+        2 refused, the last (1m5s ago: shop/deny: scope: 7 is unknown)
 CA    embedded, 2 issued, 1 failed, the last (1m5s ago: denied)
 ZDS   @agent, connected, 3 pods, 1 pending
 mesh  generation 9

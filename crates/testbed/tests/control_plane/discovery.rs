@@ -76,6 +76,8 @@ fn each_refused_resource_is_named_to_the_server_and_the_good_ones_apply() {
         assert_eq!(addresses, "Kubernetes//Pod/shop/bad: tunnel_protocol: 2 is unknown or not supported");
         assert_eq!(authorizations, "shop/deny: scope: 7 is unknown or not supported");
         assert!(world.mesh.policy(&PolicyKey::new("shop", "deny")).is_some(), "the one before is in force");
+        assert_eq!(world.status.xds().refused, [1, 1]);
+        assert_eq!(world.status.xds_refused().expect("just now").why, *authorizations);
     });
 }
 
@@ -185,7 +187,7 @@ fn a_server_that_sends_what_cannot_be_taken_behind_what_can_is_not_stormed() {
     setting.xds().record(vec![Bytes::from_static(b"\xff\xff\xff")]);
     setting.run(async |world| {
         world.until_mesh(|mesh| uids(mesh) == ["a"]).await;
-        let before = tokio::time::Instant::now();
+        let before = Instant::now();
         while before.elapsed() < Duration::from_secs(2) {
             tokio::select! {
                 _ = world.event() => {}

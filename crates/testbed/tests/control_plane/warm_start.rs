@@ -32,7 +32,7 @@ fn setting() -> (Setting, PathBuf) {
     let directory = setting.file("warm");
     fs::create_dir(&directory).expect("made");
     let file = directory.join("mesh.warm");
-    setting.warm_start = Some(WarmStart { directory, age_max: HOUR });
+    setting.warm_start = Some(WarmStart { directory, age_max: HOUR, program: "this".to_owned() });
     setting.xds().update([resource("a", "1"), resource("b", "1"), resource("c", "1"), policy(&deny_all())], &[]);
     (setting, file)
 }
