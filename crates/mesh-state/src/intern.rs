@@ -32,6 +32,12 @@ impl<T: ?Sized> Default for Pool<T> {
     }
 }
 
+impl<T: ?Sized> Pool<T> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.parts.iter().all(HashTable::is_empty)
+    }
+}
+
 impl<T: ?Sized + Hash + Eq> Pool<T> {
     /// The copy that is held already, if there is one.
     pub(crate) fn take_held(&mut self, value: &T) -> Option<Arc<T>> {

@@ -140,6 +140,11 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
+    /// How many are taken.
+    pub(crate) fn in_use(&self) -> usize {
+        self.next as usize - self.free.len()
+    }
+
     pub(crate) fn take(&mut self) -> u32 {
         self.free.pop().unwrap_or_else(|| {
             let number = self.next;

@@ -299,6 +299,17 @@ pub(crate) fn named(workload: &Workload) -> (&str, &str) {
 }
 
 impl Tables {
+    /// Whether nothing is in any of them, but for what is known to be absent and what has changed.
+    pub(crate) fn is_empty(&self) -> bool {
+        let by_name = [&self.by_uid, &self.by_name, &self.by_hostname, &self.by_service, &self.at_service];
+        by_name.into_iter().all(HashIndex::is_empty)
+            && self.workloads.len() == 0
+            && self.rosters.len() == 0
+            && self.networks.is_empty()
+            && self.services.is_empty()
+            && self.policies.is_empty()
+    }
+
     pub(crate) fn tag(&self, key: impl Hash) -> u32 {
         tag(&self.hasher, key)
     }

@@ -138,12 +138,13 @@ impl<'s> Changed<'s> {
         Self { generations }
     }
 
-    /// Whether the generation asked about is too long ago, or of another builder: then everything may have changed.
+    /// Whether the generation asked about is too long ago, or yet to come: then everything may have changed. Generations are one
+    /// builder's: those of another have the same numbers, and are not told apart.
     pub fn is_too_old(&self) -> bool {
         self.generations.is_none()
     }
 
-    /// Whether nothing changed.
+    /// Whether no workload, service or policy changed. What is known to be absent is not asked about here.
     pub fn is_nothing(&self) -> bool {
         let empty =
             |touched: &Arc<Touched>| !touched.everything && !touched.global_policy && touched.subjects.is_empty();

@@ -88,6 +88,12 @@ impl Index {
         self.policies == [0; 4]
     }
 
+    /// Whether it is empty, and nothing is left of what was in it.
+    pub(super) fn is_vacant(&self) -> bool {
+        let nothing_filed = self.postings.is_empty() && self.kinds.is_empty();
+        self.is_empty() && nothing_filed && self.always.iter().all(Always::is_empty)
+    }
+
     /// Whether policies of this role are here, whatever they match.
     pub(super) fn has(&self, role: Role) -> bool {
         self.policies[role as usize] > 0

@@ -31,6 +31,11 @@ impl Policies {
         self.by_key.values()
     }
 
+    /// Whether none is here, and nothing is left of any.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.by_key.is_empty() && self.namespaces.is_empty() && self.selective == 0 && self.global.is_vacant()
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.by_key.size()
     }

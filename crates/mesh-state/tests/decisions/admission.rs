@@ -341,6 +341,20 @@ fn a_policy_attached_after_a_connection_came_is_seen_when_the_present_workload_i
 }
 
 #[test]
+fn a_name_in_a_tunnel_means_the_service_of_the_pods_own_namespace() {
+    // Another namespace has the name, too, and its service another port behind the same one.
+    let name = |namespace: &str, port: u16| {
+        let mut shop = service(&format!("{namespace}/shop"), "10.96.0.7", &[(80, port)]);
+        shop.hostname = "shop.example.com".into();
+        shop.vips = Vec::new();
+        shop
+    };
+    let mesh = Mesh::new().workload(shop()).service(Service { canonical: true, ..name("a-first", 7070) });
+    let snapshot = mesh.service(name("retail", 8080)).freeze();
+    assert_eq!(line(tunnel(&snapshot, &shop(), "shop.example.com:80")), "10.40.0.9:8080");
+}
+
+#[test]
 fn the_service_of_a_connection_is_the_one_named_else_the_one_whose_port_it_is() {
     let workload = endpoint_of(shop(), "retail/cart", &[]);
     let snapshot = Mesh::new()

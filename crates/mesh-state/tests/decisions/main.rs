@@ -4,6 +4,7 @@
 mod admission;
 mod authorization;
 mod balancing;
+mod changes;
 mod fixture;
 mod gateways;
 mod hostnames;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use mesh_state::route::{Query, Route, RouteError, outbound};
-use mesh_state::service::{Service, WeightedWaypoint};
+use mesh_state::service::{Mode, Service, Visibility, WeightedWaypoint};
 use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, GatewayAddress, TunnelProtocol, Workload};
 
 use crate::fixture::{Mesh, at, edited, endpoint_of, hostname, id, ip, plain_pod, pod, service, waypoint};
@@ -62,6 +62,21 @@ fn a_waypoint_gets_the_address_as_the_application_gave_it() {
             format!("{TO_WAY}10.96.0.7:80 cluster.local/ns/retail/sa/way"),
         ),
         (
+            "a service's, by an address that a workload has, too: the service is meant",
+            mesh().workload(pod("retail/stray-0", "10.96.1.1")).service(shop("10.96.1.1")),
+            "10.96.0.7:80",
+            format!("{TO_WAY}10.96.0.7:80 {sans}"),
+        ),
+        (
+            "a service's, by the name of a service that the client cannot see: it asked for nothing of it",
+            Mesh::new()
+                .workload(way("way-0", "10.40.1.1"))
+                .service(Service { visibility: Visibility::Namespace, ..way_service() })
+                .service(shop("retail/way")),
+            "10.96.0.7:80",
+            format!("{TO_WAY}10.96.0.7:80 {sans}"),
+        ),
+        (
             "a service's, by a workload's hostname",
             mesh().service(shop("retail/edge")),
             "10.96.0.7:80",
@@ -108,6 +123,23 @@ fn a_waypoint_gets_the_address_as_the_application_gave_it() {
 }
 
 #[test]
+fn a_waypoint_is_reached_at_the_family_of_what_is_behind_it() {
+    let both = |workload: Workload, v6: &str| {
+        edited(workload, |workload| workload.addresses = [workload.addresses[0], ip(v6)].into())
+    };
+    let shop = both(pod("retail/shop-0", "10.40.0.9"), "fd00::9");
+    let mesh = Mesh::new()
+        .workload(both(way("way-0", "10.40.1.1"), "fd00::1"))
+        .service(way_service())
+        .workload(behind("retail/way", shop));
+    let snapshot = mesh.freeze();
+    for (target, hop) in [("10.40.0.9:80", "hbone 10.40.1.1:15008 "), ("[fd00::9]:80", "hbone [fd00::1]:15008 ")] {
+        let line = line(route(&snapshot, target, 0));
+        assert!(line.starts_with(hop), "{target}: {line}");
+    }
+}
+
+#[test]
 fn a_waypoint_is_tunnelled_to_even_if_it_speaks_plain_tcp_otherwise() {
     let mut plain = way("way-0", "10.40.1.1");
     plain.protocol = TunnelProtocol::None;
@@ -129,6 +161,14 @@ fn a_waypoint_that_cannot_be_found_stops_the_connection() {
         text.contains("retail/way.retail.svc.cluster.local:15008") && text.contains("Kubernetes//Pod/retail/shop-0"),
         "{text}"
     );
+
+    // Whose endpoints nobody is to choose among is no waypoint.
+    let mut passed_through = way_service();
+    passed_through.load_balancing.mode = Mode::Passthrough;
+    let mesh = Mesh::new().service(passed_through).workload(way("way-0", "10.40.1.1"));
+    let snapshot = mesh.workload(behind("retail/way", pod("retail/shop-0", "10.40.0.9"))).freeze();
+    let error = route(&snapshot, "10.40.0.9:80", 0).unwrap_err();
+    assert!(matches!(error, RouteError::UnknownWaypoint { .. }), "{error}");
 
     let mut shop = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
     shop.waypoint = waypoint("retail/way");

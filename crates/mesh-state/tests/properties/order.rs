@@ -110,6 +110,26 @@ proptest! {
         prop_assert_eq!(first.len(), second.len());
     }
 
+    /// Negative control, by hand: texts of services that are not given back, profiles that are not, empty rosters or networks
+    /// that stay, each fails it.
+    #[test]
+    fn what_is_all_taken_back_leaves_nothing_behind(changes in changes()) {
+        let mut builder = SnapshotBuilder::new();
+        let gone: Vec<Change> = changes.iter().filter_map(|change| match change {
+            Change::Workload(workload) => Some(Change::WorkloadGone(workload.uid.clone())),
+            Change::Service(service) => Some(Change::ServiceGone(service.key())),
+            Change::Policy(policy) => Some(Change::PolicyGone(policy.key.clone())),
+            _ => None,
+        }).collect();
+        for change in changes {
+            builder.apply(change);
+        }
+        for change in gone {
+            builder.apply(change);
+        }
+        prop_assert!(builder.is_empty(), "{:#?}", builder);
+    }
+
     #[test]
     fn what_was_and_is_no_more_leaves_no_trace(before in changes(), after in changes()) {
         // Everything of `before` that `after` says nothing about is taken back.

@@ -32,6 +32,8 @@ impl Scan {
                 let mut seen = BTreeSet::new();
                 let addresses = workload.addresses.iter().copied();
                 workload.addresses = addresses.filter(|address| seen.insert(address.to_canonical())).collect();
+                let mut seen = BTreeSet::new();
+                workload.authorization_policies.retain(|key| seen.insert(key.clone()));
                 drop(self.workloads.insert(workload.uid.clone(), workload));
             }
             Change::WorkloadGone(uid) => drop(self.workloads.remove(&uid)),
