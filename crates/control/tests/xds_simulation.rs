@@ -1,11 +1,12 @@
 //! Conversations with a control plane that changes, repeats itself, sends what cannot be taken and loses connections, by
 //! seed. What must hold: after quiet both sides have the same; every refusal names what was bad and nothing else; nothing
 //! is applied that is in force already; no workload that was known comes to name a policy that is not, but one whose
-//! policy was waited for.
+//! policy was waited for; nothing goes while bytes of a response come; what stays bad keeps nobody cold.
 //!
 //! Negative control, done by hand: a session that forgets to record a version fails with "in force already"; one that
 //! leaves out the initial versions, or drops nothing of what they had no room for, or withholds for ever, fails with
-//! "after quiet"; one that withholds nothing fails with "too early".
+//! "after quiet"; one that withholds nothing fails with "too early"; one to which bytes are no sign of life fails with "gone
+//! while"; one that wants all to be good fails with "cold".
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -144,8 +145,14 @@ impl World {
                 self.connect();
             }
         }
-        self.quiet();
-        let expected = self.expected();
+        let stays_bad = self.quiet();
+        assert!(self.session.is_warm(), "seed {}: cold", self.seed);
+        let mut expected = self.expected();
+        if let Some((kind, name)) = stays_bad {
+            // Of whatever version came before it turned bad, if any.
+            expected[kind].remove(&name);
+            self.applied[kind].remove(&name);
+        }
         if self.on_demand {
             // What was asked for by an address that it has lost since may stay, of whatever version, as long as it is there.
             let mesh = &self.mesh[0];
@@ -178,11 +185,17 @@ impl World {
         self.server = Some(Stream { to_server, ..Stream::default() });
     }
 
-    /// Everything that is under way arrives, everything bad is mended, and what was asked for is asked for again.
-    fn quiet(&mut self) {
+    /// Everything that is under way arrives, everything bad but one is mended, and what was asked for is asked for again. Says
+    /// which is not.
+    fn quiet(&mut self) -> Option<(usize, String)> {
         self.hurries = true;
-        for contents in &mut self.mesh {
-            for content in contents.values_mut().filter(|content| content.bad) {
+        let mut stays_bad = None;
+        for (kind, contents) in self.mesh.iter_mut().enumerate() {
+            for (name, content) in contents.iter_mut().filter(|(_, content)| content.bad) {
+                if stays_bad.is_none() {
+                    stays_bad = Some((kind, name.clone()));
+                    continue;
+                }
                 self.versions += 1;
                 (content.bad, content.version) = (false, self.versions);
             }
@@ -208,6 +221,22 @@ impl World {
             }
             self.now += Duration::from_secs(60);
             self.time_passes();
+        }
+        stays_bad
+    }
+
+    /// A long response comes in pieces.
+    fn bytes_come(&mut self) {
+        for _ in 0..4 {
+            self.now += Duration::from_secs(15);
+            self.session.on_bytes(self.now);
+            let mut changes = Vec::new();
+            self.session.on_time(self.now, &mut changes);
+            let gone = changes.iter().find(|change| {
+                matches!(change, Change::WorkloadGone(_) | Change::ServiceGone(_) | Change::PolicyGone(_))
+            });
+            assert!(gone.is_none(), "seed {}: {gone:?} gone while bytes come", self.seed);
+            self.apply(changes, false);
         }
     }
 
@@ -347,6 +376,9 @@ impl World {
 
     /// The client takes a response.
     fn client_hears(&mut self) {
+        if self.server.as_ref().is_some_and(|stream| !stream.to_client.is_empty()) && self.rng.u8(0..8) == 0 {
+            self.bytes_come();
+        }
         let Some(stream) = &mut self.server else { return };
         // Those of different types overtake each other.
         let at = usize::from(
