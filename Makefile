@@ -16,6 +16,8 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 DENY_VERSION := 0.20.2
 FUZZ_SECONDS ?= 60
 OUTPUT := $(TARGET)/test-output.txt
+# Not those that compare times: a checked program spends its own where another does not.
+ASAN_TESTS := connecting drops exhaustion foreign incoming posts resets shares sockets splice
 
 .PHONY: help
 help: ## This list
@@ -101,6 +103,11 @@ interop-istio: ## With istio's own istiod, CA and CNI agent (pinned, built under
 .PHONY: fuzz
 fuzz: ## A CPU-minute of each fuzz target of each crate (FUZZ_SECONDS=60), with the pinned compiler
 	@.ci/fuzz $(FUZZ_SECONDS)
+
+.PHONY: asan
+asan: ## The reactor's tests of sockets, tasks and drops under AddressSanitizer: no memory is used that is freed
+	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(TARGET)/asan \
+		cargo test -p reactor --lib $(addprefix --test ,$(ASAN_TESTS)) --target "$$(rustc -vV | sed -n 's/^host: //p')"
 
 .PHONY: tools
 tools: ## Installs cargo-deny under target/tools, if it is not there

@@ -7,12 +7,17 @@ use std::{
     io::{Read, Write},
     net::TcpStream as StdStream,
     rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Duration,
 };
 
 use on_core::{PATIENCE, config, listen, listening, on_core, on_each_engine, pair, spin, unconnected, until};
 use reactor::{Chunk, CoreConfig, Listener, Reactor, Runtime, Spliced, Stream, TenantKey};
+use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
 
 const BULK: TenantKey = TenantKey(11);
 const OTHER: TenantKey = TenantKey(12);
@@ -154,5 +159,99 @@ fn who_has_all_operations_it_may_leaves_the_others_some() {
                 task.cancel().await;
             }
         });
+    });
+}
+
+/// Who connects to a listener again and again, and waits each time until the connection is closed.
+fn keep_connecting(address: std::net::SocketAddr, stop: Arc<AtomicBool>) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        while !stop.load(Ordering::Relaxed) {
+            let Ok(mut stream) = StdStream::connect(address) else { return };
+            // Closed or reset, as its acceptor goes.
+            let _end = stream.read(&mut [0]);
+        }
+    })
+}
+
+/// Accepts of a tenant with sixteen listeners under a storm, and of one with a single listener and a few connects, each
+/// connection costing its tenant as much as a flight of a handshake.
+fn accepts(storm: TenantKey, calm: TenantKey) -> [u64; 2] {
+    on_core(config(), move |reactor| async move {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (mut clients, mut servers) = (Vec::new(), Vec::new());
+        let counts = [storm, calm].into_iter().zip([(16, 1), (1, 3)]).map(|(tenant, (listeners, connects))| {
+            let count = Rc::new(Cell::new(0));
+            for _ in 0..listeners {
+                let (listener, address) = listen(&reactor);
+                let (inside, count) = (reactor.clone(), count.clone());
+                servers.push(reactor.spawn(tenant, async move {
+                    loop {
+                        drop(listener.accept().await.unwrap());
+                        spin(Duration::from_micros(200));
+                        count.set(count.get() + 1);
+                        inside.yield_now().await;
+                    }
+                }));
+                clients.extend((0..connects).map(|_| keep_connecting(address, stop.clone())));
+            }
+            count
+        });
+        let counts: Vec<Rc<Cell<u64>>> = counts.collect();
+        let now = || [counts[0].get(), counts[1].get()];
+        until(&reactor, "both are at it", || now().iter().all(|count| *count > 20)).await;
+        let before = now();
+        until(&reactor, "enough is accepted", || now().iter().sum::<u64>() > before.iter().sum::<u64>() + 1_500).await;
+        let after = now();
+        stop.store(true, Ordering::Relaxed);
+        // They go on accepting until every client has seen its last connection close.
+        until(&reactor, "the clients are over", || clients.iter().all(thread::JoinHandle::is_finished)).await;
+        for server in servers {
+            server.cancel().await;
+        }
+        [after[0] - before[0], after[1] - before[1]]
+    })
+}
+
+#[test]
+fn a_storm_of_connects_takes_no_more_than_its_tenants_share_of_the_accepts() {
+    on_each_engine(|| {
+        let [storm, calm] = accepts(BULK, OTHER);
+        assert!(calm as f64 >= storm as f64 * 0.6, "{calm} beside {storm}");
+        // The control: as one tenant, who asks most gets most.
+        let [storm, calm] = accepts(BULK, BULK);
+        assert!((calm as f64) < storm as f64 * 0.5, "{calm} beside {storm}");
+    });
+}
+
+/// Completions of one send of a mebibyte into a socket that takes all of it at once.
+fn completions_of_a_large_send(beside_another: bool) -> u64 {
+    on_core(config(), move |reactor| async move {
+        let (near, far) = pair(&reactor).await;
+        set_socket_send_buffer_size_force(&near, 8 << 20).unwrap();
+        set_socket_recv_buffer_size_force(&far, 8 << 20).unwrap();
+        let busy = beside_another.then(|| keep_busy(&reactor));
+        let sends = reactor.spawn(BULK, async move {
+            near.send(Chunk::from(bytes::Bytes::from(vec![7; 1 << 20]))).await.unwrap();
+            near
+        });
+        let near = sends.await.unwrap();
+        let accounts = reactor.accounts();
+        let account = accounts.iter().find(|account| account.tenant == BULK).unwrap();
+        let operations = account.operations;
+        assert_eq!(account.sent_bytes, 1 << 20);
+        if let Some(busy) = busy {
+            busy.cancel().await;
+        }
+        drop((near, far));
+        operations
+    })
+}
+
+#[test]
+fn a_large_send_goes_in_pieces_while_another_tenant_waits() {
+    on_each_engine(|| {
+        let (beside, alone) = (completions_of_a_large_send(true), completions_of_a_large_send(false));
+        assert!(beside >= 16, "{beside} completions of at most 64 KiB");
+        assert!(alone < beside, "{alone} completions with the core to itself");
     });
 }
