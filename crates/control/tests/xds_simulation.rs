@@ -1,7 +1,7 @@
 //! Conversations with a control plane that changes, repeats itself, sends what cannot be taken and loses connections, by
 //! seed. What must hold: after quiet both sides have the same; every refusal names what was bad and nothing else; nothing
 //! is applied that is in force already; no workload that was known comes to name a policy that is not, but one whose
-//! policy was waited for; nothing goes while bytes of a response come; what stays bad keeps nobody cold.
+//! policy was waited for; nothing goes while bytes of a response come; an address that stays bad keeps nobody cold.
 //!
 //! Negative control, done by hand: a session that forgets to record a version fails with "in force already"; one that
 //! leaves out the initial versions, or drops nothing of what they had no room for, or withholds for ever, fails with
@@ -192,7 +192,7 @@ impl World {
         let mut stays_bad = None;
         for (kind, contents) in self.mesh.iter_mut().enumerate() {
             for (name, content) in contents.iter_mut().filter(|(_, content)| content.bad) {
-                if stays_bad.is_none() {
+                if kind == 0 && stays_bad.is_none() {
                     stays_bad = Some((kind, name.clone()));
                     continue;
                 }

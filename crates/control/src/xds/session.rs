@@ -60,7 +60,7 @@ pub struct Session {
 #[derive(Default)]
 struct Subscription {
     held: HashMap<Arc<str>, Held, SameEachTime>,
-    /// A response has been taken to its end.
+    /// A response has been taken to its end, as far as it has to be.
     warm: bool,
     /// Held, and this stream's server does not know it: so it cannot tell that it has gone.
     unconfirmed: HashSet<Arc<str>, SameEachTime>,
@@ -210,7 +210,7 @@ impl Session {
         let Receiving { kind, type_url, nonce, refused } = receiving;
         if let Some(kind) = kind {
             let subscription = self.subscription(kind);
-            subscription.warm = true;
+            subscription.warm |= kind == Kind::Address || refused.count == 0;
             subscription.responded_at = Some(now);
         }
         if kind == Some(Kind::Authorization) {
@@ -246,8 +246,8 @@ impl Session {
     }
 
     /// Whether the mesh is known well enough to decide by: of every type that is subscribed to as a whole, one response has
-    /// been taken to its end. What was refused of it is no more there later, and whoever wrote it would keep the node's pods
-    /// from starting: it is for metric, status and log to tell.
+    /// been taken to its end, and of policies one of which nothing was refused, which may have been the one that denies. A
+    /// workload that is refused is no more there later, and whoever can write one would keep the node's pods from starting.
     pub fn is_warm(&self) -> bool {
         self.authorizations.warm && (self.addresses.warm || self.on_demand.is_some())
     }

@@ -213,12 +213,18 @@ fn a_resource_of_another_type_than_its_response_is_refused() {
 }
 
 #[test]
-fn the_mesh_is_warm_once_a_response_of_each_type_was_taken_whatever_was_refused_of_it() {
+fn the_mesh_is_warm_once_a_response_of_each_type_was_taken_and_all_policies_of_one() {
     let mut session = hearing(false);
     hear(&mut session, &response(Kind::Authorization, "1", vec![], &[]));
     assert!(!session.is_warm());
     hear(&mut session, &response(Kind::Address, "2", vec![workload("good", "1", 1), workload("bad", "1", 2)], &[]));
     assert!(session.is_warm(), "a tenant that writes what is refused keeps nobody from starting");
+    let mut session = hearing(false);
+    hear(&mut session, &response(Kind::Address, "1", vec![], &[]));
+    hear(&mut session, &response(Kind::Authorization, "2", vec![workload("no policy", "1", 1)], &[]));
+    assert!(!session.is_warm(), "it may be the policy that denies");
+    hear(&mut session, &response(Kind::Authorization, "3", vec![], &[]));
+    assert!(session.is_warm());
     let mut on_demand = hearing(true);
     hear(&mut on_demand, &response(Kind::Authorization, "1", vec![], &[]));
     assert!(on_demand.is_warm(), "addresses come when they are asked for");
