@@ -7,6 +7,7 @@ use std::sync::Arc;
 use mesh_state::admit::{self, Request};
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
+use mesh_state::dns::{self, Naming, RecordKind};
 use mesh_state::identity::Identity;
 use mesh_state::name::{Authority, NamespacedHostname, NetworkId, PolicyKey, Uid};
 use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, StringMatch};
@@ -51,7 +52,16 @@ pub(crate) fn changes(bytes: &[u8]) -> usize {
             before = Some((snapshot, bytes));
         }
     }
+    take_back(&mut builder, &scan);
     count
+}
+
+/// Whatever came, in whatever order: when it has gone, nothing is left of it.
+fn take_back(builder: &mut SnapshotBuilder, scan: &Scan) {
+    scan.workloads.keys().for_each(|uid| builder.apply(Change::WorkloadGone(uid.clone())));
+    scan.services.keys().for_each(|key| builder.apply(Change::ServiceGone(key.clone())));
+    scan.policies.keys().for_each(|key| builder.apply(Change::PolicyGone(key.clone())));
+    assert!(builder.is_empty(), "{builder:?}");
 }
 
 /// Decodes bytes as they are, and as a body that is believed. Whether they then are a mesh.
@@ -135,7 +145,22 @@ fn agree(snapshot: &Snapshot, scan: &Scan) {
 fn ask(snapshot: &Snapshot) {
     let peer: SocketAddr = ([10, 0, 0, 9], 40_000).into();
     for source in snapshot.workloads().take(16) {
+        for host in HOSTS {
+            let naming = Naming { cluster_domain: "example", preferred_namespace: Some("b"), ipv6: true };
+            for kind in [RecordKind::A, RecordKind::Aaaa] {
+                let query = dns::Query { client: source, name: host, kind, naming: &naming };
+                let _ = (dns::answer(snapshot, &query, 1 << 62), dns::lacking(snapshot, &query));
+            }
+            for port in PORTS {
+                let authority = Authority::Host { host: host.into(), port };
+                let query = tunnel_to(source, peer, Request::Tunnel(&authority));
+                let _ = admit::lacking(snapshot, &query, &admit::inbound(snapshot, &query));
+            }
+            let name = NamespacedHostname { namespace: source.namespace.clone(), hostname: host.into() };
+            let _ = snapshot.knowledge(&Sought::Hostname(name));
+        }
         for address in addresses() {
+            let _ = snapshot.knowledge(&Sought::Address { network: source.network.clone(), address });
             for port in PORTS {
                 let target = SocketAddr::new(address, port);
                 let query = route::Query { source, peer: peer.ip(), target };
@@ -144,23 +169,17 @@ fn ask(snapshot: &Snapshot) {
                 }
                 let authority = Authority::Address(target);
                 for request in [Request::Tunnel(&authority), Request::Plaintext(target)] {
-                    let identity = Some(&source.identity);
-                    let local = source.addresses.first().copied().unwrap_or(peer.ip());
-                    let query = admit::Query {
-                        workload: source,
-                        peer,
-                        identity,
-                        local,
-                        request,
-                        proxy_ports: &[15008],
-                        localhost_tunnel: true,
-                    };
-                    let _ = admit::inbound(snapshot, &query);
+                    let _ = admit::inbound(snapshot, &tunnel_to(source, peer, request));
                 }
             }
         }
     }
     let _ = snapshot.changed_since(0).may_touch_services();
+}
+
+fn tunnel_to<'a>(workload: &'a Workload, peer: SocketAddr, request: Request<'a>) -> admit::Query<'a> {
+    let (identity, local) = (Some(&workload.identity), workload.addresses.first().copied().unwrap_or(peer.ip()));
+    admit::Query { workload, peer, identity, local, request, proxy_ports: &[15008], localhost_tunnel: true }
 }
 
 fn addresses() -> impl Iterator<Item = IpAddr> {

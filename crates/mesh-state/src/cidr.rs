@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::net::IpAddr;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::claims::visible;
 use crate::service::Service;
@@ -55,7 +55,7 @@ impl CidrVips {
     }
 
     pub(crate) fn insert(&mut self, block: IpNet, service: &Arc<Service>) {
-        let block = block.trunc();
+        let block = canonical(&block);
         let levels = Arc::make_mut(&mut self.levels);
         let at = match position(levels, &block) {
             Ok(at) => at,
@@ -75,7 +75,7 @@ impl CidrVips {
     }
 
     pub(crate) fn remove(&mut self, block: IpNet, service: &Arc<Service>) {
-        let block = block.trunc();
+        let block = canonical(&block);
         let Ok(at) = position(&self.levels, &block) else {
             return;
         };
@@ -91,4 +91,18 @@ fn position(levels: &[Level], block: &IpNet) -> Result<usize, usize> {
     let key = |prefix_len: u8, is_v4: bool| (u8::MAX - prefix_len, is_v4);
     let wanted = key(block.prefix_len(), block.addr().is_ipv4());
     levels.binary_search_by_key(&wanted, |level| key(level.prefix_len, level.is_v4))
+}
+
+/// A block of IPv4-mapped addresses is the IPv4 block it means, since addresses arrive here as IPv4 (§3.4); otherwise a
+/// deny policy written that way would deny nothing, and a service be found by nobody.
+pub(crate) fn canonical(block: &IpNet) -> IpNet {
+    const MAPPED_PREFIX_LEN: u8 = 96;
+    let block = block.trunc();
+    let IpNet::V6(v6) = block else { return block };
+    let (Some(address), Some(prefix_len)) =
+        (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(MAPPED_PREFIX_LEN))
+    else {
+        return block;
+    };
+    Ipv4Net::new(address, prefix_len).map_or(block, IpNet::V4)
 }

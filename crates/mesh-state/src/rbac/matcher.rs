@@ -8,8 +8,9 @@ use core::cmp::Ordering;
 use core::net::{IpAddr, SocketAddr};
 use core::ops::Deref;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
+use crate::cidr::canonical;
 use crate::identity::Identity;
 use crate::policy::{Action, Match, Policy, ServiceAccountMatch, StringMatch};
 
@@ -365,18 +366,4 @@ fn text_matches(value: &StringMatch, text: &str) -> bool {
         StringMatch::Suffix(suffix) => text.ends_with(&**suffix),
         StringMatch::Presence => !text.is_empty(),
     }
-}
-
-/// A block of IPv4-mapped addresses is the IPv4 block it means, since addresses arrive here as IPv4 (§3.4); otherwise a
-/// deny policy written that way would deny nothing.
-fn canonical(block: &IpNet) -> IpNet {
-    const MAPPED_PREFIX_LEN: u8 = 96;
-    let block = block.trunc();
-    let IpNet::V6(v6) = block else { return block };
-    let (Some(address), Some(prefix_len)) =
-        (v6.addr().to_ipv4_mapped(), v6.prefix_len().checked_sub(MAPPED_PREFIX_LEN))
-    else {
-        return block;
-    };
-    Ipv4Net::new(address, prefix_len).map_or(block, IpNet::V4)
 }

@@ -142,6 +142,7 @@ fn a_block_of_addresses_is_asked_after_single_ones_and_the_longest_first_but_for
         .service(block("a/single", "10.96.0.7", false))
         .service(block("a/hidden-single", "10.98.0.1", false))
         .service(block("a/everything-v6", "::/0", false))
+        .service(block("a/mapped", "::ffff:172.16.0.0/108", false))
         .freeze();
     let rows = [
         ("10.96.0.7", Some("a/single")),
@@ -150,6 +151,7 @@ fn a_block_of_addresses_is_asked_after_single_ones_and_the_longest_first_but_for
         ("10.97.1.1", Some("web/own")),
         ("11.0.0.1", None),
         ("fd00::1", Some("a/everything-v6")),
+        ("172.17.1.1", Some("a/mapped")),
     ];
     for (address, expected) in rows {
         let found = snapshot.service_by_vip(&network(""), ip(address), "web");

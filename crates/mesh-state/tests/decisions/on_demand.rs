@@ -59,6 +59,17 @@ fn a_route_lacks_whoever_is_at_the_target_and_then_its_waypoint() {
             Some(address("10.40.0.9")),
         ),
         ("its waypoint is not known", vec![shop.clone()], Some(way.clone())),
+        (
+            "its waypoint came and went since it was said not to be there",
+            vec![
+                shop.clone(),
+                Change::Absent(way.clone()),
+                Change::Service(service("retail/way", "10.96.1.1", &[(15008, 15008)])),
+                Change::ServiceGone(hostname("retail/way")),
+            ],
+            Some(way.clone()),
+        ),
+        ("it is of a service's block", vec![Change::Service(service("retail/all", "10.40.0.0/16", &[(80, 80)]))], None),
         ("there is no such waypoint", vec![shop.clone(), Change::Absent(way)], None),
         (
             "all is there",
