@@ -46,6 +46,8 @@ pub struct DaemonSpec {
     pub environment: BTreeMap<String, String>,
     /// More flags.
     pub arguments: Vec<String>,
+    /// The binary of another node proxy to start in the daemon's place, as ztunnel is started: by the environment alone.
+    pub peer: Option<PathBuf>,
 }
 
 /// Who tells a daemon of the mesh and issues its certificates.
@@ -84,7 +86,10 @@ impl Daemon {
     /// # Errors
     /// When there is no binary (with the command that builds it) or it can't be started.
     pub fn start(launcher: &Launcher, namespace: &Namespace, spec: &DaemonSpec) -> Result<Self> {
-        let mut command = launcher::command(&binary()?);
+        let mut command = match &spec.peer {
+            Some(peer) => launcher::command(peer),
+            None => launcher::command(&binary()?),
+        };
         command
             .env_clear()
             .envs(["PATH", "HOME", "LLVM_PROFILE_FILE"].iter().filter_map(|name| Some((name, env::var_os(name)?))))
@@ -93,7 +98,7 @@ impl Daemon {
             .env("LOG_FORMAT", "json")
             .env("NODE_NAME", &spec.node)
             .env("INPOD_UDS", &spec.zds_socket)
-            .arg("run");
+            .arg(if spec.peer.is_some() { "proxy" } else { "run" });
         match &spec.source {
             Source::File { workload_file, ca_root_file } => command
                 .env("XDS_ADDRESS", "")
@@ -109,14 +114,10 @@ impl Daemon {
                 .env("POD_NAME", format!("coretunnel-{}", spec.node))
                 .env("POD_NAMESPACE", "istio-system"),
         };
-        command
-            .envs(&spec.environment)
-            .arg("--cores")
-            .arg(&spec.cores)
-            .args(&spec.arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        if spec.peer.is_none() {
+            command.arg("--cores").arg(&spec.cores).args(&spec.arguments);
+        }
+        command.envs(&spec.environment).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = launcher.spawn(namespace, command)?;
         let log = Log::default();
         let readers = vec![

@@ -509,6 +509,7 @@ impl Mesh {
             cores: spec.cores,
             environment,
             arguments,
+            peer: spec.peer,
         };
         node.daemon = Some(Daemon::start(&self.launcher, &namespace, &spec)?);
         Ok(())

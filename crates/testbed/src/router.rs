@@ -28,6 +28,9 @@ impl Router {
     pub fn create(name: &str) -> Result<Self> {
         let namespace = Namespace::create(name)?;
         namespace.set("net/ipv4/ip_forward", "1")?;
+        // A test that connects again and again to an address that is nobody's yet is told so each time: with the usual one answer
+        // a second, an attempt without an answer would last until its timeout.
+        namespace.set("net/ipv4/icmp_ratelimit", "0")?;
         // Sources are spoofed on purpose in this mesh, and each endpoint has one path only.
         namespace.set("net/ipv4/conf/all/rp_filter", "0")?;
         Ok(Self { namespace, interfaces: 0 })

@@ -66,6 +66,7 @@ impl World {
             cores: "2".into(),
             environment: BTreeMap::new(),
             arguments: Vec::new(),
+            peer: None,
         };
         let mut daemon = Daemon::start(&self.launcher, &namespace, &spec)?;
         daemon.await_ready(START_PATIENCE)?;

@@ -34,6 +34,9 @@ struct Arguments {
     /// Of the gap's sizes those from this many workloads only
     #[arg(long, value_name = "N", default_value_t = 0)]
     from: u32,
+    /// The binary of another node proxy, such as ztunnel, to measure the slope of beside ours
+    #[arg(long, value_name = "BINARY")]
+    beside: Option<PathBuf>,
     /// Where the picture of the slope is written
     #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
@@ -118,10 +121,16 @@ fn main() -> Result<()> {
         figures["churn_500_cpu_pct"] = rounded(memory.churn_cpu_pct);
     }
     if wanted(Part::Slope) {
-        let points = slope::measure(plan.locals, plan.remotes, plan.changes)?;
+        let points = slope::measure(None, plan.locals, plan.remotes, plan.changes)?;
         figures["slope_bytes_per_pair"] = rounded(slope::bytes_per_pair(&points));
+        let mut beside = Vec::new();
+        if let Some(peer) = &arguments.beside {
+            tell(&format!("the same by {}", peer.display()));
+            beside = slope::measure(Some(peer), plan.locals, plan.remotes, plan.changes)?;
+            figures.insert("beside_slope_bytes_per_pair".to_owned(), rounded(slope::bytes_per_pair(&beside)));
+        }
         let path = arguments.plot.unwrap_or_else(|| target_directory().join("bench-config.svg"));
-        std::fs::write(&path, plot::svg(&points)).with_context(|| format!("write {}", path.display()))?;
+        std::fs::write(&path, plot::svg(&points, &beside)).with_context(|| format!("write {}", path.display()))?;
         tell(&format!("the slope as a picture: {}", path.display()));
     }
     if wanted(Part::Certificates) {

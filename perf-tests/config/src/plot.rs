@@ -16,12 +16,15 @@ const ENVOY_MS: f64 = 0.75;
 /// And what one changed remote costs: 4.5 s at 10 x 1,000.
 const ENVOY_CHANGE_MS: f64 = 0.45;
 
-/// A chart of the memory and one of the CPU, both axes logarithmic.
-pub(crate) fn svg(points: &[Point]) -> String {
+/// A chart of the memory and two of the CPU, all axes logarithmic, with the points of another proxy where it was measured.
+pub(crate) fn svg(points: &[Point], beside: &[Point]) -> String {
     let pairs = |point: &Point| f64::from(point.local) * f64::from(point.remote);
-    let memory: Vec<(f64, f64)> = points.iter().map(|point| (pairs(point), point.bytes / 1e6)).collect();
-    let cpu: Vec<(f64, f64)> = points.iter().map(|point| (pairs(point), point.whole.as_secs_f64() * 1e3)).collect();
-    let change: Vec<(f64, f64)> = points.iter().map(|point| (pairs(point), point.change.as_secs_f64() * 1e3)).collect();
+    type Value = fn(&Point) -> f64;
+    let values: [Value; 3] =
+        [|point| point.bytes / 1e6, |point| point.whole.as_secs_f64() * 1e3, |point| point.change.as_secs_f64() * 1e3];
+    let of = |points: &[Point], value: Value| -> Places {
+        points.iter().map(|point| (pairs(point), value(point))).collect()
+    };
     let line = |of: f64| points.iter().map(|point| (pairs(point), pairs(point) * of)).collect::<Vec<_>>();
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{HEIGHT}\" font-family=\"sans-serif\" \
@@ -29,27 +32,30 @@ pub(crate) fn svg(points: &[Point]) -> String {
         WIDTH * 3.0
     );
     let charts = [
-        ("memory, MB", memory, line(ENVOY_BYTES / 1e6), "Envoy: 89.2 kB a pair"),
-        ("CPU until all is there, ms", cpu, line(ENVOY_MS), "Envoy: 0.75 ms a pair"),
-        ("CPU of one changed endpoint, ms", change, line(ENVOY_CHANGE_MS), "Envoy: 0.45 ms a pair"),
+        ("memory, MB", line(ENVOY_BYTES / 1e6), "Envoy: 89.2 kB a pair"),
+        ("CPU until all is there, ms", line(ENVOY_MS), "Envoy: 0.75 ms a pair"),
+        ("CPU of one changed endpoint, ms", line(ENVOY_CHANGE_MS), "Envoy: 0.45 ms a pair"),
     ];
-    for (number, (name, ours, envoy, envoys_name)) in charts.iter().enumerate() {
+    for (number, ((name, envoy, envoys_name), value)) in charts.iter().zip(values).enumerate() {
         let x = number as f64 * WIDTH;
-        writeln!(out, "<g transform=\"translate({x} 0)\">{}</g>", chart(name, ours, envoy, envoys_name))
-            .expect("a string takes everything");
+        let drawn = chart(name, &of(points, value), &of(beside, value), envoy, envoys_name);
+        writeln!(out, "<g transform=\"translate({x} 0)\">{drawn}</g>").expect("a string takes everything");
     }
     out + "</svg>\n"
 }
 
-fn chart(name: &str, ours: &[(f64, f64)], envoy: &[(f64, f64)], envoys_name: &str) -> String {
+type Places = Vec<(f64, f64)>;
+
+fn chart(name: &str, ours: &Places, beside: &Places, envoy: &Places, envoys_name: &str) -> String {
     let decades = |values: Vec<f64>| {
         let logs: Vec<f64> = values.into_iter().map(|value| value.max(1e-3).log10()).collect();
         let (low, high) = logs.iter().fold((f64::MAX, f64::MIN), |(low, high), log| (low.min(*log), high.max(*log)));
         (low.floor(), high.ceil().max(low.floor() + 1.0))
     };
-    let both = || ours.iter().chain(envoy);
-    let (x_low, x_high) = decades(both().map(|(x, _)| *x).collect());
-    let (y_low, y_high) = decades(both().map(|(_, y)| *y).collect());
+    let all = || ours.iter().chain(beside).chain(envoy);
+    let (x_low, x_high) = decades(all().map(|(x, _)| *x).collect());
+    let (y_low, y_high) = decades(all().map(|(_, y)| *y).collect());
+    let other = if beside.is_empty() { "" } else { "; orange: the other" };
     let place = |(x, y): &(f64, f64)| {
         let across = (x.log10() - x_low) / (x_high - x_low);
         let up = (y.max(1e-3).log10() - y_low) / (y_high - y_low);
@@ -57,7 +63,7 @@ fn chart(name: &str, ours: &[(f64, f64)], envoy: &[(f64, f64)], envoys_name: &st
     };
     let mut out = format!(
         "<text x=\"{MARGIN}\" y=\"{}\" font-weight=\"bold\">{name}</text>\
-         <text x=\"{MARGIN}\" y=\"{}\" fill=\"#666\">pairs: local x remote workloads; blue: coretunnel; grey: {envoys_name}</text>\
+         <text x=\"{MARGIN}\" y=\"{}\" fill=\"#666\">pairs: local x remote workloads; blue: coretunnel{other}; grey: {envoys_name}</text>\
          <rect x=\"{MARGIN}\" y=\"{MARGIN}\" width=\"{}\" height=\"{}\" fill=\"none\" stroke=\"#bbb\"/>",
         MARGIN - 12.0,
         HEIGHT - 14.0,
@@ -76,7 +82,7 @@ fn chart(name: &str, ours: &[(f64, f64)], envoy: &[(f64, f64)], envoys_name: &st
             HEIGHT - MARGIN + 14.0
         ));
     }
-    for (points, colour) in [(envoy, "#999"), (ours, "#06c")] {
+    for (points, colour) in [(envoy, "#999"), (beside, "#e80"), (ours, "#06c")] {
         for (x, y) in points.iter().map(place) {
             put(format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>"));
         }
@@ -99,9 +105,11 @@ mod tests {
             whole: Duration::from_millis(90),
             change: Duration::from_micros(400),
         };
-        let picture = svg(&[point(1, 100), point(50, 2_000)]);
+        assert_eq!(svg(&[point(1, 100)], &[]).matches("#e80").count(), 0);
+        let picture = svg(&[point(1, 100), point(50, 2_000)], &[point(1, 100)]);
         assert_eq!(picture.matches("fill=\"#06c\"").count(), 6);
         assert_eq!(picture.matches("fill=\"#999\"").count(), 6);
+        assert_eq!(picture.matches("fill=\"#e80\"").count(), 3);
         assert!(!picture.contains("NaN") && picture.ends_with("</svg>\n"), "{picture}");
     }
 }

@@ -1,6 +1,7 @@
 //! What a pair of a local and a remote workload costs: memory and CPU of the whole configuration, and CPU of one endpoint that
 //! changes, over a grid of both, and the plane through it.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -21,8 +22,9 @@ pub(crate) struct Point {
     pub(crate) change: Duration,
 }
 
-pub(crate) fn measure(locals: &[u32], remotes: &[u32], changes: u32) -> Result<Vec<Point>> {
-    let mut stage = Stage::start(&[PodSpec::new("local-0", NodeId::A)], &[])?;
+/// Of the daemon, or of the node proxy whose binary is given.
+pub(crate) fn measure(peer: Option<&Path>, locals: &[u32], remotes: &[u32], changes: u32) -> Result<Vec<Point>> {
+    let mut stage = Stage::start_with(peer, &[PodSpec::new("local-0", NodeId::A)], &[])?;
     let (mut points, mut pods) = (Vec::new(), 1);
     for &local in locals {
         while pods < local {

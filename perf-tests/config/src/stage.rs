@@ -2,6 +2,7 @@
 //! CPU for itself; the load, the servers and the daemon's control thread share the others.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +25,8 @@ const QUIET: Duration = Duration::from_millis(1_100);
 /// The node.
 pub(crate) struct Stage {
     pub(crate) mesh: Mesh,
+    /// Another proxy is in the daemon's place.
+    is_peer: bool,
     /// Before this process was kept off the core's CPU.
     all: CpuSet,
 }
@@ -31,6 +34,11 @@ pub(crate) struct Stage {
 impl Stage {
     /// Brings up the pods and a daemon for them.
     pub(crate) fn start(pods: &[PodSpec], environment: &[(&str, &str)]) -> Result<Self> {
+        Self::start_with(None, pods, environment)
+    }
+
+    /// Brings up the pods and, in the daemon's place, the node proxy whose binary is given, if one is.
+    pub(crate) fn start_with(peer: Option<&Path>, pods: &[PodSpec], environment: &[(&str, &str)]) -> Result<Self> {
         let all = sched_getaffinity(None).context("ask which CPUs there are")?;
         let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu));
         let core = cpus.next().context("no CPU")?;
@@ -38,14 +46,18 @@ impl Stage {
             cpus.next().is_some(),
             "two CPUs are needed: one for the core, the others for the load and the servers"
         );
-        daemon::binary()?;
+        if peer.is_none() {
+            daemon::binary()?;
+        }
         // A list of one: a number alone would be how many.
         let cores = format!("{core}-{core}");
-        let mut spec = MeshSpec { cores, daemons: false, control_plane: true, ..MeshSpec::default() };
+        let peer = peer.map(Path::to_owned);
+        let is_peer = peer.is_some();
+        let mut spec = MeshSpec { cores, daemons: false, control_plane: true, peer, ..MeshSpec::default() };
         spec.environment.extend(environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let mesh = Mesh::start(spec, pods)?;
         keep_off(core, &all)?;
-        let mut stage = Self { mesh, all };
+        let mut stage = Self { mesh, is_peer, all };
         stage.restart()?;
         Ok(stage)
     }
@@ -94,6 +106,9 @@ impl Stage {
     pub(crate) fn settled(&self, answers: usize) -> Result<Instant> {
         wait::until("the answers to all responses", PATIENCE, || self.xds().acknowledged() >= answers)?;
         let deadline = Instant::now() + PATIENCE;
+        if self.is_peer {
+            return self.idle(deadline);
+        }
         let (mut last, mut since) = (None, Instant::now());
         loop {
             ensure!(Instant::now() < deadline, "the cores do not come to one generation: {last:?}");
@@ -105,6 +120,18 @@ impl Stage {
                 return Ok(since);
             }
             std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until a proxy that has no such page does nothing any more. Returns when it had done its last.
+    fn idle(&self, deadline: Instant) -> Result<Instant> {
+        loop {
+            let (since, spent) = (Instant::now(), self.cpu()?);
+            std::thread::sleep(QUIET);
+            if self.cpu()? - spent < QUIET / 50 {
+                return Ok(since);
+            }
+            ensure!(Instant::now() < deadline, "the proxy does not come to rest");
         }
     }
 

@@ -33,3 +33,22 @@ fn the_bench_ends_with_one_object_of_all_its_figures() {
     assert_eq!(figures["failed"], 0, "{stderr}");
     assert!(std::fs::read_to_string(&plot).is_ok_and(|picture| picture.starts_with("<svg")));
 }
+
+/// The daemon itself stands in for ztunnel: by the environment alone, with the one argument that ztunnel is started with.
+#[test]
+fn another_proxy_is_measured_beside_ours() {
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (plot, peer) = (directory.join("bench-config-beside.svg"), directory.join("a-peer"));
+    let daemon = std::path::Path::new(env!("CARGO_BIN_EXE_bench-config")).with_file_name("coretunnel");
+    let script = format!("#!/bin/sh\n[ \"$*\" = proxy ] || exit 9\nexec {} run --cores 1\n", daemon.display());
+    std::fs::write(&peer, script).expect("written");
+    std::fs::set_permissions(&peer, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("set");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bench-config"));
+    let output = command.args(["--quick", "--only", "slope", "--plot"]).arg(&plot).arg("--beside").arg(&peer).output();
+    let output = output.expect("cargo has built it");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let figures: Value = serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON");
+    assert!(figures["beside_slope_bytes_per_pair"].is_number() && figures["gap_ms_1k"].is_null(), "{figures}");
+    assert!(std::fs::read_to_string(&plot).is_ok_and(|picture| picture.contains("#e80")));
+}

@@ -1,6 +1,7 @@
 //! What a mesh is to be: its pods, its daemons and who tells them of it. Builds nothing.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use super::NodeId;
 
@@ -35,6 +36,8 @@ pub struct MeshSpec {
     pub warm_start: bool,
     /// Whether a real istiod does. Of the mesh's model it is told the pods; all else a test writes itself.
     pub istiod: bool,
+    /// The binary of another node proxy in the daemons' place. It takes no flags.
+    pub peer: Option<PathBuf>,
 }
 
 impl PodSpec {
@@ -72,6 +75,7 @@ impl Default for MeshSpec {
             embedded_ca: false,
             warm_start: false,
             istiod: false,
+            peer: None,
         }
     }
 }
