@@ -13,7 +13,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{CoreView, pulse::Busy};
+use crate::{CoreView, Decision, pulse::Busy};
+
+/// Turns that are told of a core that stands still.
+const LAST_TURNS: usize = 8;
 
 /// Watches until it is dropped.
 #[derive(Debug)]
@@ -67,7 +70,7 @@ fn look(core: &CoreView, reported: &mut Option<Busy>, threshold: Duration) {
     let Some(busy) = busy else { return };
     if reported.is_none() {
         core.pulse.stalls.add(1);
-        let lasts = busy.lasts;
+        let (lasts, turns_before) = (busy.lasts, last_turns(core));
         match busy.task {
             Some(task) => {
                 let named = core.accounts.name(busy.tenant);
@@ -78,11 +81,29 @@ fn look(core: &CoreView, reported: &mut Option<Busy>, threshold: Duration) {
                     tenant_key = busy.tenant.0,
                     %task,
                     ?lasts,
+                    turns_before,
                     "a task does not let its core go on; it was spawned there"
                 );
             }
-            None => tracing::error!(core = core.name(), ?lasts, "the core does not go on, and no task is running"),
+            None => tracing::error!(
+                core = core.name(),
+                ?lasts,
+                turns_before,
+                "the core does not go on, and no task is running"
+            ),
         }
     }
     *reported = Some(busy);
+}
+
+/// The turns that led there, the newest last, in a line of a log.
+fn last_turns(core: &CoreView) -> String {
+    let decisions = core.decisions();
+    let last = decisions[decisions.len().saturating_sub(LAST_TURNS)..].iter().map(|decision| {
+        let Decision { tenant, used_ns, polls, end, .. } = decision;
+        let name = core.accounts.name(*tenant);
+        let name = name.as_deref().unwrap_or("unnamed");
+        format!("{name} {} us, {polls} polls, {}", used_ns / 1_000, end.text())
+    });
+    last.collect::<Vec<_>>().join("; ")
 }

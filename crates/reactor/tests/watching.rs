@@ -79,6 +79,7 @@ fn a_core_that_blocks_is_seen_by_the_watchdog_with_tenant_and_task() {
     assert!(said.contains("shop/web") && said.contains("watching.rs:") && said.contains("core=\"stuck\""), "{said}");
     let first = said.lines().find(|line| line.contains("does not let its core go on")).unwrap();
     assert!(first.contains("shop/web"), "the sleep was told of: {said}");
+    assert!(first.contains("turns_before=") && first.contains(" polls, idle"), "the turns before it: {first}");
     assert!(view.longest_gap() >= Duration::from_millis(40), "{:?}", view.longest_gap());
 }
 
