@@ -1,7 +1,20 @@
-//! Two clocks: waits here are timed by one that stands still while the machine is suspended and that nobody can set, and
-//! certificates end by the other. Pure: the times come in.
+//! Two clocks: waits here are timed by the runtime's, which stands still while the machine is suspended and which nobody but a
+//! test can set, and certificates end by the wall clock.
 
 use std::time::{Duration, Instant, SystemTime};
+
+/// The time by which everything here waits.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Resolves at `due`, or never.
+pub(crate) async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
 
 /// Less is no leap: clocks are disciplined.
 const LEAP_MIN: Duration = Duration::from_secs(10);
@@ -9,7 +22,7 @@ const LEAP_MIN: Duration = Duration::from_secs(10);
 /// How often somebody has to look.
 const LOOK_EVERY: Duration = Duration::from_secs(30);
 
-/// Both, when they last went together.
+/// Both, when they last went together. Pure: the times come in.
 #[derive(Debug)]
 pub(crate) struct Clocks {
     monotonic: Instant,

@@ -22,6 +22,7 @@ use crate::{
         rotation::{AfterFailure, IN_FLIGHT_MAX, Priority, Rotation, Ticket},
         trust,
     },
+    clocks::now,
 };
 
 /// Who issues certificates.
@@ -316,9 +317,4 @@ impl Credentials {
     fn identities_of<'a>(&self, snapshot: &Snapshot, pods: impl Iterator<Item = &'a PodInfo>) -> BTreeSet<Identity> {
         pods.filter_map(|pod| self.identity_of(snapshot, pod)).collect()
     }
-}
-
-/// The runtime's clock, which tests may stop.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }

@@ -18,7 +18,7 @@ use inpod::{
 };
 use tokio::{sync::mpsc, time};
 
-use crate::{PodUp, Publish, Receipt, Status, status::WORKLOAD_PROXY_MANAGER};
+use crate::{PodUp, Publish, Receipt, Status, clocks::now, status::WORKLOAD_PROXY_MANAGER};
 
 /// Receipts on their way. A session has at most one start and one stop of a pod in flight.
 const RECEIPTS_MAX: usize = 2 * PODS_MAX;
@@ -293,9 +293,4 @@ async fn receive(socket: Option<&ZdsSocket>) -> Result<Received, ReceiveError> {
         Some(socket) => socket.receive().await,
         None => std::future::pending().await,
     }
-}
-
-/// The runtime's clock, which tests may stop.
-fn now() -> Instant {
-    time::Instant::now().into_std()
 }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::xds::Kind;
+use crate::{clocks::now, xds::Kind};
 
 /// The state manager has not loaded the mesh yet.
 pub(crate) const STATE_MANAGER: &str = "state manager";
@@ -265,11 +265,6 @@ impl Status {
     pub(crate) fn count_stopped(&self) {
         self.0.stopped.set(self.0.stopped.get() + 1);
     }
-}
-
-/// The runtime's clock, which tests may stop.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

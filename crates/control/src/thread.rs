@@ -1,11 +1,7 @@
 //! The control thread's one loop: whatever happens, it is told to the part it concerns, and what comes of it is
 //! published. It waits for nothing but the next thing that happens.
 
-use std::{
-    future::Future,
-    pin::pin,
-    time::{Instant, SystemTime},
-};
+use std::{future::Future, pin::pin, time::SystemTime};
 
 use mesh_state::wanted::Wanted;
 use time::OffsetDateTime;
@@ -17,7 +13,7 @@ use crate::{
         embedded::{CaError, EmbeddedCa},
         roots_file::RootsFile,
     },
-    clocks::Clocks,
+    clocks::{Clocks, now, until},
     credentials::{Credentials, Issuer},
     file_source::FileError,
     grpc::Roots,
@@ -207,17 +203,4 @@ fn taken(wish: Wanted, wanted: &async_channel::Receiver<Wanted>) -> Vec<Wanted> 
         wishes.push(wish);
     }
     wishes
-}
-
-/// Resolves at `due`, or never.
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(due) => tokio::time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-/// The runtime's clock, which tests may stop.
-fn now() -> Instant {
-    tokio::time::Instant::now().into_std()
 }

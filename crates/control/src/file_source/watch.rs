@@ -5,14 +5,13 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
-};
+use tokio::sync::mpsc;
+
+use crate::clocks::{now, until};
 
 /// A change is read once nothing more has happened for this long: an editor and a ConfigMap both touch a file in steps.
 const QUIET: Duration = Duration::from_millis(100);
@@ -68,12 +67,7 @@ impl Watch {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        Self {
-            directory: directory.to_owned(),
-            watching: None,
-            look_again_at: Instant::now() + LOOK_AGAIN,
-            unrest: None,
-        }
+        Self { directory: directory.to_owned(), watching: None, look_again_at: now() + LOOK_AGAIN, unrest: None }
     }
 
     /// Resolves when the file may have changed and nothing has happened since for a moment. Dropping the future before it is
@@ -81,8 +75,8 @@ impl Watch {
     pub(crate) async fn changed(&mut self) {
         loop {
             let Some(Watching { events, .. }) = &mut self.watching else {
-                sleep_until(self.look_again_at).await;
-                self.look_again_at = Instant::now() + LOOK_AGAIN;
+                until(Some(self.look_again_at)).await;
+                self.look_again_at = now() + LOOK_AGAIN;
                 self.watching = Watching::of(&self.directory).ok();
                 if self.watching.is_some() {
                     return;
@@ -92,10 +86,10 @@ impl Watch {
             let due = self.unrest.as_ref().map(|unrest| (unrest.last + QUIET).min(unrest.began + UNREST_MAX));
             tokio::select! {
                 Some(()) = events.recv() => {
-                    let now = Instant::now();
+                    let now = now();
                     self.unrest.get_or_insert(Unrest { began: now, last: now }).last = now;
                 }
-                () = at(due) => {
+                () = until(due) => {
                     self.unrest = None;
                     return;
                 }
@@ -116,14 +110,6 @@ impl Watching {
         })?;
         watcher.watch(directory, RecursiveMode::NonRecursive)?;
         Ok(Self { events, _watcher: watcher })
-    }
-}
-
-/// Resolves at `due`, or never.
-async fn at(due: Option<Instant>) {
-    match due {
-        Some(due) => sleep_until(due).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     Status,
     backoff::Backoff,
+    clocks::{now, until},
     grpc::{
         ConnectError, Connection, Server,
         duplex::{self, Responses},
@@ -331,14 +332,6 @@ impl Stream {
     }
 }
 
-/// Resolves at `due`, or never.
-async fn until(due: Option<Instant>) {
-    match due {
-        Some(due) => time::sleep_until(due.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// What the end of a stream is counted as.
 fn termination(status: &tonic::Status) -> Termination {
     let goes_away = |text: &str| text.contains("transport is closing") || text.contains("received prior goaway");
@@ -347,11 +340,6 @@ fn termination(status: &tonic::Status) -> Termination {
         Code::Unavailable if goes_away(status.message()) => Termination::Reconnect,
         _ => Termination::Error,
     }
-}
-
-/// The runtime's clock, which tests may stop.
-fn now() -> Instant {
-    time::Instant::now().into_std()
 }
 
 #[cfg(test)]
