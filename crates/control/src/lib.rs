@@ -27,6 +27,6 @@ pub mod xds;
 pub use config::{CaSource, Config, ControlPlane, MeshSource};
 pub use pods::PodsError;
 pub use publish::{PodUp, Publish, Receipt};
-pub use status::{Status, Termination, Trouble, XdsStatus};
+pub use status::{PendingPod, Status, Termination, Trouble, XdsStatus};
 pub use thread::{ControlError, run};
 pub use warm_start::WarmStart;

@@ -248,7 +248,7 @@ impl Pods {
             }
         }
         let captured = self.pods.values().filter(|pod| pod.captured).count();
-        self.status.set_pods(captured, standing.pending.len());
+        self.status.set_pods(captured, standing.pending);
     }
 
     async fn send(&mut self, packet: &[u8]) {

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use inpod::pod::PodUid;
+
 use crate::{clocks::now, xds::Kind};
 
 /// The state manager has not loaded the mesh yet.
@@ -16,6 +18,9 @@ pub(crate) const WORKLOAD_PROXY_MANAGER: &str = "workload proxy manager";
 
 /// Bytes of a [`Trouble`]'s text: peers have a say in it.
 const WHY_MAX: usize = 512;
+
+/// Pending pods that are named. Whoever mends one sees the next.
+const PENDING_TOLD_MAX: usize = 16;
 
 /// How the control thread stands.
 #[derive(Debug, Clone)]
@@ -27,6 +32,7 @@ struct Inner {
     generation: Cell<u64>,
     pods_active: Cell<usize>,
     pods_pending: Cell<usize>,
+    pending_pods: RefCell<Vec<PendingPod>>,
     started: Cell<u64>,
     stopped: Cell<u64>,
     xds: Cell<XdsStatus>,
@@ -49,15 +55,28 @@ pub struct Trouble {
 }
 
 impl Trouble {
-    fn now(mut why: String) -> Option<Self> {
-        why.truncate(why.floor_char_boundary(WHY_MAX));
-        Some(Self { why, at: now() })
+    fn now(why: String) -> Option<Self> {
+        Some(Self { why: bounded(why), at: now() })
     }
 
     /// How long ago that was.
     pub fn ago(&self) -> Duration {
         now().saturating_duration_since(self.at)
     }
+}
+
+/// A pod that could not be captured and is tried again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingPod {
+    /// The CNI agent's name for it.
+    pub uid: String,
+    /// Why not, at most some hundred bytes.
+    pub why: String,
+}
+
+fn bounded(mut why: String) -> String {
+    why.truncate(why.floor_char_boundary(WHY_MAX));
+    why
 }
 
 /// How the conversation with the control plane stands. Arrays are in the order of their kinds' `ALL`.
@@ -113,6 +132,7 @@ impl Default for Status {
             generation: Cell::new(0),
             pods_active: Cell::new(0),
             pods_pending: Cell::new(0),
+            pending_pods: RefCell::default(),
             started: Cell::new(0),
             stopped: Cell::new(0),
             xds: Cell::default(),
@@ -145,6 +165,11 @@ impl Status {
     /// Pods that could not be captured and are tried again.
     pub fn pods_pending(&self) -> usize {
         self.0.pods_pending.get()
+    }
+
+    /// The first of them by the CNI agent's names, and why each could not be.
+    pub fn pending_pods(&self) -> Vec<PendingPod> {
+        self.0.pending_pods.borrow().clone()
     }
 
     /// Pods ever captured.
@@ -253,9 +278,13 @@ impl Status {
         self.0.generation.set(generation);
     }
 
-    pub(crate) fn set_pods(&self, active: usize, pending: usize) {
+    pub(crate) fn set_pods(&self, active: usize, mut pending: Vec<(PodUid, String)>) {
         self.0.pods_active.set(active);
-        self.0.pods_pending.set(pending);
+        self.0.pods_pending.set(pending.len());
+        pending.sort();
+        pending.truncate(PENDING_TOLD_MAX);
+        let told = pending.into_iter().map(|(uid, why)| PendingPod { uid: uid.to_string(), why: bounded(why) });
+        *self.0.pending_pods.borrow_mut() = told.collect();
     }
 
     pub(crate) fn count_started(&self) {

@@ -55,6 +55,8 @@ fn a_pod_that_fails_is_nacked_and_tried_every_5_s_and_readiness_waits_for_it_wit
         assert!(agent.send(SNAPSHOT));
         agent.hear_ack().await;
         assert_eq!((world.is_ready(), world.status.pods_pending()), (false, 1));
+        let pending = world.status.pending_pods();
+        assert!(pending[0].uid == "web" && pending[0].why.contains("port 15008 is taken"), "{pending:?}");
         for seconds in [5, 11] {
             assert_eq!(world.event().await, Event::Up("web".into()));
             // The timer counts in whole milliseconds.

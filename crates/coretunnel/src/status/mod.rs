@@ -6,7 +6,7 @@ pub(crate) mod table;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use control::{CaSource, Config, MeshSource, Status, Trouble, xds::Kind};
+use control::{CaSource, Config, MeshSource, PendingPod, Status, Trouble, xds::Kind};
 use dataplane::CoreStanding;
 use hyper::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,15 @@ pub(crate) struct Zds {
     pub(crate) connected: bool,
     pub(crate) pods: usize,
     pub(crate) pods_pending: usize,
+    /// The first of them.
+    pub(crate) pending: Vec<Pending>,
+}
+
+/// A pod that could not be captured and is tried again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Pending {
+    pub(crate) uid: String,
+    pub(crate) why: String,
 }
 
 /// A core.
@@ -141,6 +150,7 @@ impl Places {
                 connected: status.zds_connected(),
                 pods: status.pods_active(),
                 pods_pending: status.pods_pending(),
+                pending: status.pending_pods().into_iter().map(Pending::from).collect(),
             },
             generation: status.generation(),
             cores: cores.iter().enumerate().map(|(core, standing)| Core::new(core, standing.as_ref())).collect(),
@@ -157,6 +167,12 @@ impl Core {
             connections: standing.connections,
         });
         Self { core, standing }
+    }
+}
+
+impl From<PendingPod> for Pending {
+    fn from(PendingPod { uid, why }: PendingPod) -> Self {
+        Self { uid, why }
     }
 }
 

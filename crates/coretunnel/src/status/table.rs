@@ -40,6 +40,9 @@ pub(crate) fn table(page: &Page) -> String {
     row("CA", format!("{}, {} issued{failed}", ca.issuer, ca.issued));
     let connected = if zds.connected { "connected" } else { "not connected" };
     row("ZDS", format!("{}, {connected}, {} pods, {} pending", zds.socket, zds.pods, zds.pods_pending));
+    for pod in &zds.pending {
+        row("", format!("pending: {}: {}", printable(&pod.uid), printable(&pod.why)));
+    }
     row("mesh", format!("generation {generation}"));
     row("", String::new());
     writeln!(out, "{:<6}{:>12}{:>10}{:>8}{:>14}", "core", "generation", "age", "pods", "connections")
@@ -73,7 +76,7 @@ fn printable(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use crate::status::{Ca, Core, Standing, Xds, Zds};
+    use crate::status::{Ca, Core, Pending, Standing, Xds, Zds};
 
     use super::*;
 
@@ -93,7 +96,13 @@ mod tests {
                 last_refused: trouble("shop/deny: scope: 7 is unknown"),
             },
             ca: Ca { issuer: "embedded".into(), issued: 2, failed: 1, last_failed: trouble("denied") },
-            zds: Zds { socket: "@agent".into(), connected: true, pods: 3, pods_pending: 1 },
+            zds: Zds {
+                socket: "@agent".into(),
+                connected: true,
+                pods: 3,
+                pods_pending: 1,
+                pending: vec![Pending { uid: "uid-7".into(), why: "port 15008 is taken".into() }],
+            },
             generation: 9,
             cores: vec![
                 Core {
@@ -109,6 +118,7 @@ xDS   https://istiod:15012, not connected (1m5s ago: refused  [2J); 5 addresses,
         2 refused, the last (1m5s ago: shop/deny: scope: 7 is unknown)
 CA    embedded, 2 issued, 1 failed, the last (1m5s ago: denied)
 ZDS   @agent, connected, 3 pods, 1 pending
+      pending: uid-7: port 15008 is taken
 mesh  generation 9
       
 core    generation       age    pods   connections
