@@ -10,6 +10,7 @@ use bytes::Bytes;
 use control::{
     ca::{client::Issued, embedded::EmbeddedCa},
     file_source::{Defaults, FileSource, Origin},
+    grpc::frames::Frames,
     proto::{
         discovery::{DeltaDiscoveryRequest, Resource},
         well_known::Any,
@@ -75,6 +76,32 @@ pub(crate) fn of_a_ca_answer(bytes: &[u8]) -> bool {
             false
         }
     }
+}
+
+/// True if the bytes, after one that says in which pieces they come, are messages and nothing else. However they come, the
+/// messages are the same, and none is longer than it may be.
+pub(crate) fn of_frames(bytes: &[u8]) -> bool {
+    const BYTES_MAX: usize = 1_000;
+    let Some((piece, content)) = bytes.split_first() else { return false };
+    let read = |piece: usize| {
+        let (mut frames, mut messages) = (Frames::new(BYTES_MAX), Vec::new());
+        for part in content.chunks(piece.max(1)) {
+            frames.push(Bytes::copy_from_slice(part));
+            loop {
+                match frames.next_message() {
+                    Ok(Some(message)) => messages.push(message),
+                    Ok(None) => break,
+                    Err(error) => return (messages, Some(error), true),
+                }
+            }
+        }
+        (messages, None, frames.is_inside())
+    };
+    let whole = read(content.len());
+    assert_eq!(read(usize::from(*piece)), whole);
+    let (messages, error, is_inside) = whole;
+    assert!(messages.iter().all(|message| message.len() <= BYTES_MAX));
+    error.is_none() && !is_inside && !messages.is_empty()
 }
 
 /// True if all of a response is taken. Whatever is not, the answer says so, and the same response again changes nothing

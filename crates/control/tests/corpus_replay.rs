@@ -29,6 +29,17 @@ fn answers_of_the_corpus_are_the_askers_certificate_or_refused() {
 }
 
 #[test]
+fn frames_of_the_corpus_are_the_same_messages_however_they_come() {
+    let taken = replay("grpc_frames", promises::of_frames);
+    for good in ["one", "several", "nothing_in_it"] {
+        assert!(taken.contains(&good.to_owned()), "the corpus should hold {good}: {taken:?}");
+    }
+    for bad in ["cut", "cut_in_its_head", "compressed", "too_long", "empty"] {
+        assert!(!taken.contains(&bad.to_owned()), "{bad} is taken");
+    }
+}
+
+#[test]
 fn responses_of_the_corpus_are_answered_and_what_they_change_can_be_built() {
     let taken = replay("xds_response", promises::of_a_response);
     assert!(taken.contains(&"good".to_owned()), "the corpus should hold a response, not only mistakes: {taken:?}");

@@ -62,7 +62,7 @@ impl Responses {
     /// The next message, or none when the server has ended the call in order. Dropping the future loses nothing.
     pub(crate) async fn message(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
-            if let Some(message) = self.frames.next().map_err(|error| Status::internal(error.to_string()))? {
+            if let Some(message) = self.frames.next_message().map_err(|error| Status::internal(error.to_string()))? {
                 return Ok(Some(message));
             }
             let frame = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;

@@ -11,16 +11,23 @@ const HEAD_BYTES: usize = 5;
 
 /// Why bytes are no messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(super) enum FrameError {
+pub enum FrameError {
+    /// Its flag says so.
     #[error("a compressed message, which nobody asked for")]
     Compressed,
+    /// By the length in front of it.
     #[error("a message of {bytes} bytes, which is more than the {bytes_max} that are taken")]
-    TooLong { bytes: usize, bytes_max: usize },
+    TooLong {
+        /// Its length.
+        bytes: usize,
+        /// The limit.
+        bytes_max: usize,
+    },
 }
 
 /// Bytes that have come, and the message that they begin.
 #[derive(Debug)]
-pub(super) struct Frames {
+pub struct Frames {
     /// Not yet taken in; the connection's window bounds it.
     came: VecDeque<Bytes>,
     head: [u8; HEAD_BYTES],
@@ -31,22 +38,26 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    pub(super) fn new(bytes_max: usize) -> Self {
+    /// Of messages of at most `bytes_max`.
+    pub fn new(bytes_max: usize) -> Self {
         Self { came: VecDeque::new(), head: [0; HEAD_BYTES], head_bytes: 0, message: None, bytes_max }
     }
 
     /// Bytes have come.
-    pub(super) fn push(&mut self, bytes: Bytes) {
+    pub fn push(&mut self, bytes: Bytes) {
         self.came.push_back(bytes);
     }
 
     /// Whether a message has begun and is not whole.
-    pub(super) fn is_inside(&self) -> bool {
+    pub fn is_inside(&self) -> bool {
         self.head_bytes > 0 || self.message.is_some()
     }
 
     /// The next whole message.
-    pub(super) fn next(&mut self) -> Result<Option<Bytes>, FrameError> {
+    ///
+    /// # Errors
+    /// [`FrameError`]; what follows is no message then.
+    pub fn next_message(&mut self) -> Result<Option<Bytes>, FrameError> {
         loop {
             if let Some((message, bytes)) = &mut self.message
                 && message.len() == *bytes
@@ -112,7 +123,7 @@ mod tests {
             let (mut frames, mut read) = (Frames::new(40), Vec::new());
             while !bytes.is_empty() {
                 frames.push(bytes.split_to(rng.usize(0..=bytes.len().min(9))));
-                while let Some(message) = frames.next().expect("good bytes") {
+                while let Some(message) = frames.next_message().expect("good bytes") {
                     read.push(message.to_vec());
                 }
             }
@@ -127,7 +138,7 @@ mod tests {
         for cut in 0..whole.len() {
             let mut frames = Frames::new(100);
             frames.push(whole.slice(..cut));
-            assert_eq!(frames.next(), Ok(None));
+            assert_eq!(frames.next_message(), Ok(None));
             assert_eq!(frames.is_inside(), cut > 0, "{cut}");
         }
     }
@@ -141,7 +152,7 @@ mod tests {
         ] {
             let mut frames = Frames::new(7);
             frames.push(Bytes::from_static(bytes));
-            assert_eq!(frames.next(), Err(error));
+            assert_eq!(frames.next_message(), Err(error));
         }
     }
 }

@@ -3,7 +3,7 @@
 
 mod connection;
 pub(crate) mod duplex;
-mod frames;
+pub mod frames;
 mod raw;
 mod roots;
 mod server;
