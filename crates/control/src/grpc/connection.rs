@@ -19,7 +19,7 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 
-use super::{RootsError, Server, verifier::EitherName};
+use super::{RootsError, Server, moderated::Moderated, verifier::EitherName};
 
 /// How long each step of connecting may take: the name and TCP, TLS, HTTP/2.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
@@ -95,7 +95,7 @@ impl Connection {
         let address = (server.address.host(), server.address.port());
         let socket = timeout(STEP_WITHIN, TcpStream::connect(address)).await.map_err(silent("TCP"))?;
         let socket = socket.and_then(keep_alive).map_err(|source| ConnectError::Tcp { server: named(), source })?;
-        let encrypted = timeout(STEP_WITHIN, TlsConnector::from(config).connect(name, socket)).await;
+        let encrypted = timeout(STEP_WITHIN, TlsConnector::from(config).connect(name, Moderated::new(socket))).await;
         let encrypted = encrypted.map_err(silent("TLS"))?;
         let encrypted = encrypted.map_err(|source| ConnectError::Tls { server: named(), source })?;
         let shake_hands = http2::Builder::new(TokioExecutor::new())

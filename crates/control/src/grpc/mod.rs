@@ -1,9 +1,11 @@
 //! gRPC towards the control plane: where a server is and how it proves itself ([`Server`]), a connection to it
-//! (`Connection`), calls of many messages (`duplex`), and messages as bytes (`Raw`). What is said over it is `xds`'s and `ca`'s.
+//! (`Connection`), whose small reads are taken together (`moderated`), calls of many messages (`duplex`), and messages as
+//! bytes (`Raw`). What is said over it is `xds`'s and `ca`'s.
 
 mod connection;
 pub(crate) mod duplex;
 pub mod frames;
+mod moderated;
 mod raw;
 mod roots;
 mod server;

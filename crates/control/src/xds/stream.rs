@@ -38,7 +38,7 @@ use crate::{
 pub(crate) const RESPONSE_BYTES_MAX: usize = 200 << 20;
 /// Requests that wait to be sent. A server that answers and does not read is left when so many wait.
 const REQUESTS_MAX: usize = 256;
-/// Parts of a response that are taken in one turn: under a millisecond.
+/// Parts of responses that are taken in one turn: under a millisecond.
 const PARTS_PER_TURN: usize = 128;
 /// The first wait before connecting again, and the longest.
 const WAITS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(15));
@@ -50,6 +50,8 @@ pub(crate) struct Stream {
     state: State,
     backoff: Backoff,
     taking: Option<Taking>,
+    /// Parts that were taken in this turn.
+    taken: usize,
     status: Status,
 }
 
@@ -132,7 +134,7 @@ pub(crate) enum Progress {
 impl Stream {
     pub(crate) fn new(server: Server, session: Session, status: Status) -> Self {
         let backoff = Backoff::new(WAITS.0, WAITS.1);
-        Self { server, session, state: State::Waiting { until: now() }, backoff, taking: None, status }
+        Self { server, session, state: State::Waiting { until: now() }, backoff, taking: None, taken: 0, status }
     }
 
     /// All that is held.
@@ -163,9 +165,12 @@ impl Stream {
 
     /// The next thing. Dropping the future before it is done loses nothing.
     pub(crate) async fn next(&mut self) -> Happened {
-        if self.taking.is_some() {
+        if self.taken >= PARTS_PER_TURN {
             // Whatever else waits has a turn first.
             tokio::task::yield_now().await;
+            self.taken = 0;
+        }
+        if self.taking.is_some() {
             return Happened::More;
         }
         loop {
@@ -193,7 +198,7 @@ impl Stream {
             Happened::Connected(Err(error)) => self.lost(Termination::ConnectionError, &error),
             Happened::Opened(Ok(responses)) => self.opened(responses),
             Happened::Opened(Err(status)) => self.lost(Termination::ConnectionError, &status),
-            Happened::Message(Ok(Some(message))) => self.on_message(message),
+            Happened::Message(Ok(Some(message))) => return self.on_message(message, changes),
             Happened::Message(Ok(None)) => self.lost(Termination::Complete, &"the server ended the stream"),
             Happened::Message(Err(status)) => self.lost(termination(&status), &status),
             Happened::More => return self.take(changes),
@@ -251,7 +256,7 @@ impl Stream {
         }
     }
 
-    fn on_message(&mut self, message: Bytes) {
+    fn on_message(&mut self, message: Bytes, changes: &mut Vec<Change>) -> Progress {
         match Response::read(message) {
             Ok(response) => {
                 if let Some(kind) = Kind::of(response.type_url()) {
@@ -264,8 +269,12 @@ impl Stream {
                 if let State::Open { delivered, .. } = &mut self.state {
                     *delivered = true;
                 }
+                self.take(changes)
             }
-            Err(error) => self.lost(Termination::Error, &error),
+            Err(error) => {
+                self.lost(Termination::Error, &error);
+                Progress::Nothing
+            }
         }
     }
 
@@ -273,7 +282,10 @@ impl Stream {
     fn take(&mut self, changes: &mut Vec<Change>) -> Progress {
         let Some(mut taking) = self.taking.take() else { return Progress::Nothing };
         let (now, before) = (now(), changes.len());
-        for part in taking.response.by_ref().take(PARTS_PER_TURN) {
+        // A response without parts is one, too.
+        self.taken += 1;
+        for part in taking.response.by_ref().take(PARTS_PER_TURN.saturating_sub(self.taken)) {
+            self.taken += 1;
             self.session.on_part(&mut taking.receiving, part, now, changes);
         }
         if taking.response.has_more() {
