@@ -19,7 +19,11 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 
-use super::{RootsError, Server, moderated::Moderated, verifier::EitherName};
+use super::{
+    RootsError, Server,
+    moderated::{Begun, Moderated},
+    verifier::EitherName,
+};
 
 /// How long each step of connecting may take: the name and TCP, TLS, HTTP/2.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
@@ -84,7 +88,10 @@ pub enum ConnectError {
 
 /// A connection. Clones are the same one; it ends with the last of them.
 #[derive(Debug, Clone)]
-pub(crate) struct Connection(http2::SendRequest<Body>);
+pub(crate) struct Connection {
+    send: http2::SendRequest<Body>,
+    begun: Begun,
+}
 
 impl Connection {
     /// Connects. Needs a runtime with I/O and time, on which the connection's own task is spawned.
@@ -95,7 +102,9 @@ impl Connection {
         let address = (server.address.host(), server.address.port());
         let socket = timeout(STEP_WITHIN, TcpStream::connect(address)).await.map_err(silent("TCP"))?;
         let socket = socket.and_then(keep_alive).map_err(|source| ConnectError::Tcp { server: named(), source })?;
-        let encrypted = timeout(STEP_WITHIN, TlsConnector::from(config).connect(name, Moderated::new(socket))).await;
+        let begun = Begun::default();
+        let socket = Moderated::new(socket, begun.clone());
+        let encrypted = timeout(STEP_WITHIN, TlsConnector::from(config).connect(name, socket)).await;
         let encrypted = encrypted.map_err(silent("TLS"))?;
         let encrypted = encrypted.map_err(|source| ConnectError::Tls { server: named(), source })?;
         let shake_hands = http2::Builder::new(TokioExecutor::new())
@@ -115,12 +124,17 @@ impl Connection {
                 tracing::debug!(server, %error, "connection to the control plane ended");
             }
         });
-        Ok(Self(send))
+        Ok(Self { send, begun })
     }
 
     /// Whether calls can still be made on it, as far as is known.
     pub(crate) fn is_open(&self) -> bool {
-        !self.0.is_closed()
+        !self.send.is_closed()
+    }
+
+    /// To be told when a message has come in part, so that the rest is read without delay.
+    pub(crate) fn begun(&self) -> Begun {
+        self.begun.clone()
     }
 }
 
@@ -130,11 +144,11 @@ impl tower_service::Service<Request<Body>> for Connection {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), hyper::Error>> {
-        self.0.poll_ready(context)
+        self.send.poll_ready(context)
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        Box::pin(self.0.send_request(request))
+        Box::pin(self.send.send_request(request))
     }
 }
 

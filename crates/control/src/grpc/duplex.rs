@@ -17,6 +17,7 @@ use tower_service::Service;
 use super::{
     Connection, Server,
     frames::{Frames, framed},
+    moderated::Begun,
 };
 
 /// What the server sends.
@@ -24,6 +25,7 @@ use super::{
 pub(crate) struct Responses {
     body: Incoming,
     frames: Frames,
+    begun: Begun,
     heard_at: Option<Instant>,
 }
 
@@ -55,7 +57,7 @@ pub(crate) async fn call(
     if head.status != StatusCode::OK {
         return Err(Status::unknown(format!("HTTP status {}; is this the control plane?", head.status)));
     }
-    Ok(Responses { body, frames: Frames::new(bytes_max), heard_at: None })
+    Ok(Responses { body, frames: Frames::new(bytes_max), begun: connection.begun(), heard_at: None })
 }
 
 impl Responses {
@@ -65,6 +67,7 @@ impl Responses {
             if let Some(message) = self.frames.next_message().map_err(|error| Status::internal(error.to_string()))? {
                 return Ok(Some(message));
             }
+            self.begun.set(self.frames.is_inside());
             let frame = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
             let frame = match frame {
                 Some(frame) => frame.map_err(of_error)?,

@@ -2,12 +2,15 @@
 //! came fast upon each other, the next waits a little, and takes all that has come meanwhile. A message by itself costs
 //! the wakes, system calls and cold caches that ten together cost once.
 //!
-//! The first reads after a pause wait for nothing, and reads that bring much are free, so a large message is as fast as it
-//! was.
+//! The first reads after a pause wait for nothing, and neither do those of a message that is not whole yet.
 
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
@@ -17,27 +20,35 @@ use tokio::{
     time::{Sleep, sleep_until},
 };
 
-use crate::clocks::now;
+use crate::{clocks::now, pacer::APART_MIN};
 
-/// In the long run small reads are so far apart: 100 in a second. Half of what generations are apart at least, for nothing
-/// is in force before it is published.
-const APART: Duration = Duration::from_millis(10);
-/// So many small reads may follow each other at once: a handshake, the first messages, a pod with all that belongs to it.
+/// In the long run reads are so far apart, as generations are at least: nothing is in force before it is published.
+const APART: Duration = APART_MIN;
+/// So many may follow each other at once: a handshake, the first messages, a pod with all that belongs to it.
 const BURST: u32 = 16;
-/// A read of so many bytes is free, and a smaller one costs what it lacks: a record of TLS, the most that is read at once.
-const BYTES_FREE: usize = 16 << 10;
 
 /// A socket whose reads are moderated. Writes are not.
 #[derive(Debug)]
 pub(crate) struct Moderated<S> {
     socket: S,
+    begun: Begun,
     pace: Pace,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
+/// Whether a message has begun that is not whole. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Begun(Arc<AtomicBool>);
+
+impl Begun {
+    pub(crate) fn set(&self, begun: bool) {
+        self.0.store(begun, Relaxed);
+    }
+}
+
 impl<S> Moderated<S> {
-    pub(crate) fn new(socket: S) -> Self {
-        Self { socket, pace: Pace { spent_until: now() }, pause: None }
+    pub(crate) fn new(socket: S, begun: Begun) -> Self {
+        Self { socket, begun, pace: Pace { spent_until: now() }, pause: None }
     }
 }
 
@@ -52,10 +63,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Moderated<S> {
             ready!(pause.as_mut().poll(context));
             this.pause = None;
         }
-        let before = buffer.filled().len();
         ready!(Pin::new(&mut this.socket).poll_read(context, buffer))?;
-        let next = this.pace.read(buffer.filled().len() - before, now());
-        this.pause = next.map(|next| Box::pin(sleep_until(next.into())));
+        // What fills the buffer has left something behind, which the same wake takes.
+        if buffer.remaining() > 0 && !this.begun.0.load(Relaxed) {
+            this.pause = this.pace.read(now()).map(|next| Box::pin(sleep_until(next.into())));
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -94,11 +106,9 @@ struct Pace {
 }
 
 impl Pace {
-    /// So many bytes were read now; until when the next read has to wait, if it has to.
-    fn read(&mut self, bytes: usize, now: Instant) -> Option<Instant> {
-        let lacks = BYTES_FREE.saturating_sub(bytes) as u32;
-        self.spent_until = self.spent_until.max(now) + APART * lacks / BYTES_FREE as u32;
-        // One read's time more than the burst: the next one would be beyond it.
+    /// All that had come was read now; until when the next read has to wait, if it has to.
+    fn read(&mut self, now: Instant) -> Option<Instant> {
+        self.spent_until = self.spent_until.max(now) + APART;
         let next = self.spent_until.checked_sub(APART * (BURST - 1))?;
         (next > now).then_some(next)
     }
@@ -106,84 +116,93 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
-    /// As a change of an endpoint.
-    const SMALL: usize = 400;
 
     /// Reads what comes `apart` from each other for a second, each as soon as it may: when each was read.
-    fn reads(bytes: usize, apart: Duration) -> Vec<Instant> {
+    fn reads(apart: Duration) -> Vec<Instant> {
         let start = Instant::now();
         let mut pace = Pace { spent_until: start };
-        let (mut not_before, mut waiting, mut reads) = (start, 0, Vec::new());
-        let arrivals = (Duration::from_secs(1).as_nanos() / apart.as_nanos()) as u32;
-        for arrival in 0..arrivals {
+        let (mut not_before, mut reads) = (start, Vec::new());
+        for arrival in 0..(Duration::from_secs(1).as_nanos() / apart.as_nanos()) as u32 {
             let now = start + apart * arrival;
-            waiting += bytes;
             // All that has come is read as soon as that is allowed, be it between two arrivals.
             if not_before < now + apart {
-                let at = now.max(not_before);
-                not_before = pace.read(waiting, at).unwrap_or(at);
-                reads.push(at);
-                waiting = 0;
+                reads.push(now.max(not_before));
+                not_before = pace.read(now.max(not_before)).unwrap_or(now);
             }
         }
         reads
     }
 
     #[test]
-    fn a_storm_is_read_at_a_bounded_rate_and_no_message_waits_longer_than_the_reads_are_apart() {
-        let reads = reads(SMALL, 2 * MS);
-        assert!((100..=140).contains(&reads.len()), "{} of 500", reads.len());
+    fn a_storm_is_read_at_a_bounded_rate_and_no_message_waits_longer_than_reads_are_apart() {
+        let reads = reads(2 * MS);
+        assert!((50..=50 + BURST as usize).contains(&reads.len()), "{} of 500", reads.len());
         let longest = reads.windows(2).map(|pair| pair[1] - pair[0]).max();
         assert!(longest <= Some(APART + 2 * MS), "{longest:?}");
     }
 
     #[test]
     fn what_comes_rarely_or_in_a_burst_waits_for_nothing() {
-        assert_eq!(reads(SMALL, APART).len(), 100);
+        assert_eq!(reads(APART).len(), 50);
         let mut now = Instant::now();
         let mut pace = Pace { spent_until: now };
         for burst in 0..3 {
             for message in 1..BURST {
-                assert_eq!(pace.read(SMALL, now), None, "{message} of burst {burst}");
+                assert_eq!(pace.read(now), None, "{message} of burst {burst}");
             }
-            assert!((0..2).any(|_| pace.read(SMALL, now).is_some()), "no more than the burst");
+            assert_eq!(pace.read(now), Some(now + APART), "no more than the burst");
             now += APART * (BURST + 1);
         }
     }
 
-    #[test]
-    fn reads_that_bring_much_wait_for_nothing() {
-        let now = Instant::now();
-        let mut pace = Pace { spent_until: now };
-        for _ in 0..100_000 {
-            assert_eq!(pace.read(BYTES_FREE, now), None);
+    /// Reads until the end, with a buffer of so many bytes: what came, in how many reads and how long that took.
+    async fn read_all(mut client: Moderated<DuplexStream>, room: usize) -> (Vec<u8>, u32, Duration) {
+        let (mut all, mut reads, began) = (Vec::new(), 0, now());
+        loop {
+            let mut buffer = vec![0; room];
+            match client.read(&mut buffer).await.unwrap() {
+                0 => return (all, reads, now() - began),
+                count => all.extend_from_slice(&buffer[..count]),
+            }
+            reads += 1;
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_has_come_meanwhile_is_read_at_once_and_the_end_after_it() {
         let (mut server, client) = tokio::io::duplex(1 << 20);
-        let mut client = Moderated::new(client);
         let sending = async move {
             for number in 0..500_u32 {
                 server.write_all(&number.to_be_bytes()).await.unwrap();
                 tokio::time::sleep(2 * MS).await;
             }
         };
-        let receiving = async move {
-            let (mut all, mut reads) = (Vec::new(), 0);
-            while client.read_buf(&mut all).await.unwrap() > 0 {
-                reads += 1;
-            }
-            (all, reads)
-        };
-        let ((), (all, reads)) = tokio::join!(sending, receiving);
+        let ((), (all, reads, _)) = tokio::join!(sending, read_all(Moderated::new(client, Begun::default()), 4096));
         assert_eq!(all, (0..500_u32).flat_map(u32::to_be_bytes).collect::<Vec<_>>());
-        assert!((90..=130).contains(&reads), "{reads} of 500");
+        assert!((50..=70).contains(&reads), "{reads} of 500");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_is_not_whole_and_what_has_come_already_wait_for_nothing() {
+        for (begun, piece, room) in [(true, 100, 4096), (false, 4096, 512)] {
+            let (mut server, client) = tokio::io::duplex(4096);
+            let client = Moderated::new(client, Begun::default());
+            client.begun.set(begun);
+            let sending = async move {
+                for _ in 0..1000 {
+                    server.write_all(&vec![7; piece]).await.unwrap();
+                    tokio::task::yield_now().await;
+                }
+            };
+            let ((), (all, reads, took)) = tokio::join!(sending, read_all(client, room));
+            assert_eq!(all.len(), 1000 * piece);
+            assert!(reads > 500, "the case has many reads: {reads}");
+            assert_eq!(took, Duration::ZERO, "begun {begun}, {piece} in {room}");
+        }
     }
 }
