@@ -48,8 +48,8 @@ pub(crate) fn measure(workloads: u32, churn: Duration) -> Result<Figures> {
         mb(peak)
     ));
     let idle = cpu_during(&stage, churn, |_| Ok(()))?;
-    let alone = cpu_during(&stage, churn, |began| change(&stage, world, began, churn, Duration::ZERO))? - idle;
-    let together = cpu_during(&stage, churn, |began| change(&stage, world, began, churn, COLLECTED))? - idle;
+    let alone = cpu_during(&stage, churn, |began| change(&stage, world, 2, began, churn, Duration::ZERO))? - idle;
+    let together = cpu_during(&stage, churn, |began| change(&stage, world, 3, began, churn, COLLECTED))? - idle;
     tell(&format!(
         "{CHANGES_PER_SECOND} changes a second: {alone:.2} % of a CPU when each is a response, {together:.2} % when they are \
          collected for {} ms (idle {idle:.2} %)",
@@ -78,17 +78,26 @@ fn cpu_during(stage: &Stage, time: Duration, work: impl FnOnce(Instant) -> Resul
     Ok((stage.cpu()? - before).as_secs_f64() / took.as_secs_f64() * 100.0)
 }
 
-/// Changes endpoints, one after the other at their times; what is due within `collected` is one response.
-fn change(stage: &Stage, world: World, began: Instant, time: Duration, collected: Duration) -> Result<()> {
+/// Changes endpoints to revisions from `revision` on, one after the other at their times; what is due within `collected` is one
+/// response.
+fn change(
+    stage: &Stage,
+    world: World,
+    revision: u32,
+    began: Instant,
+    time: Duration,
+    collected: Duration,
+) -> Result<()> {
     let interval = Duration::from_secs(1) / CHANGES_PER_SECOND;
     let count = (time.as_secs_f64() * f64::from(CHANGES_PER_SECOND)) as u32;
     let answers = stage.xds().acknowledged();
     let (mut resources, mut sent) = (Vec::new(), 0);
     for number in 0..count {
         let due = began + interval * number;
-        // Spread over the mesh, each another endpoint of another service, and another revision than in force.
+        // Spread over the mesh, each another endpoint of another service. What is in force is odd where this is even, and the
+        // other way round, so each has another address than it had.
         let which = number.wrapping_mul(7_919) % world.workloads;
-        resources.push(world.workload(which, 2 + number));
+        resources.push(world.workload(which, revision + 2 * number));
         if number + 1 == count || interval * (number + 1) >= collected * (sent + 1) {
             thread::sleep(due.saturating_duration_since(Instant::now()));
             stage.xds().send(&response(std::mem::take(&mut resources), number.into()));
