@@ -27,9 +27,19 @@ const POLICIES: u32 = 10_000;
 /// of the next one's memory.
 const ONE_SIZE: &str = "--workloads";
 
+const HELP: &str = "\
+What a mesh costs: memory, build, change, lookups, verdicts. About five minutes; the last line is one JSON object.
+
+  --bench            all sizes, each in a process of its own, and the cost curve as a picture (`make bench-mesh`)
+  --workloads N      the figures of a mesh of N workloads only, a line each; of 0 those of 10,000 policies
+  (none)             everything once on a small mesh, as `make test` runs it; the figures mean nothing";
+
 fn main() -> std::io::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let mut stdout = std::io::stdout();
+    if arguments.iter().any(|argument| ["-h", "--help"].contains(&argument.as_str())) {
+        return writeln!(stdout, "{HELP}");
+    }
     if let Some(at) = arguments.iter().position(|argument| argument == ONE_SIZE) {
         let workloads = arguments.get(at + 1).and_then(|text| text.parse().ok()).expect("its parent names a size");
         let figures = match workloads {

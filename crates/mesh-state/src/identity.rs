@@ -1,6 +1,5 @@
 //! A workload's SPIFFE identity, `spiffe://TD/ns/NS/sa/SA`. Parsed once where it enters; not the certificate that proves it.
 
-use alloc::format;
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt;
@@ -49,7 +48,7 @@ impl Identity {
                 return Err(IdentityError::Part { part, value: value.into() });
             }
         }
-        let text = format!("{SCHEME}{trust_domain}{NAMESPACE_MARK}{namespace}{SERVICE_ACCOUNT_MARK}{service_account}");
+        let text = [SCHEME, trust_domain, NAMESPACE_MARK, namespace, SERVICE_ACCOUNT_MARK, service_account].concat();
         if text.len() > TEXT_BYTES_MAX {
             return Err(IdentityError::Length { bytes: text.len() });
         }

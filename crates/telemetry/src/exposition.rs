@@ -215,28 +215,17 @@ mod tests {
     }
 
     #[test]
-    fn cores_that_count_for_themselves_are_told_apart() {
+    fn the_longest_time_of_each_core_is_told_in_seconds_and_never_shrinks() {
         let (cores, mut exposition) = recorders(2);
-        for (core, tasks) in cores.iter().zip([3.0, 4.0]) {
-            core.core_gauge("coretunnel_core_tasks", "Tasks alive").set(tasks);
-            core.core_counter("coretunnel_core_parks_total", "Parks").increment(core.core() as u64);
-        }
-        let expected = "# HELP coretunnel_core_parks Parks (unstable).\n# TYPE coretunnel_core_parks counter\n\
-                        coretunnel_core_parks_total{core=\"0\"} 0\ncoretunnel_core_parks_total{core=\"1\"} 1\n\
-                        # HELP coretunnel_core_tasks Tasks alive (unstable).\n# TYPE coretunnel_core_tasks gauge\n\
-                        coretunnel_core_tasks{core=\"0\"} 3\ncoretunnel_core_tasks{core=\"1\"} 4\n# EOF\n";
-        assert_eq!(page(&mut exposition), expected);
-    }
-
-    #[test]
-    fn the_longest_time_of_a_core_is_told_in_seconds_and_never_shrinks() {
-        let (cores, mut exposition) = recorders(1);
+        cores[1].core_longest("gap_seconds", "The longest gap").took(Duration::from_secs(7));
         let longest = cores[0].core_longest("gap_seconds", "The longest gap");
         for (took_us, told) in [(0, "0"), (1_250, "0.00125"), (3, "0.00125"), (2_000_000, "2")] {
             longest.took(Duration::from_micros(took_us));
             let page = page(&mut exposition);
             assert!(
-                page.ends_with(&format!("# TYPE gap_seconds gauge\ngap_seconds{{core=\"0\"}} {told}\n# EOF\n")),
+                page.ends_with(&format!(
+                    "# TYPE gap_seconds gauge\ngap_seconds{{core=\"0\"}} {told}\ngap_seconds{{core=\"1\"}} 7\n# EOF\n"
+                )),
                 "{page}"
             );
         }

@@ -150,23 +150,6 @@ impl CoreRecorder {
         recorder
     }
 
-    /// Which core it counts for.
-    pub fn core(&self) -> usize {
-        self.core
-    }
-
-    /// A counter of this core alone, told from the other cores' by its one label, `core`.
-    pub fn core_counter(&self, name: &'static str, help: &'static str) -> Counter {
-        self.describe_counter(name.into(), None, help.into());
-        self.register_counter(&self.core_key(name), &METADATA)
-    }
-
-    /// A gauge of this core alone, told from the other cores' by its one label, `core`.
-    pub fn core_gauge(&self, name: &'static str, help: &'static str) -> Gauge {
-        self.describe_gauge(name.into(), None, help.into());
-        self.register_gauge(&self.core_key(name), &METADATA)
-    }
-
     /// The longest time of something of this core, in seconds on the page, told from the other cores' by its one label,
     /// `core`.
     pub fn core_longest(&self, name: &'static str, help: &'static str) -> Longest {
