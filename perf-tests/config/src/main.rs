@@ -130,8 +130,11 @@ fn main() -> Result<()> {
             figures.insert("beside_slope_bytes_per_pair".to_owned(), rounded(slope::bytes_per_pair(&beside)));
         }
         let path = arguments.plot.unwrap_or_else(|| target_directory().join("bench-config.svg"));
-        std::fs::write(&path, plot::svg(&points, &beside)).with_context(|| format!("write {}", path.display()))?;
-        tell(&format!("the slope as a picture: {}", path.display()));
+        // No reason to lose the figures.
+        match std::fs::write(&path, plot::svg(&points, &beside)) {
+            Ok(()) => tell(&format!("the slope as a picture: {}", path.display())),
+            Err(error) => tell(&format!("no picture, because {} could not be written: {error}", path.display())),
+        }
     }
     if wanted(Part::Certificates) {
         let peak = (0..plan.days).map(certificates::peak_over_mean).fold(0.0, f64::max);
