@@ -168,7 +168,7 @@ fn is_segment(value: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::string::ToString;
+    use std::{format, string::ToString};
 
     use proptest::prelude::*;
 
