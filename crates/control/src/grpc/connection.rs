@@ -21,7 +21,7 @@ use tonic::body::Body;
 
 use super::{
     RootsError, Server,
-    moderated::{Begun, Moderated},
+    moderated::{Moderated, Prompt},
     verifier::EitherName,
 };
 
@@ -90,7 +90,7 @@ pub enum ConnectError {
 #[derive(Debug, Clone)]
 pub(crate) struct Connection {
     send: http2::SendRequest<Body>,
-    begun: Begun,
+    prompt: Prompt,
 }
 
 impl Connection {
@@ -102,8 +102,8 @@ impl Connection {
         let address = (server.address.host(), server.address.port());
         let socket = timeout(STEP_WITHIN, TcpStream::connect(address)).await.map_err(silent("TCP"))?;
         let socket = socket.and_then(keep_alive).map_err(|source| ConnectError::Tcp { server: named(), source })?;
-        let begun = Begun::default();
-        let socket = Moderated::new(socket, begun.clone());
+        let prompt = Prompt::new();
+        let socket = Moderated::new(socket, prompt.clone());
         let encrypted = timeout(STEP_WITHIN, TlsConnector::from(config).connect(name, socket)).await;
         let encrypted = encrypted.map_err(silent("TLS"))?;
         let encrypted = encrypted.map_err(|source| ConnectError::Tls { server: named(), source })?;
@@ -124,7 +124,7 @@ impl Connection {
                 tracing::debug!(server, %error, "connection to the control plane ended");
             }
         });
-        Ok(Self { send, begun })
+        Ok(Self { send, prompt })
     }
 
     /// Whether calls can still be made on it, as far as is known.
@@ -132,9 +132,9 @@ impl Connection {
         !self.send.is_closed()
     }
 
-    /// To be told when a message has come in part, so that the rest is read without delay.
-    pub(crate) fn begun(&self) -> Begun {
-        self.begun.clone()
+    /// To be told when nothing of a message is outstanding, so that small ones are read together.
+    pub(crate) fn prompt(&self) -> Prompt {
+        self.prompt.clone()
     }
 }
 

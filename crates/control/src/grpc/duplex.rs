@@ -17,7 +17,7 @@ use tower_service::Service;
 use super::{
     Connection, Server,
     frames::{Frames, framed},
-    moderated::Begun,
+    moderated::Prompt,
 };
 
 /// What the server sends.
@@ -25,7 +25,7 @@ use super::{
 pub(crate) struct Responses {
     body: Incoming,
     frames: Frames,
-    begun: Begun,
+    prompt: Prompt,
     heard_at: Option<Instant>,
 }
 
@@ -57,7 +57,7 @@ pub(crate) async fn call(
     if head.status != StatusCode::OK {
         return Err(Status::unknown(format!("HTTP status {}; is this the control plane?", head.status)));
     }
-    Ok(Responses { body, frames: Frames::new(bytes_max), begun: connection.begun(), heard_at: None })
+    Ok(Responses { body, frames: Frames::new(bytes_max), prompt: connection.prompt(), heard_at: None })
 }
 
 impl Responses {
@@ -67,7 +67,7 @@ impl Responses {
             if let Some(message) = self.frames.next_message().map_err(|error| Status::internal(error.to_string()))? {
                 return Ok(Some(message));
             }
-            self.begun.set(self.frames.is_inside());
+            self.prompt.set(self.frames.is_inside());
             let frame = std::future::poll_fn(|context| Pin::new(&mut self.body).poll_frame(context)).await;
             let frame = match frame {
                 Some(frame) => frame.map_err(of_error)?,

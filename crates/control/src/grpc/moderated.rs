@@ -2,7 +2,8 @@
 //! came fast upon each other, the next waits a little, and takes all that has come meanwhile. A message by itself costs
 //! the wakes, system calls and cold caches that ten together cost once.
 //!
-//! The first reads after a pause wait for nothing, and neither do those of a message that is not whole yet.
+//! The first reads after a pause wait for nothing, and neither do those of a message that is not whole yet. Nor does anything
+//! on a connection of questions and answers, where nobody says when messages end: somebody waits for each answer.
 
 use std::{
     io,
@@ -31,24 +32,32 @@ const BURST: u32 = 16;
 #[derive(Debug)]
 pub(crate) struct Moderated<S> {
     socket: S,
-    begun: Begun,
+    prompt: Prompt,
     pace: Pace,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
-/// Whether a message has begun that is not whole. Clones are the same.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Begun(Arc<AtomicBool>);
+/// Whether reads wait for nothing. They do not until somebody says otherwise. Clones are the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Prompt(Arc<AtomicBool>);
 
-impl Begun {
-    pub(crate) fn set(&self, begun: bool) {
-        self.0.store(begun, Relaxed);
+impl Prompt {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
+    pub(crate) fn set(&self, prompt: bool) {
+        self.0.store(prompt, Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Relaxed)
     }
 }
 
 impl<S> Moderated<S> {
-    pub(crate) fn new(socket: S, begun: Begun) -> Self {
-        Self { socket, begun, pace: Pace { spent_until: now() }, pause: None }
+    pub(crate) fn new(socket: S, prompt: Prompt) -> Self {
+        Self { socket, prompt, pace: Pace { spent_until: now() }, pause: None }
     }
 }
 
@@ -65,7 +74,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Moderated<S> {
         }
         ready!(Pin::new(&mut this.socket).poll_read(context, buffer))?;
         // What fills the buffer has left something behind, which the same wake takes.
-        if buffer.remaining() > 0 && !this.begun.0.load(Relaxed) {
+        if buffer.remaining() > 0 && !this.prompt.is_set() {
             this.pause = this.pace.read(now()).map(|next| Box::pin(sleep_until(next.into())));
         }
         Poll::Ready(Ok(()))
@@ -182,17 +191,20 @@ mod tests {
                 tokio::time::sleep(2 * MS).await;
             }
         };
-        let ((), (all, reads, _)) = tokio::join!(sending, read_all(Moderated::new(client, Begun::default()), 4096));
+        let client = Moderated::new(client, Prompt::new());
+        client.prompt.set(false);
+        let ((), (all, reads, _)) = tokio::join!(sending, read_all(client, 4096));
         assert_eq!(all, (0..500_u32).flat_map(u32::to_be_bytes).collect::<Vec<_>>());
         assert!((50..=70).contains(&reads), "{reads} of 500");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_that_is_not_whole_and_what_has_come_already_wait_for_nothing() {
-        for (begun, piece, room) in [(true, 100, 4096), (false, 4096, 512)] {
+    async fn prompt_reads_and_those_of_what_has_come_already_wait_for_nothing() {
+        for (prompt, piece, room) in [(true, 100, 4096), (false, 4096, 512)] {
             let (mut server, client) = tokio::io::duplex(4096);
-            let client = Moderated::new(client, Begun::default());
-            client.begun.set(begun);
+            let client = Moderated::new(client, Prompt::new());
+            assert!(client.prompt.is_set(), "until somebody says otherwise");
+            client.prompt.set(prompt);
             let sending = async move {
                 for _ in 0..1000 {
                     server.write_all(&vec![7; piece]).await.unwrap();
@@ -202,7 +214,7 @@ mod tests {
             let ((), (all, reads, took)) = tokio::join!(sending, read_all(client, room));
             assert_eq!(all.len(), 1000 * piece);
             assert!(reads > 500, "the case has many reads: {reads}");
-            assert_eq!(took, Duration::ZERO, "begun {begun}, {piece} in {room}");
+            assert_eq!(took, Duration::ZERO, "prompt {prompt}, {piece} in {room}");
         }
     }
 }
