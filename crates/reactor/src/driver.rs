@@ -132,7 +132,7 @@ fn round(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Afte
 /// Enters the kernel, to stay there if nobody is runnable.
 fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut Aftermath) {
     let core = &*reactor.0;
-    let Core { inside, timers, engine, pipes, .. } = core;
+    let Core { inside, timers, engine, stream_parts, .. } = core;
     let began_ns = inside.now_ns();
     let idle = inside.queue.borrow().is_empty() && Limit::ALONE.holds(engine.total_load()) && inside.park();
     let worked_ns = if !idle {
@@ -142,7 +142,7 @@ fn exchange(reactor: &Reactor, pace: &Pace, books: &mut Books, aftermath: &mut A
         let now_ns = inside.read_clock();
         books.worked_of(now_ns - began_ns, now_ns)
     } else {
-        pipes.prune();
+        stream_parts.pipes.prune();
         let began_ns = inside.read_clock();
         let due = timers.next().map(|due| due.saturating_duration_since(inside.now()));
         let at_most = due.map_or(pace.park_max, |due| due.min(pace.park_max));

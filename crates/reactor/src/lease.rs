@@ -127,7 +127,7 @@ impl LeasePool {
         &self,
         row: Row,
         len: usize,
-        waiting: &mut Option<Waiting>,
+        waiting: &mut Option<Box<Waiting>>,
         context: &mut Context<'_>,
     ) -> Poll<Lease> {
         if self.within_share(row, size_of_lease(len)) {
@@ -140,10 +140,10 @@ impl LeasePool {
         if waiting.as_ref().is_none_or(|waiting| waiting.row != row) {
             let number = self.0.next_waiting.get();
             self.0.next_waiting.set(number + 1);
-            *waiting = Some(Waiting { pool: self.clone(), row, number });
+            *waiting = Some(Box::new(Waiting { pool: self.clone(), row, number }));
         }
-        if let Some(Waiting { number, .. }) = waiting {
-            self.with_share(row, |share| share.waiting.insert(*number, context.waker().clone()));
+        if let Some(waiting) = waiting {
+            self.with_share(row, |share| share.waiting.insert(waiting.number, context.waker().clone()));
         }
         Poll::Pending
     }
@@ -435,7 +435,7 @@ mod tests {
     struct Asker {
         row: Row,
         bell: std::sync::Arc<Bell>,
-        waiting: Option<Waiting>,
+        waiting: Option<Box<Waiting>>,
     }
 
     impl Asker {

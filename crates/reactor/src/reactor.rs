@@ -30,9 +30,7 @@ pub(crate) struct Core {
     pub(crate) tasks: Rc<Tasks>,
     pub(crate) timers: Rc<Timers>,
     pub(crate) engine: Rc<Engine>,
-    pub(crate) pipes: Rc<Pipes>,
-    leases: LeasePool,
-    io_room: usize,
+    pub(crate) stream_parts: Rc<StreamParts>,
     random: RefCell<fastrand::Rng>,
 }
 
@@ -142,14 +140,20 @@ impl Reactor {
         let no_ring = |source| StartError::Ring { core: config.name.clone(), source };
         let inside = gate::open(config).map_err(no_descriptor)?;
         let engine = Engine::new(kind, config.ring_entries, config.ops_max, inside.gate.bell()).map_err(no_ring)?;
+        let engine = Rc::new(engine);
+        let stream_parts = StreamParts {
+            inside: inside.clone(),
+            engine: engine.clone(),
+            leases: LeasePool::new(config.leases.clone()),
+            pipes: Rc::new(Pipes::new(config.pipes_max)),
+            io_room: config.io_room,
+        };
         Ok(Self(Rc::new(Core {
             tasks: Tasks::new(inside.clone(), config.tasks_max),
             inside,
             timers: Rc::new(Timers::new(config.timers_max)),
-            engine: Rc::new(engine),
-            pipes: Rc::new(Pipes::new(config.pipes_max)),
-            leases: LeasePool::new(config.leases.clone()),
-            io_room: config.io_room,
+            engine,
+            stream_parts: Rc::new(stream_parts),
             random: RefCell::new(fastrand::Rng::new()),
         })))
     }
@@ -171,7 +175,8 @@ impl Reactor {
 
     /// What this core holds and has done so far.
     pub fn counts(&self) -> Counts {
-        let Core { tasks, timers, engine, leases, pipes, .. } = &*self.0;
+        let Core { tasks, timers, engine, stream_parts, .. } = &*self.0;
+        let StreamParts { leases, pipes, .. } = &**stream_parts;
         let engine_counts = engine.counts();
         Counts {
             tasks: tasks.live(),
@@ -189,17 +194,6 @@ impl Reactor {
             share_waits: leases.waits(),
             enters: engine_counts.enters,
             parks: engine_counts.parks,
-        }
-    }
-
-    fn stream_parts(&self) -> StreamParts {
-        let Core { inside, engine, leases, pipes, io_room, .. } = &*self.0;
-        StreamParts {
-            inside: inside.clone(),
-            engine: engine.clone(),
-            leases: leases.clone(),
-            pipes: pipes.clone(),
-            io_room: *io_room,
         }
     }
 }
@@ -231,7 +225,7 @@ impl Runtime for Reactor {
     }
 
     fn listen(&self, socket: OwnedFd) -> io::Result<TcpListener> {
-        TcpListener::adopt(self.stream_parts(), socket)
+        TcpListener::adopt(self.0.stream_parts.clone(), socket)
     }
 
     fn connect(
@@ -240,11 +234,11 @@ impl Runtime for Reactor {
         target: SocketAddr,
         timeout: Duration,
     ) -> impl Future<Output = io::Result<TcpStream>> + 'static {
-        connect::connect(self.stream_parts(), socket, target, timeout, self.sleep(timeout))
+        connect::connect(self.0.stream_parts.clone(), socket, target, timeout, self.sleep(timeout))
     }
 
     fn lease(&self, len: usize) -> Lease {
-        self.0.leases.lease_of(self.0.inside.payer(), len)
+        self.0.stream_parts.leases.lease_of(self.0.inside.payer(), len)
     }
 
     fn yield_now(&self) -> impl Future<Output = ()> + 'static {

@@ -1,6 +1,6 @@
 //! Connecting a socket that was made, and perhaps bound, elsewhere.
 
-use std::{future::Future, io, net::SocketAddr, os::fd::OwnedFd, pin::pin, time::Duration};
+use std::{future::Future, io, net::SocketAddr, os::fd::OwnedFd, pin::pin, rc::Rc, time::Duration};
 
 use futures_util::future::{Either, select};
 use socket2::SockRef;
@@ -10,7 +10,7 @@ use crate::engine::operation::{Operation, Readiness};
 
 /// Connects `socket` to `target`, unless `expired` resolves first.
 pub(crate) async fn connect(
-    parts: StreamParts,
+    parts: Rc<StreamParts>,
     socket: OwnedFd,
     target: SocketAddr,
     timeout: Duration,

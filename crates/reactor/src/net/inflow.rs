@@ -23,21 +23,44 @@ use crate::{
     lease::Waiting,
 };
 
-/// What a flow begins with, and falls back to: a request or an answer with room to spare.
-const UNIT_MIN: usize = 16 << 10;
-/// What bulk comes in.
-const UNIT_MAX: usize = 256 << 10;
 /// After so many bytes without a wait the core is let go on with its other work first.
 const STRETCH_MAX: usize = 256 << 10;
 
-/// See the module. What a stream knows of its incoming bytes.
+/// See the module. What a stream knows of its incoming bytes. Every connection has two of these, so they are small.
 pub(crate) struct Inflow {
     state: State,
-    unit: usize,
-    /// Bytes since the last wait.
-    stretch: usize,
+    unit: Unit,
+    /// Bytes since the last wait, as far as they are counted.
+    stretch: u32,
     /// A place in the queue for the tenant's share of buffers.
-    share: Option<Waiting>,
+    share: Option<Box<Waiting>>,
+}
+
+/// What is fetched at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unit {
+    /// What a flow begins with, and falls back to: a request or an answer with room to spare.
+    Small,
+    Medium,
+    /// What bulk comes in.
+    Bulk,
+}
+
+impl Unit {
+    fn bytes(self) -> usize {
+        match self {
+            Self::Small => 16 << 10,
+            Self::Medium => 64 << 10,
+            Self::Bulk => 256 << 10,
+        }
+    }
+
+    fn larger(self) -> Self {
+        match self {
+            Self::Small => Self::Medium,
+            Self::Medium | Self::Bulk => Self::Bulk,
+        }
+    }
 }
 
 enum State {
@@ -52,7 +75,7 @@ enum State {
 impl Inflow {
     pub(crate) fn new() -> Self {
         // A connection that was just made has seldom said anything yet.
-        Self { state: State::Drained, unit: UNIT_MIN, stretch: 0, share: None }
+        Self { state: State::Drained, unit: Unit::Small, stretch: 0, share: None }
     }
 
     /// The next bytes, at most `room`; none is FIN.
@@ -65,7 +88,7 @@ impl Inflow {
     ) -> Poll<io::Result<Lease>> {
         loop {
             ready!(self.poll_readable(socket, parts, context))?;
-            let unit = parts.at_once(self.unit);
+            let unit = parts.at_once(self.unit.bytes());
             let room = room.clamp(1, unit);
             let mut into = ready!(parts.leases.poll_lease(parts.inside.payer(), room, &mut self.share, context));
             let fetched = fetch(socket, &mut into, room);
@@ -74,12 +97,12 @@ impl Inflow {
             // Unless it is the caller who wants no more.
             if room == unit {
                 self.unit = match count == room {
-                    true if unit == self.unit => (unit * 4).min(UNIT_MAX),
+                    true if unit == self.unit.bytes() => self.unit.larger(),
                     true => self.unit,
-                    false => UNIT_MIN,
+                    false => Unit::Small,
                 };
             }
-            if self.stretch >= parts.at_once(STRETCH_MAX) {
+            if self.stretch as usize >= parts.at_once(STRETCH_MAX) {
                 self.state = State::Drained;
             }
             return Poll::Ready(Ok(into));
@@ -119,7 +142,7 @@ impl Inflow {
                 Ok(Some(0))
             }
             Ok(count) => {
-                self.stretch += count;
+                self.stretch = self.stretch.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
                 if count < most {
                     socket.drained();
                     self.state = State::Drained;

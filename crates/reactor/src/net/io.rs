@@ -11,6 +11,7 @@ use std::{
     io::{self, IoSlice},
     net::Shutdown,
     pin::Pin,
+    rc::Rc,
     task::{Context, Poll, ready},
 };
 
@@ -38,7 +39,7 @@ const SLICES_MAX: usize = 1024;
 pub struct TcpIo {
     // First, as in `TcpStream`.
     socket: Socket,
-    parts: StreamParts,
+    parts: Rc<StreamParts>,
     inflow: Inflow,
     /// Bytes to copy out.
     left: Lease,
@@ -47,7 +48,7 @@ pub struct TcpIo {
 }
 
 impl TcpIo {
-    pub(crate) fn new(socket: Socket, parts: StreamParts, inflow: Inflow) -> Self {
+    pub(crate) fn new(socket: Socket, parts: Rc<StreamParts>, inflow: Inflow) -> Self {
         Self { socket, parts, inflow, left: Lease::empty(), writable: None }
     }
 

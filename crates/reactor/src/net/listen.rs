@@ -28,14 +28,14 @@ use crate::{
 
 /// The real [`Listener`].
 pub struct TcpListener {
-    parts: StreamParts,
+    parts: Rc<StreamParts>,
     socket: Rc<Descriptor>,
     accepting: RefCell<Option<Op>>,
 }
 
 impl TcpListener {
     /// Adopts a socket that is bound and listening.
-    pub(crate) fn adopt(parts: StreamParts, socket: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn adopt(parts: Rc<StreamParts>, socket: OwnedFd) -> io::Result<Self> {
         // Connections inherit it: one call here instead of one per connection.
         SockRef::from(&socket).set_tcp_nodelay(true)?;
         let socket = parts.engine.adopt(socket)?;

@@ -29,7 +29,6 @@ use crate::{
 const DIRECT_MAX: usize = 128 << 10;
 
 /// What a core's streams share.
-#[derive(Clone)]
 pub(crate) struct StreamParts {
     pub(crate) inside: Rc<Inside>,
     pub(crate) engine: Rc<Engine>,
@@ -64,12 +63,12 @@ impl StreamParts {
 pub struct TcpStream {
     // First: it decides how the socket closes before its operations let go of the descriptor.
     pub(super) socket: Socket,
-    pub(super) parts: StreamParts,
+    pub(super) parts: Rc<StreamParts>,
     pub(super) inflow: RefCell<Inflow>,
 }
 
 impl TcpStream {
-    pub(crate) fn new(parts: StreamParts, descriptor: Rc<Descriptor>) -> Self {
+    pub(crate) fn new(parts: Rc<StreamParts>, descriptor: Rc<Descriptor>) -> Self {
         Self { socket: Socket::new(descriptor), parts, inflow: RefCell::new(Inflow::new()) }
     }
 
