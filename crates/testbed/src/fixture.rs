@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use rustix::process::Signal;
@@ -14,6 +14,8 @@ use crate::wait;
 
 /// How long daemons may take to let go of what a test's connections held: tunnels are idle for a second first.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
+/// Who opens and closes nothing for so long is at rest.
+const REST: Duration = Duration::from_millis(200);
 /// How long an idle daemon may take from SIGTERM to its exit.
 const EXIT_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -50,11 +52,23 @@ pub fn run(spec: MeshSpec, pods: &[PodSpec], fact: impl FnOnce(&mut Mesh) -> Res
     }
 }
 
-/// Descriptors each daemon holds now.
+/// Descriptors each daemon holds at rest: one that was just started still connects to its CA.
 ///
 /// # Errors
-/// When a daemon has gone unasked.
+/// When a daemon has gone unasked, or does not come to rest.
 pub fn descriptors(mesh: &Mesh) -> Result<Descriptors> {
+    let (mut last, mut since) = (held(mesh)?, Instant::now());
+    wait::until_ok("daemons to come to rest", RELEASE_PATIENCE, || {
+        let now = held(mesh)?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+        ensure!(since.elapsed() >= REST, "they hold {last:?} now");
+        Ok(last.clone())
+    })
+}
+
+fn held(mesh: &Mesh) -> Result<Descriptors> {
     mesh.nodes_with_daemon().into_iter().map(|id| Ok((id, mesh.daemon(id).open_files()?))).collect()
 }
 
