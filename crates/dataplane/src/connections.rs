@@ -6,6 +6,7 @@
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
+    fmt,
     net::{IpAddr, SocketAddr},
     pin::pin,
     rc::Rc,
@@ -65,6 +66,15 @@ pub(crate) enum InboundRequest {
     Plaintext(SocketAddr),
 }
 
+impl fmt::Display for InboundRequest {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tunnel(authority) => authority.fmt(formatter),
+            Self::Plaintext(target) => target.fmt(formatter),
+        }
+    }
+}
+
 impl InboundFacts {
     /// Whether the verdict rests on more of the mesh than policy and the pod's own workload: a tunnel asked for something
     /// that is not the pod's address, as those to waypoints do.
@@ -99,10 +109,7 @@ impl InboundFacts {
             peer: self.peer,
             identity: self.identity.as_ref(),
             local: self.local,
-            request: match &self.request {
-                InboundRequest::Tunnel(authority) => admit::Request::Tunnel(authority),
-                InboundRequest::Plaintext(target) => admit::Request::Plaintext(*target),
-            },
+            request: self.request(),
             proxy_ports: &config.ports.forbidden(),
             localhost_tunnel: config.localhost_tunnel,
         };
@@ -110,6 +117,14 @@ impl InboundFacts {
         match snapshot.is_on_demand().then(|| admit::lacking(snapshot, &query, &verdict)).flatten() {
             Some(sought) => Err(sought),
             None => Ok(verdict),
+        }
+    }
+
+    /// What is asked for.
+    pub(crate) fn request(&self) -> admit::Request<'_> {
+        match &self.request {
+            InboundRequest::Tunnel(authority) => admit::Request::Tunnel(authority),
+            InboundRequest::Plaintext(target) => admit::Request::Plaintext(*target),
         }
     }
 }

@@ -237,7 +237,7 @@ impl<R: Runtime, N: PodNetwork<R>> Core<R, N> {
         let old = self.snapshot.replace(snapshot);
         let since = old.generation();
         // Freed by the control thread: dropping a generation of a large mesh would stall this core.
-        // The channel is sized for every generation that can be on its way, so it is full only when control is gone.
+        // The channel has room for every generation that can be on its way, so there is none only when control is gone.
         drop(self.retired.try_send(Retired { core: self.index, snapshot: old }));
         self.news.ring();
         let core = self.clone();

@@ -24,7 +24,8 @@ use crate::{
     tenants,
 };
 
-/// Generations that can be on their way home at once: per core one being replaced and one in its mailbox.
+/// Generations that can be on their way home at once: per core one being replaced and one in its mailbox, since those before
+/// have come home when the next is published.
 const RETIRED_PER_CORE: usize = 2;
 
 /// How the cores are started.
@@ -74,6 +75,8 @@ pub struct Retired {
 /// All cores, as the control thread sees them.
 pub struct Cores {
     lines: Vec<Line>,
+    /// Where replaced snapshots come out.
+    home: async_channel::Receiver<Retired>,
     sockets: Arc<SocketOptions>,
     tenant_by: crate::TenantBy,
     homes: HashMap<PodUid, Home>,
@@ -101,7 +104,7 @@ struct Home {
 }
 
 impl Cores {
-    /// Starts one thread per core. Replaced snapshots come out of the receiver.
+    /// Starts one thread per core. Replaced snapshots come out of the receiver, or come home with the next one published.
     ///
     /// # Errors
     /// [`StartError`]; the cores that had started by then end again.
@@ -143,6 +146,7 @@ impl Cores {
         }
         let cores = Self {
             lines,
+            home: home.clone(),
             sockets: Arc::new(sockets),
             tenant_by: engine.tenant_by,
             homes: HashMap::new(),
@@ -159,6 +163,10 @@ impl Cores {
 
     /// Publishes a snapshot to every core. A core that has not taken the last one yet gets the newest when it has.
     pub fn snapshot(&mut self, snapshot: &Arc<Snapshot>) {
+        // However busy whoever waits for them is: a core that finds no room for another has to free it itself.
+        while let Ok(retired) = self.home.try_recv() {
+            self.came_home(retired);
+        }
         self.generation = snapshot.generation();
         for line in &mut self.lines {
             line.newest = line.snapshots.offer(snapshot.clone());

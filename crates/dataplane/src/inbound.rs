@@ -4,7 +4,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::pin,
     rc::Rc,
-    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -15,11 +14,9 @@ use hbone::{
     h2::server::{Incoming, Server},
 };
 use mesh_state::{
-    admit::{self, Admission, Refusal},
+    admit::{self, Admission},
     identity::Identity,
     name::Authority,
-    service::Service,
-    workload::Workload,
 };
 use reactor::{Chunk, Runtime, Stream};
 use telemetry::connection::Reporter;
@@ -170,12 +167,14 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
         Ok(verdict) => verdict,
         Err(error) => return early(incoming, &error),
     };
+    record::dry_runs(&facts, &verdict);
     let admission = match verdict {
         Err(refusal) if !record::is_a_verdict(&refusal) => return early(incoming, &Error::Refused(refusal)),
         verdict => verdict,
     };
     let baggage = incoming.baggage();
-    let service = service(&core, &incoming, &workload, &admission);
+    let host = incoming.forwarded_host();
+    let service = core.with_snapshot(|snapshot| admit::attribute(snapshot, &workload, facts.request(), host).cloned());
     let from = InboundPeer {
         peer: peer.address,
         local: peer.local,
@@ -191,7 +190,6 @@ async fn connect<R: Runtime, N: PodNetwork<R>>(
             return record.finish(Err(error));
         }
     };
-    record::dry_runs(peer.address, &admission);
     let server = match unless_stopped(&tracked, application(&core, &pod, &admission, peer.address.ip())).await {
         Ok(server) => server,
         Err(error) => {
@@ -228,22 +226,6 @@ async fn application<R: Runtime, N: PodNetwork<R>>(
         told.map_err(|source| Error::Connect { target, source })?;
     }
     Ok(server)
-}
-
-/// The service the connection is for, as far as can be told, for telemetry: what the client says, if the workload serves
-/// it, else what is behind the port.
-fn service<R: Runtime, N: PodNetwork<R>>(
-    core: &Core<R, N>,
-    incoming: &Incoming<Chunk>,
-    workload: &Workload,
-    admission: &Result<Admission, Refusal>,
-) -> Option<Arc<Service>> {
-    let admission = admission.as_ref().ok()?;
-    let told = || {
-        let (host, port) = (incoming.forwarded_host(), admission.target.port());
-        core.with_snapshot(|snapshot| admit::attribute(snapshot, workload, host, port))
-    };
-    admission.service.clone().or_else(told)
 }
 
 fn authority(incoming: &Incoming<Chunk>) -> Result<Authority, Error> {

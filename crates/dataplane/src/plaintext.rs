@@ -53,7 +53,8 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
             return turn_away(client);
         }
     };
-    let service = core.with_snapshot(|snapshot| admit::attribute(snapshot, &workload, None, target.port()));
+    record::dry_runs(&facts, &verdict);
+    let service = core.with_snapshot(|snapshot| admit::attribute(snapshot, &workload, facts.request(), None).cloned());
     let record = Record::inbound(
         &core,
         &InboundPeer { peer, local: target, identity: None, baggage: None },
@@ -68,7 +69,6 @@ pub(crate) async fn serve<R: Runtime, N: PodNetwork<R>>(core: Rc<Core<R, N>>, po
             return record.finish(Err(Error::Refused(refusal)));
         }
     };
-    record::dry_runs(peer, &admission);
     let source = pod.keeps_source.then_some(peer.ip());
     let ended = match unless_stopped(&tracked, dial::plain(&core, &pod, admission.target, source)).await {
         Ok(server) => relay::run(relay::plain(client), relay::plain(server), &record, pin!(tracked.stopped()))

@@ -21,7 +21,13 @@ use telemetry::{
 
 pub(crate) use telemetry::access_log::Direction;
 
-use crate::{connections::Stop, core::Core, error::Error, network::PodNetwork, relay::Meter};
+use crate::{
+    connections::{InboundFacts, Stop},
+    core::Core,
+    error::Error,
+    network::PodNetwork,
+    relay::Meter,
+};
 
 /// The record of one connection, opened once it is known where it goes.
 pub(crate) struct Record<R> {
@@ -160,9 +166,10 @@ pub(crate) fn refused_early(direction: Direction, source: SocketAddr, destinatio
 }
 
 /// What policies on trial would have done: for those who try them out, at debug.
-pub(crate) fn dry_runs(peer: SocketAddr, admission: &Admission) {
-    for outcome in &admission.dry_run {
-        tracing::debug!(target: "access", %peer, target = %admission.target, "policy on trial: {outcome}");
+pub(crate) fn dry_runs(facts: &InboundFacts, verdict: &Result<Admission, Refusal>) {
+    let (Ok(Admission { dry_run, .. }) | Err(Refusal::Policy { dry_run, .. })) = verdict else { return };
+    for outcome in dry_run {
+        tracing::debug!(target: "access", peer = %facts.peer, request = %facts.request, "policy on trial: {outcome}");
     }
 }
 
@@ -319,7 +326,7 @@ mod tests {
     #[test]
     fn each_error_has_its_flag_and_its_status() {
         let address = SocketAddr::from(([10, 0, 0, 2], 80));
-        let denied = || Refusal::Policy { denied: Denial::NoneAllowed };
+        let denied = || Refusal::Policy { denied: Denial::NoneAllowed, dry_run: Vec::new() };
         let waited = Duration::from_secs(1);
         let revoked = CertificateProblem::Revoked { at: 0, serial: "01".into() };
         for (error, flags, code) in [

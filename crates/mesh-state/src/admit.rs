@@ -58,11 +58,9 @@ pub struct Admission {
     pub keeps_source: bool,
     /// What the application is told before all else.
     pub proxy_header: Option<ProxyHeader>,
-    /// The service meant, as far as the target tells.
-    pub service: Option<Arc<Service>>,
     /// The allow policy that matched, and its rule; `None` when no allow policy is for the workload.
     pub decided_by: Option<Deciding>,
-    /// What dry-run policies would have added. A refusal has none: enforcing them would not change it.
+    /// What dry-run policies would have added.
     pub dry_run: Vec<DryRun>,
 }
 
@@ -95,6 +93,8 @@ pub enum Refusal {
     Policy {
         /// Why.
         denied: Denial,
+        /// What dry-run policies would have added: one that would have allowed it, say.
+        dry_run: Vec<DryRun>,
     },
 }
 
@@ -149,7 +149,9 @@ pub fn lacking(snapshot: &Snapshot, query: &Query<'_>, verdict: &Result<Admissio
         Err(Refusal::Address { requested, .. }) => {
             let network = &workload.network;
             let behind = snapshot.workload_by_address(network, *requested);
-            let references = snapshot.services_by_vip(network, *requested).iter().flat_map(waypoint::all_of);
+            let block = snapshot.service_by_vip(network, *requested, &workload.namespace);
+            let services = snapshot.services_by_vip(network, *requested).iter().chain(block);
+            let references = services.flat_map(waypoint::all_of);
             let references = behind.and_then(|behind| behind.waypoint.as_ref()).into_iter().chain(references);
             let address = Sought::Address { network: network.clone(), address: *requested };
             iter::once(address)
@@ -166,31 +168,43 @@ pub fn lacking(snapshot: &Snapshot, query: &Query<'_>, verdict: &Result<Admissio
     }
 }
 
-/// The service meant by a connection to `port` of a workload, for telemetry (§6.5): the one of the workload's that the
-/// sender named in `Forwarded: host=`, else the first with a port behind which `port` is.
-pub fn attribute(
-    snapshot: &Snapshot,
+/// The service meant by an inbound connection to a workload, for telemetry (§6.5), whatever the verdict: the one of the
+/// workload's that the sender named in `Forwarded: host=`; else the one that the request is for by name; else the first with
+/// a port behind which that of the application is.
+pub fn attribute<'s>(
+    snapshot: &'s Snapshot,
     workload: &Workload,
+    request: Request<'_>,
     forwarded_host: Option<&str>,
-    port: u16,
-) -> Option<Arc<Service>> {
+) -> Option<&'s Arc<Service>> {
     let services = || workload.services.iter().filter_map(|(name, ports)| Some((snapshot.service(name)?, ports)));
     let named = services().find(|(service, _)| forwarded_host == Some(&*service.hostname));
+    if let Some((service, _)) = named {
+        return Some(service);
+    }
+    let port = match request {
+        Request::Tunnel(Authority::Host { host, .. }) => {
+            return snapshot.service_by_hostname(host, &workload.namespace);
+        }
+        Request::Tunnel(Authority::Address(asked)) => {
+            workload.application_tunnel.and_then(|tunnel| tunnel.port).unwrap_or(asked.port())
+        }
+        Request::Plaintext(original) => original.port(),
+    };
     let serves_port = |(service, own): &(&Arc<Service>, &Vec<PortMapping>)| {
         service.ports.iter().any(|mapping| {
             let target = service::target_port(own, mapping.service_port);
             target.unwrap_or(mapping.target_port) == port
         })
     };
-    named.or_else(|| services().find(serves_port)).map(|(service, _)| service.clone())
+    services().find(serves_port).map(|(service, _)| service)
 }
 
 fn admit_plaintext(snapshot: &Snapshot, query: &Query<'_>, original: SocketAddr) -> Result<Admission, Refusal> {
     let target = SocketAddr::new(original.ip().to_canonical(), original.port());
     refuse_own_port(query, target)?;
     let (decided_by, dry_run) = authorize(snapshot, query, None, target)?;
-    let service = attribute(snapshot, query.workload, None, target.port());
-    Ok(Admission { target, keeps_source: true, proxy_header: None, service, decided_by, dry_run })
+    Ok(Admission { target, keeps_source: true, proxy_header: None, decided_by, dry_run })
 }
 
 fn admit_tunnel(snapshot: &Snapshot, query: &Query<'_>, authority: &Authority) -> Result<Admission, Refusal> {
@@ -231,11 +245,7 @@ fn admit_tunnel(snapshot: &Snapshot, query: &Query<'_>, authority: &Authority) -
         IpAddr::V4(_) => SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
         IpAddr::V6(_) => SocketAddr::from((Ipv6Addr::LOCALHOST, port)),
     };
-    let service = match asked {
-        Asked::Service { service, .. } => Some(service.clone()),
-        Asked::Address(_) => attribute(snapshot, workload, None, port),
-    };
-    Ok(Admission { target, keeps_source: !on_loopback, proxy_header, service, decided_by, dry_run })
+    Ok(Admission { target, keeps_source: !on_loopback, proxy_header, decided_by, dry_run })
 }
 
 fn refuse_own_port(query: &Query<'_>, target: SocketAddr) -> Result<(), Refusal> {
@@ -258,7 +268,7 @@ fn authorize(
     match decision {
         Ok(Allowance::NoAllowPolicies) => Ok((None, dry_run)),
         Ok(Allowance::Matched(deciding)) => Ok((Some(deciding), dry_run)),
-        Err(denied) => Err(Refusal::Policy { denied }),
+        Err(denied) => Err(Refusal::Policy { denied, dry_run }),
     }
 }
 

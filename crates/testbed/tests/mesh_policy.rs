@@ -1,6 +1,7 @@
 //! Who may talk to whom: allowed, refused with a reason, and cut off when the policy changes, in tunnels and in
 //! plaintext.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
@@ -102,6 +103,36 @@ fn an_allow_policy_lets_in_whom_it_names_and_refuses_the_others_with_401() -> Re
         let refusals =
             mesh.daemon(NodeId::B).metrics()?.sum("istio_tcp_connections_failed_total", &[("response_flags", "DENY")]);
         ensure!(refusals >= 1.0, "no DENY in the metrics");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_service_that_was_asked_for_is_told_by_the_receiving_side_too_whether_it_lets_in_or_refuses() -> Result<()> {
+    with_mesh(|mesh| {
+        let (web, spy, shop) = (mesh.pod("web"), mesh.pod("spy"), mesh.pod("shop"));
+        let _listening = shop.serve(PORT, echo)?;
+        // Both are behind the same port: which of them is meant only the sender knows.
+        let names = ["first", "second"];
+        let mut services = Vec::new();
+        for (name, vip) in names.iter().zip([Ipv4Addr::new(10, 96, 0, 21), Ipv4Addr::new(10, 96, 0, 22)]) {
+            services.push((*name, mesh.add_service(name, "retail", vip, 80, &[(&shop, PORT)])?));
+        }
+        mesh.add_policy(only_web(), &[&shop])?;
+        await_refusal(&spy, &shop)?;
+        for (name, address) in services {
+            wait::until_ok("the service to be known", RELOAD_PATIENCE, || {
+                client::round_trip(&web.connect(address)?, b"let me in")
+            })?;
+            for from in [&web, &spy] {
+                let mark = mesh.daemon(NodeId::B).log().mark();
+                drop(client::round_trip(&from.connect(address)?, b"let me in"));
+                let line = mesh.daemon(NodeId::B).log().await_access(mark, "the receiving side", |line| {
+                    line.has("src.identity", &from.identity()) && line.field("error").is_empty() == (from.name == "web")
+                })?;
+                ensure!(line.has("dst.service", &format!("{name}.retail.svc.cluster.local")), "{line}");
+            }
+        }
         Ok(())
     })
 }

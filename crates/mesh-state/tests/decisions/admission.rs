@@ -1,17 +1,19 @@
 //! §6.2 to §6.6: what is taken in, and where it goes.
 
+use std::sync::Arc;
+
 use mesh_state::admit::{Admission, ProxyHeader, Query, Refusal, Request, Unresolvable, attribute, inbound};
 use mesh_state::identity::Identity;
 use mesh_state::name::Authority;
-use mesh_state::policy::{Action, Match, PolicyScope};
-use mesh_state::rbac::{Deciding, Denial};
+use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, StringMatch};
+use mesh_state::rbac::{Deciding, Denial, DryRun};
 use mesh_state::service::{Service, Vip, Visibility};
 use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::{ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, Workload};
 
 use crate::fixture::{
-    Mesh, any_of, at, authority, edited, endpoint_of, hostname, id, ip, mappings, network, plain_pod, pod, policy,
-    principal, service, waypoint,
+    Mesh, any_of, at, authority, edited, endpoint_of, id, ip, mappings, network, plain_pod, pod, policy, principal,
+    service, waypoint,
 };
 
 const LOCAL: &str = "10.40.0.9";
@@ -283,10 +285,7 @@ fn plaintext_goes_where_it_was_going_without_identity() {
         "istio-system/strict",
         PolicyScope::Global,
         Action::Deny,
-        vec![any_of(vec![Match {
-            not_principals: vec![mesh_state::policy::StringMatch::Presence],
-            ..Match::default()
-        }])],
+        vec![any_of(vec![Match { not_principals: vec![StringMatch::Presence], ..Match::default() }])],
     );
     let open = Mesh::new().workload(shop()).freeze();
     let strict = Mesh::new().workload(shop()).policy(deny_plaintext).freeze();
@@ -311,6 +310,37 @@ fn plaintext_goes_where_it_was_going_without_identity() {
     assert_eq!(line(tunnel(&strict, &shop(), "10.40.0.9:8080")), "10.40.0.9:8080");
 }
 
+/// As istiod converts `PeerAuthentication`: policies attached by name that deny who has no identity, at all ports, at all but
+/// some, or at some.
+#[test]
+fn strict_peer_authentication_refuses_plaintext_where_it_holds_and_tunnels_nowhere() {
+    let nobody = || Match { not_principals: vec![StringMatch::Presence], ..Match::default() };
+    let clause = |matching: Match| Clause { matches: vec![matching] };
+    let but = Match { not_destination_ports: vec![8080], ..Match::default() };
+    let rows = [
+        ("istio-system/istio_converted_static_strict", vec![clause(nobody())], [true, true]),
+        ("retail/converted_peer_authentication_but", vec![clause(nobody()), clause(but)], [false, true]),
+        (
+            "retail/converted_peer_authentication_only",
+            vec![clause(Match { destination_ports: vec![8080], ..nobody() })],
+            [true, false],
+        ),
+    ];
+    for (name, clauses, refused) in rows {
+        let strict = policy(name, PolicyScope::WorkloadSelector, Action::Deny, vec![Rule { clauses }]);
+        let attached = edited(shop(), |shop| shop.authorization_policies = vec![name.into()]);
+        let snapshot = Mesh::new().workload(attached.clone()).policy(strict).freeze();
+        for (port, refused) in [8080, 9090].into_iter().zip(refused) {
+            let target = format!("{LOCAL}:{port}");
+            let plain = line(ask(&snapshot, &attached, None, Request::Plaintext(at(&target))));
+            assert_eq!(plain, if refused { "policy" } else { &target }, "{name}");
+            assert_eq!(line(tunnel(&snapshot, &attached, &target)), target, "{name}");
+            let other = line(ask(&snapshot, &shop(), None, Request::Plaintext(at(&target))));
+            assert_eq!(other, target, "{name} is not attached");
+        }
+    }
+}
+
 #[test]
 fn policy_sees_the_applications_port_and_the_answer_names_what_decided() {
     let only_web = Match { destination_ports: vec![9090], ..principal("cluster.local/ns/web/sa/client") };
@@ -321,13 +351,32 @@ fn policy_sees_the_applications_port_and_the_answer_names_what_decided() {
         .freeze();
     let admitted = tunnel(&snapshot, &shop(), "shop.retail.svc.cluster.local:81").unwrap();
     assert_eq!(admitted.decided_by, Some(Deciding { policy: "retail/only-web".into(), rule: 0 }));
-    assert_eq!(admitted.service.map(|service| service.key()), Some(hostname("retail/shop")));
     let refused = tunnel(&snapshot, &shop(), "shop.retail.svc.cluster.local:80").unwrap_err();
-    assert_eq!(refused, Refusal::Policy { denied: Denial::NoneAllowed });
+    assert_eq!(refused, Refusal::Policy { denied: Denial::NoneAllowed, dry_run: vec![] });
     assert_eq!(
         refused.to_string(),
         "connection closed due to policy rejection: allow policies exist, but none allowed"
     );
+}
+
+#[test]
+fn what_policies_on_trial_would_do_is_told_of_a_refusal_too() {
+    let dry = |name: &str, action: Action| Policy {
+        dry_run: true,
+        ..policy(name, PolicyScope::Global, action, vec![any_of(vec![])])
+    };
+    let by = |name: &str| Deciding { policy: name.into(), rule: 0 };
+    let refuses_all = policy("retail/none", PolicyScope::Namespace, Action::Allow, vec![]);
+    let snapshot = Mesh::new()
+        .workload(shop())
+        .policy(refuses_all)
+        .policy(dry("d/all", Action::Deny))
+        .policy(dry("a/all", Action::Allow))
+        .freeze();
+    let dry_run = vec![DryRun::Denied(by("d/all")), DryRun::Allowed(by("a/all"))];
+    let refused = Refusal::Policy { denied: Denial::NoneAllowed, dry_run };
+    assert_eq!(tunnel(&snapshot, &shop(), "10.40.0.9:8080"), Err(refused.clone()));
+    assert_eq!(ask(&snapshot, &shop(), None, Request::Plaintext(at("10.40.0.9:8080"))), Err(refused));
 }
 
 #[test]
@@ -363,19 +412,33 @@ fn the_service_of_a_connection_is_the_one_named_else_the_one_whose_port_it_is() 
         .service(service("retail/cart", "10.96.0.8", &[(80, 8080), (90, 7070)]))
         .freeze();
     let rows = [
-        (Some("cart.retail.svc.cluster.local"), 8080, Some("cart")),
-        (Some("stranger.retail.svc.cluster.local"), 8080, Some("shop")),
-        (None, 8080, Some("shop")),
-        (None, 9090, Some("shop")),
+        (Some("cart.retail.svc.cluster.local"), "10.40.0.9:8080", Some("cart")),
+        (Some("stranger.retail.svc.cluster.local"), "10.40.0.9:8080", Some("shop")),
+        (Some("cart.retail.svc.cluster.local"), "10.40.0.9:1", Some("cart")),
+        (None, "10.40.0.9:8080", Some("shop")),
+        (None, "10.40.0.9:9090", Some("shop")),
         // Its own port for service port 81 is 9090, so nothing of the service's reaches 8081.
-        (None, 8081, None),
-        (None, 7070, Some("cart")),
-        (None, 1, None),
+        (None, "10.40.0.9:8081", None),
+        (None, "10.40.0.9:7070", Some("cart")),
+        (None, "10.40.0.9:1", None),
+        (None, "cart.retail.svc.cluster.local:80", Some("cart")),
+        (Some("shop.retail.svc.cluster.local"), "cart.retail.svc.cluster.local:80", Some("shop")),
+        (None, "nobody:80", None),
     ];
-    for (host, port, expected) in rows {
-        let found = attribute(&snapshot, &workload, host, port);
-        assert_eq!(found.map(|service| service.name.to_string()).as_deref(), expected, "{host:?} {port}");
+    let named = |service: Option<&Arc<Service>>| service.map(|service| service.name.to_string());
+    for (host, asked, expected) in rows {
+        let found = attribute(&snapshot, &workload, Request::Tunnel(&authority(asked)), host);
+        assert_eq!(named(found).as_deref(), expected, "{host:?} {asked}");
     }
+    for (original, expected) in [("10.40.0.9:7070", Some("cart")), ("10.40.0.9:1", None)] {
+        let found = attribute(&snapshot, &workload, Request::Plaintext(at(original)), None);
+        assert_eq!(named(found).as_deref(), expected, "{original}");
+    }
+    let moved = edited(workload.clone(), |shop| {
+        shop.application_tunnel = Some(ApplicationTunnel { protocol: ApplicationProtocol::None, port: Some(7070) });
+    });
+    let found = attribute(&snapshot, &moved, Request::Tunnel(&authority("10.40.0.9:8080")), None);
+    assert_eq!(named(found).as_deref(), Some("cart"), "the port that the application tunnel leads to");
     assert_eq!(workload.services[0].1, mappings(&[(81, 9090)]));
 }
 

@@ -8,7 +8,7 @@ use mesh_state::name::NamespacedHostname;
 use mesh_state::route::{self, Query};
 use mesh_state::snapshot::Snapshot;
 use mesh_state::wanted::Sought;
-use mesh_state::workload::Workload;
+use mesh_state::workload::{GatewayAddress, GatewayDestination, Workload};
 
 use crate::fixture::{at, authority, edited, endpoint_of, hostname, id, ip, network, pod, service, waypoint};
 
@@ -19,7 +19,11 @@ fn mesh(changes: &[Change]) -> Snapshot {
 }
 
 fn address(text: &str) -> Sought {
-    Sought::Address { network: network(""), address: ip(text) }
+    address_of("", text)
+}
+
+fn address_of(on: &str, text: &str) -> Sought {
+    Sought::Address { network: network(on), address: ip(text) }
 }
 
 fn lacked_outbound(changes: &[Change], target: &str) -> Option<Sought> {
@@ -50,6 +54,14 @@ fn a_route_lacks_whoever_is_at_the_target_and_then_its_waypoint() {
         Change::Workload(edited(pod("retail/shop-0", "10.40.0.9"), |shop| shop.waypoint = waypoint("retail/way")));
     let target = "10.40.0.9:80";
     let way = Sought::Hostname(hostname("retail/way"));
+    let remote = edited(endpoint_of(pod("far/app-0", "10.40.0.9"), "retail/app", &[]), |app| {
+        app.network = network("far");
+        let destination = GatewayDestination::Address { network: network("far"), address: ip("203.0.113.1") };
+        app.network_gateway = Some(GatewayAddress { destination, hbone_port: 15008 });
+    });
+    let mut app = service("retail/app", "10.40.0.9", &[(80, 8080)]);
+    app.subject_alt_names = vec![id("far/app")];
+    let far = vec![Change::Service(app), Change::Workload(remote)];
     let rows = [
         ("nothing is known", vec![], Some(address("10.40.0.9"))),
         ("it is nobody's", vec![Change::Absent(address("10.40.0.9"))], None),
@@ -80,6 +92,8 @@ fn a_route_lacks_whoever_is_at_the_target_and_then_its_waypoint() {
             ],
             None,
         ),
+        ("the gateway of its network is not known", far.clone(), Some(address_of("far", "203.0.113.1"))),
+        ("there is no such gateway", [far, vec![Change::Absent(address_of("far", "203.0.113.1"))]].concat(), None),
     ];
     for (row, changes, expected) in rows {
         assert_eq!(lacked_outbound(&changes, target), expected, "{row}");
@@ -138,6 +152,11 @@ fn a_refused_tunnel_lacks_whom_it_asked_for_and_then_that_ones_waypoint() {
     shop.waypoint = waypoint("retail/way");
     let way_service = Change::Service(service("retail/way", "10.96.1.1", &[(15008, 15008)]));
     let own = Change::Workload(way.clone());
+    let mut all = service("retail/all", "10.98.0.0/16", &[(80, 8080)]);
+    all.waypoint = waypoint("retail/way");
+    let block = Change::Service(all);
+    let behind =
+        Change::Workload(edited(pod("retail/shop-0", "10.40.0.9"), |shop| shop.waypoint = waypoint("retail/way")));
     let at_vip = "10.96.0.7:80";
     let rows = [
         ("nothing of it is known", at_vip, vec![own.clone()], Some(address("10.96.0.7"))),
@@ -147,7 +166,26 @@ fn a_refused_tunnel_lacks_whom_it_asked_for_and_then_that_ones_waypoint() {
             vec![own.clone(), Change::Service(shop.clone())],
             Some(Sought::Hostname(hostname("retail/way"))),
         ),
-        ("all is there", at_vip, vec![own.clone(), Change::Service(shop), way_service], None),
+        ("all is there", at_vip, vec![own.clone(), Change::Service(shop), way_service.clone()], None),
+        (
+            "in a block of a service's, its waypoint is not known",
+            "10.98.3.4:80",
+            vec![own.clone(), block.clone()],
+            Some(Sought::Hostname(hostname("retail/way"))),
+        ),
+        (
+            "in a block of a service's, all is there",
+            "10.98.3.4:80",
+            vec![own.clone(), block, way_service.clone()],
+            None,
+        ),
+        (
+            "at a workload's address, its waypoint is not known",
+            "10.40.0.9:80",
+            vec![own.clone(), behind.clone()],
+            Some(Sought::Hostname(hostname("retail/way"))),
+        ),
+        ("at a workload's address, all is there", "10.40.0.9:80", vec![own.clone(), behind, way_service], None),
         ("it is nobody's", at_vip, vec![own.clone(), Change::Absent(address("10.96.0.7"))], None),
         ("it asks for the pod", "10.40.1.1:80", vec![own.clone()], None),
         (

@@ -197,6 +197,21 @@ fn the_address_of_an_endpoint_follows_the_family_asked_for_within_what_the_servi
 }
 
 #[test]
+fn a_workload_asked_for_by_any_of_its_addresses_is_reached_at_that_one() {
+    let addresses = ["10.40.0.9", "10.40.0.10", "fd00::9", "fd00::10"];
+    let mut shop = endpoint_of(plain_pod("retail/shop-0", "10.0.0.1"), "retail/shop", &[]);
+    shop.addresses = addresses.iter().map(|address| ip(address)).collect();
+    // Which families a service allows is not asked of who is no service.
+    let mut only_ipv4 = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
+    only_ipv4.ip_families = IpFamilies::Ipv4Only;
+    let snapshot = Mesh::new().workload(shop).service(only_ipv4).freeze();
+    for address in addresses {
+        let target = std::net::SocketAddr::new(ip(address), 80);
+        assert_eq!(line(route(&snapshot, &target.to_string(), 0)), format!("direct {target}"));
+    }
+}
+
+#[test]
 fn an_endpoint_without_an_allowed_address_is_no_valid_destination() {
     let mut shop = service("retail/shop", "10.96.0.7", &[(80, 8080)]);
     shop.ip_families = IpFamilies::Ipv6Only;

@@ -12,6 +12,7 @@ use mesh_state::snapshot::Snapshot;
 use mesh_state::workload::{NetworkMode, TunnelProtocol, Workload};
 use proptest::prelude::*;
 
+use crate::order::decisions;
 use crate::universe::{ACCOUNTS, ADDRESSES, HOSTNAMES, NAMES, NAMESPACES, NETWORKS, NODES, changes};
 
 /// The mesh without any index.
@@ -180,6 +181,10 @@ proptest! {
             assert_agrees(&builder.freeze(), &scan)?;
         }
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn a_frozen_snapshot_never_changes(before in changes(), after in changes()) {
@@ -190,10 +195,12 @@ proptest! {
             scan.apply(change);
         }
         let frozen = builder.freeze();
+        let decided = decisions(&frozen);
         for change in after {
             builder.apply(change);
         }
         drop(builder);
         assert_agrees(&frozen, &scan)?;
+        prop_assert_eq!(decisions(&frozen), decided);
     }
 }

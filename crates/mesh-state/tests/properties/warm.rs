@@ -1,8 +1,19 @@
 //! From its serialised form a mesh decides as it did; and bytes that are not to be believed are not.
 
+use std::sync::Arc;
+
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
+use mesh_state::identity::Identity;
+use mesh_state::name::NamespacedHostname;
+use mesh_state::service::{
+    HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility, WeightedWaypoint,
+};
 use mesh_state::warm::{CLOCK_SKEW_S, MAGIC, Refused, Terms, VERSION, decode, encode};
+use mesh_state::workload::{
+    ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, Locality, NetworkMode, Place, Profile,
+    Status, TunnelProtocol, Workload, WorkloadType,
+};
 use proptest::prelude::*;
 
 use crate::order::{built, decisions};
@@ -24,11 +35,11 @@ fn refusal(bytes: &[u8], terms: &Terms<'_>) -> Refused {
 fn a_few_bytes_do_not_stand_for_a_product_of_workloads_and_services() {
     let mesh = |services: usize| {
         let mut builder = SnapshotBuilder::new();
-        let identity = mesh_state::identity::Identity::new("td", "a", "s").expect("valid parts");
+        let identity = Identity::new("td", "a", "s").expect("valid parts");
         for number in 0..300 {
             let uid = format!("c//Pod/a/x-{number}");
-            let mut workload = mesh_state::workload::Workload::new(uid.as_str().into(), "a", "x", identity.clone());
-            let service = |number| (mesh_state::name::NamespacedHostname::new("a", &format!("h{number}")), Vec::new());
+            let mut workload = Workload::new(uid.as_str().into(), "a", "x", identity.clone());
+            let service = |number| (NamespacedHostname::new("a", &format!("h{number}")), Vec::new());
             workload.services = (0..services).map(service).collect();
             builder.apply(Change::Workload(workload));
         }
@@ -37,6 +48,75 @@ fn a_few_bytes_do_not_stand_for_a_product_of_workloads_and_services() {
     assert!(decode(&mesh(10), &terms()).is_ok());
     let refused = refusal(&mesh(300), &terms());
     assert!(matches!(refused, Refused::Malformed { what, .. } if what.contains("memberships")), "{refused}");
+}
+
+/// Each of one kind has another value, so that none is mistaken for another, and none is the default.
+#[test]
+fn every_field_is_kept() {
+    let reference = |host: &str, hbone_port: u16| {
+        let destination = GatewayDestination::Hostname(NamespacedHostname::new("gateways", host));
+        Some(GatewayAddress { destination, hbone_port })
+    };
+    let mapping = |service_port, target_port| PortMapping { service_port, target_port };
+    let identity = Identity::new("td", "ns", "account").expect("valid parts");
+    let mut workload = Workload::new("cluster//Pod/ns/uid".into(), "ns", "name", identity.clone());
+    workload.addresses = ["10.0.0.1", "fd00::1"].iter().map(|text| text.parse().expect(text)).collect();
+    workload.place = Arc::new(Place {
+        node: "node".into(),
+        locality: Arc::new(Locality { region: "region".into(), zone: "zone".into(), subzone: "subzone".into() }),
+    });
+    workload.profile = Arc::new(Profile {
+        given_name: Some("name".into()),
+        namespace: "ns".into(),
+        identity: identity.clone(),
+        network: "network".into(),
+        protocol: TunnelProtocol::Hbone,
+        network_mode: NetworkMode::HostNetwork,
+        waypoint: reference("waypoint", 1),
+        network_gateway: reference("network-gateway", 2),
+        canonical_name: "canonical-name".into(),
+        canonical_revision: "canonical-revision".into(),
+        workload_type: WorkloadType::CronJob,
+        workload_name: "workload-name".into(),
+        native_tunnel: true,
+        cluster_id: "cluster".into(),
+        hostname: "hostname".into(),
+        application_tunnel: Some(ApplicationTunnel { protocol: ApplicationProtocol::Proxy, port: Some(3) }),
+        authorization_policies: vec!["ns/one".into(), "ns/other".into()],
+        services: vec![(NamespacedHostname::new("ns", "service"), vec![mapping(4, 5), mapping(6, 7)])],
+        status: Status::Unhealthy,
+        capacity: 8,
+    });
+    let destination = reference("weighted", 9).expect("one");
+    let service = Service {
+        name: "short".into(),
+        namespace: "ns".into(),
+        hostname: "service".into(),
+        vips: vec![Vip { network: "network".into(), address: "10.96.0.0/24".parse().expect("a block") }],
+        ports: vec![mapping(10, 11), mapping(12, 13)],
+        subject_alt_names: vec![identity],
+        waypoint: reference("services-waypoint", 14),
+        weighted_waypoints: vec![WeightedWaypoint { destination, weight: 15 }],
+        load_balancing: LoadBalancing {
+            scopes: vec![Scope::Region, Scope::Zone, Scope::Subzone, Scope::Node, Scope::Cluster, Scope::Network],
+            mode: Mode::Failover,
+            health: HealthPolicy::AllowAll,
+        },
+        ip_families: IpFamilies::Dual,
+        canonical: true,
+        visibility: Visibility::Namespace,
+    };
+    let snapshot = built([Change::Workload(workload.clone()), Change::Service(service.clone())]);
+    let warm = decode(&encode(&snapshot, ORIGIN, WRITTEN), &terms()).expect("it was written a moment ago").freeze();
+    assert_eq!(warm.workload(&workload.uid).map(|kept| &**kept), Some(&workload));
+    assert_eq!(warm.service(&service.key()).map(|kept| &**kept), Some(&service));
+    let kinds = [WorkloadType::Deployment, WorkloadType::CronJob, WorkloadType::Pod, WorkloadType::Job];
+    for workload_type in kinds {
+        workload.workload_type = workload_type;
+        let snapshot = built([Change::Workload(workload.clone())]);
+        let warm = decode(&encode(&snapshot, ORIGIN, WRITTEN), &terms()).expect("it was written a moment ago").freeze();
+        assert_eq!(warm.workload(&workload.uid).map(|kept| kept.workload_type), Some(workload_type));
+    }
 }
 
 proptest! {
