@@ -328,3 +328,47 @@ impl Line {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Weak;
+
+    use mesh_state::builder::SnapshotBuilder;
+
+    use super::*;
+
+    #[test]
+    fn a_core_never_frees_a_generation_itself_however_long_nobody_waits_for_those_that_come_home() {
+        let (wanted, _wanted) = async_channel::bounded(1);
+        let (recorders, _page) = telemetry::recorder::recorders(2);
+        let (mut cores, _home) = Cores::start(CoresConfig {
+            cores: vec![CoreConfig::default(); 2],
+            engine: Config::default(),
+            sockets: SocketOptions { mark: None, reuse_port: false, keepalive: None, user_timeout: None },
+            wanted,
+            recorders,
+        })
+        .expect("two cores");
+        let mut builder = SnapshotBuilder::new();
+        let mut last: Weak<Snapshot> = Weak::new();
+        for number in 0..20 {
+            let snapshot = Arc::new(builder.freeze());
+            cores.snapshot(&snapshot);
+            let (generation, newest) = (snapshot.generation(), Arc::downgrade(&snapshot));
+            drop(snapshot);
+            // A core answers when it has installed what came before the question, or does so before the next.
+            let behind = |cores: &Cores| {
+                let answers = cores.ping();
+                (0..cores.len()).any(|_| answers.recv_blocking().expect("it runs").generation != generation)
+            };
+            while behind(&cores) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            let held = if number == 0 { 0 } else { cores.len() };
+            assert_eq!(last.strong_count(), held, "both cores' are on their way home");
+            last = newest;
+        }
+        cores.drain(Duration::ZERO);
+        cores.join();
+    }
+}
