@@ -9,14 +9,14 @@ use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
 use mesh_state::identity::Identity;
 use mesh_state::name::NetworkId;
-use mesh_state::policy::PolicyScope;
-use mesh_state::rbac::{self, Denial};
+use mesh_state::policy::{Policy, PolicyScope};
+use mesh_state::rbac::{self, Denial, DryRun, Verdict};
 use mesh_state::route;
 use mesh_state::snapshot::Snapshot;
 use mesh_state::warm;
 use mesh_state::workload::{Status, Workload};
 
-use crate::measure::{CpuTime, heap_bytes, lookup_ns, quantile, resident_bytes};
+use crate::measure::{CpuTime, cold_lookup_ns, heap_bytes, lookup_ns, quantile, resident_bytes};
 use crate::world::{self, ASKED_PORT, ASKING, PORT, Rules, World};
 
 /// Keys that fit the caches.
@@ -135,8 +135,8 @@ fn hot_and_cold<K, T>(rng: &mut Rng, draw: impl Fn(&mut Rng) -> K, ask: impl Fn(
     let hot: Vec<K> = (0..HOT_KEYS).map(|_| draw(rng)).collect();
     // The same thousand many times over, or the clock would be most of what is measured.
     let hot_ns = (0..20).map(|_| lookup_ns(&hot, &ask)).fold(f64::MAX, f64::min);
-    let cold: Vec<K> = (0..COLD_KEYS).map(|_| draw(rng)).collect();
-    [hot_ns, lookup_ns(&cold, &ask)]
+    let cold_ns = cold_lookup_ns(|| (0..COLD_KEYS).map(|_| draw(rng)).collect(), &ask);
+    [hot_ns, cold_ns]
 }
 
 struct Changes {
@@ -186,26 +186,33 @@ fn changes(world: World, builder: &mut SnapshotBuilder, held: &mut Snapshot, rng
 /// A verdict when five of `count` policies are for the workload; when all of them are, whatever their rules are like; and what
 /// one more policy for all costs, with the generation that it makes.
 pub(crate) fn of_policies(count: u32, tell: &dyn Fn(&str)) -> Vec<Figure> {
-    let global = |rules| Policies::new(count, PolicyScope::Global, rules);
-    let selected = Policies::new(count, PolicyScope::WorkloadSelector, Rules::Principal).verdict_us();
+    let global = |rules| Policies::new(count, PolicyScope::Global, rules, false);
+    let selected = Policies::new(count, PolicyScope::WorkloadSelector, Rules::Principal, false).verdict_us();
     let by_key = global(Rules::Principal).verdict_us();
     let mut negated = global(Rules::Not);
     let by_exclusion = negated.verdict_us();
     let change_p99_us = negated.change_p99_us();
     let either = global(Rules::NotInAlternatives).verdict_us();
+    let on_trial = Policies::new(count, PolicyScope::Global, Rules::Not, true).trial_us();
     tell(&format!(
         "  a verdict of 5: {selected:.2} us; of all, by what they name: {by_key:.2} us, by what they exclude: {by_exclusion:.2} us, by what each of two alternatives excludes: {either:.1} us"
     ));
     tell(&format!("  one more for all, of only `not_` fields, p99: {change_p99_us:.1} us"));
+    tell(&format!("  of all, by what they exclude, on trial: {on_trial:.2} us"));
     [
         ("rbac_5_of_10k_us", selected),
         ("rbac_10k_global_us", by_key),
         ("rbac_10k_global_not_us", by_exclusion),
         ("rbac_10k_global_either_us", either),
+        ("rbac_10k_global_dry_run_us", on_trial),
         ("policy_change_p99_us", change_p99_us),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into()
+}
+
+fn asking() -> Identity {
+    Identity::new("cluster.local", ASKING[0], ASKING[1]).expect("valid parts")
 }
 
 /// A mesh of many policies, and the workload they are for.
@@ -218,11 +225,11 @@ struct Policies {
 }
 
 impl Policies {
-    fn new(count: u32, scope: PolicyScope, rules: Rules) -> Self {
+    fn new(count: u32, scope: PolicyScope, rules: Rules, dry_run: bool) -> Self {
         let mut builder = SnapshotBuilder::new();
         let mut workload = World { workloads: 10_000 }.workload(0, 0);
         for number in 0..count {
-            let policy = world::policy(number, scope, rules);
+            let policy = Policy { dry_run, ..world::policy(number, scope, rules) };
             if number % (count / 5) == 0 && scope == PolicyScope::WorkloadSelector {
                 workload.authorization_policies.push(policy.key.clone());
             }
@@ -232,19 +239,35 @@ impl Policies {
         Self { count, rules, builder, snapshot, workload }
     }
 
-    fn verdict_us(&self) -> f64 {
-        let identity = Identity::new("cluster.local", ASKING[0], ASKING[1]).expect("valid parts");
+    fn verdict(&self, identity: &Identity) -> Verdict {
         let query = rbac::Query {
             workload: &self.workload,
-            identity: Some(&identity),
+            identity: Some(identity),
             peer: IpAddr::V4(world::pod_address(1)),
             target: (world::pod_address(0), ASKED_PORT).into(),
         };
+        rbac::evaluate(&self.snapshot, &query)
+    }
+
+    fn verdict_us(&self) -> f64 {
+        let identity = asking();
         let ask = |_: &()| {
-            let verdict = rbac::evaluate(&self.snapshot, &query);
+            let verdict = self.verdict(&identity);
             assert!(matches!(verdict.decision, Err(Denial::NoneAllowed)), "no rule is left out: {verdict:?}");
         };
         lookup_ns(&[(); 50], ask) / 1e3
+    }
+
+    /// Of policies on trial, whose outcomes are a list.
+    fn trial_us(&self) -> f64 {
+        const TIMES: u32 = 50;
+        let identity = asking();
+        let start = CpuTime::now();
+        for _ in 0..TIMES {
+            let verdict = self.verdict(&identity);
+            assert_eq!(verdict.dry_run, [DryRun::NoneAllowed], "no rule is left out");
+        }
+        start.elapsed().as_secs_f64() * 1e6 / f64::from(TIMES)
     }
 
     fn change_p99_us(&mut self) -> f64 {

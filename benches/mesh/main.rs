@@ -23,6 +23,9 @@ const SIZES: [u32; 3] = [10_000, 100_000, 1_000_000];
 
 const POLICIES: u32 = 10_000;
 
+/// What every build on every machine comes to alike, however small the mesh, and must not exceed.
+const HELD: [(&str, f64); 2] = [("heap_bytes_per_workload", 400.0), ("generation_kib", 16.0)];
+
 /// What a child is told: to print the figures of one size, so that what one mesh leaves behind in the allocator is no part
 /// of the next one's memory.
 const ONE_SIZE: &str = "--workloads";
@@ -56,7 +59,9 @@ fn main() -> std::io::Result<()> {
         // Each as criterion says it, for docs/REQUIREMENTS.md and whoever reads what ran.
         let figures = figures::of(World { workloads: SIZES[0] }, &tell);
         let policies = figures::of_policies(100, &tell);
-        for (name, _) in figures.iter().chain(&policies) {
+        for (name, value) in figures.iter().chain(&policies) {
+            let held = HELD.iter().find(|(held, _)| held == name);
+            assert!(held.is_none_or(|(_, most)| value <= most), "{name} is {value}, and {held:?} the most");
             writeln!(stdout, "Testing mesh/{name}")?;
         }
         return writeln!(stdout, "{}", json(&figures, &policies));

@@ -10,21 +10,32 @@ use crate::ALLOCATOR;
 
 const ROUNDS: usize = 7;
 
-/// Nanoseconds that `ask` takes for a key, as the median over rounds of the mean over all keys. Panics when it allocates.
+/// Nanoseconds that `ask` takes for a key, as the median over rounds of the mean over all keys.
 pub(crate) fn lookup_ns<K, T>(keys: &[K], ask: impl Fn(&K) -> T) -> f64 {
+    median_of_rounds(|| pass_ns(keys, &ask))
+}
+
+/// The same, with other keys in each round: nothing of one round is left in the caches for the next, except by chance.
+pub(crate) fn cold_lookup_ns<K, T>(mut draw: impl FnMut() -> Vec<K>, ask: impl Fn(&K) -> T) -> f64 {
+    median_of_rounds(|| pass_ns(&draw(), &ask))
+}
+
+fn median_of_rounds(round: impl FnMut() -> f64) -> f64 {
+    let mut rounds: Vec<f64> = std::iter::repeat_with(round).take(ROUNDS).collect();
+    quantile(&mut rounds, 0.5)
+}
+
+/// Panics when `ask` allocates.
+fn pass_ns<K, T>(keys: &[K], ask: impl Fn(&K) -> T) -> f64 {
     let region = Region::new(ALLOCATOR);
-    let mut rounds = [0.0; ROUNDS];
-    for round in &mut rounds {
-        let start = CpuTime::now();
-        for key in keys {
-            black_box(ask(black_box(key)));
-        }
-        *round = start.elapsed().as_secs_f64() * 1e9 / keys.len() as f64;
+    let start = CpuTime::now();
+    for key in keys {
+        black_box(ask(black_box(key)));
     }
+    let took = start.elapsed().as_secs_f64() * 1e9;
     let allocated = region.change();
     assert_eq!(allocated.allocations + allocated.reallocations, 0, "a lookup allocates: {allocated:?}");
-    rounds.sort_by(f64::total_cmp);
-    rounds[ROUNDS / 2]
+    took / keys.len() as f64
 }
 
 /// Nanoseconds of a read that misses the caches and the address translation's: a walk through 256 MiB in no order. What

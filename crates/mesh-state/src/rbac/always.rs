@@ -130,10 +130,14 @@ impl Always {
         self.rules.iter().take_while(before).find(|rule| !self.is_excluded(&hits, rule) && rule.matches(facts))
     }
 
-    /// The rules that match, in order.
-    pub(super) fn all(&self, facts: &Facts<'_>, key_of: impl Fn(Kind) -> Option<u64>) -> impl Iterator<Item = &Entry> {
+    /// The rules that match, in no order; one of several alternatives may be among them several times.
+    pub(super) fn all(&self, facts: &Facts<'_>, key_of: impl Fn(Kind) -> Option<u64>) -> Vec<&Entry> {
         let hits = self.hits(facts, key_of);
-        self.rules.iter().filter(move |rule| !self.is_excluded(&hits, rule) && rule.matches(facts))
+        if let Some(left) = self.few_left(&hits) {
+            let asked = left.iter().filter_map(|slot| self.by_slot.get(*slot)).map(|rule| &**rule);
+            return asked.filter(|rule| rule.matches(facts)).collect();
+        }
+        self.rules.iter().filter(|rule| !self.is_excluded(&hits, rule) && rule.matches(facts)).collect()
     }
 
     /// The rules that each value excludes which the connection has.
