@@ -1,22 +1,27 @@
 //! What must hold of any changes and of any warm start, for the fuzz targets and for the replay of their corpora.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mesh_state::admit::{self, Request};
+use mesh_state::admit::{self, Admission, Request};
 use mesh_state::builder::SnapshotBuilder;
 use mesh_state::change::Change;
 use mesh_state::dns::{self, Naming, RecordKind};
 use mesh_state::identity::Identity;
 use mesh_state::name::{Authority, NamespacedHostname, NetworkId, PolicyKey, Uid};
-use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, StringMatch};
-use mesh_state::route;
-use mesh_state::service::{HealthPolicy, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility};
+use mesh_state::policy::{Action, Clause, Match, Policy, PolicyScope, Rule, ServiceAccountMatch, StringMatch};
+use mesh_state::route::{self, Route};
+use mesh_state::service::{
+    HealthPolicy, IpFamilies, LoadBalancing, Mode, PortMapping, Scope, Service, Vip, Visibility, WeightedWaypoint,
+};
 use mesh_state::snapshot::Snapshot;
 use mesh_state::wanted::Sought;
 use mesh_state::warm::{Terms, decode, encode, framed};
-use mesh_state::workload::{GatewayAddress, GatewayDestination, NetworkMode, Place, Status, TunnelProtocol, Workload};
+use mesh_state::workload::{
+    ApplicationProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, Locality, NetworkMode, Place, Status,
+    TunnelProtocol, Workload,
+};
 
 const NAMESPACES: [&str; 2] = ["a", "b"];
 const HOSTS: [&str; 3] = ["one.example", "two.example", "three.example"];
@@ -29,7 +34,7 @@ const POLICIES: [&str; 3] = ["a/p", "b/p", "root/p"];
 /// changes they were.
 pub(crate) fn changes(bytes: &[u8]) -> usize {
     let mut dice = Dice(bytes);
-    let mut builder = SnapshotBuilder::new();
+    let mut builder = if dice.roll(4) == 0 { SnapshotBuilder::on_demand() } else { SnapshotBuilder::new() };
     let mut scan = Scan::default();
     let mut count = 0;
     let mut before: Option<(Snapshot, Vec<u8>)> = None;
@@ -95,7 +100,15 @@ struct Scan {
 impl Scan {
     fn apply(&mut self, change: &Change) {
         match change.clone() {
-            Change::Workload(workload) => drop(self.workloads.insert(workload.uid.clone(), workload)),
+            Change::Workload(mut workload) => {
+                // What is named twice is held once, as it was named first.
+                let mut seen = BTreeSet::new();
+                let addresses = workload.addresses.iter().copied();
+                workload.addresses = addresses.filter(|address| seen.insert(address.to_canonical())).collect();
+                let mut seen = BTreeSet::new();
+                workload.authorization_policies.retain(|key| seen.insert(key.clone()));
+                drop(self.workloads.insert(workload.uid.clone(), workload));
+            }
             Change::WorkloadGone(uid) => drop(self.workloads.remove(&uid)),
             Change::Service(service) => drop(self.services.insert(service.key(), service)),
             Change::ServiceGone(key) => drop(self.services.remove(&key)),
@@ -127,6 +140,20 @@ fn agree(snapshot: &Snapshot, scan: &Scan) {
         let found = snapshot.workload_by_address(&NetworkId::from(""), address);
         assert_eq!(found.is_some(), scan.workloads.values().any(|workload| has(&workload)), "{address}");
         assert!(found.is_none_or(|found| has(&&**found)));
+        let here = |vip: &Vip| vip.network.as_str().is_empty();
+        let single = |vip: &Vip| vip.address.prefix_len() == vip.address.max_prefix_len();
+        let at = |vip: &Vip| here(vip) && single(vip) && vip.address.addr().to_canonical() == address.to_canonical();
+        let expected = scan.services.values().filter(|service| service.vips.iter().any(at)).count();
+        assert_eq!(snapshot.services_by_vip(&NetworkId::from(""), address).len(), expected, "{address}");
+        for namespace in NAMESPACES {
+            let sees =
+                |service: &&Service| service.visibility == Visibility::Public || &*service.namespace == namespace;
+            let covers = |vip: &Vip| at(vip) || here(vip) && vip.address.contains(&address.to_canonical());
+            let visible = scan.services.values().filter(sees);
+            let any = visible.clone().any(|service| service.vips.iter().any(covers));
+            let found = snapshot.service_by_vip(&NetworkId::from(""), address, namespace);
+            assert_eq!(found.is_some(), any, "{address} for {namespace}");
+        }
     }
     for namespace in NAMESPACES {
         for host in HOSTS {
@@ -165,11 +192,21 @@ fn ask(snapshot: &Snapshot) {
                 let target = SocketAddr::new(address, port);
                 let query = route::Query { source, peer: peer.ip(), target };
                 for draw in [0, 1 << 63, u64::MAX] {
-                    let _ = route::outbound(snapshot, &query, draw);
+                    let route = route::outbound(snapshot, &query, draw);
+                    let _ = route::lacking(snapshot, &query, &route);
+                    if let Ok(Route::Resolve(lookup)) = route {
+                        let _ = lookup.found(&addresses().collect::<Vec<_>>(), draw);
+                    }
                 }
                 let authority = Authority::Address(target);
                 for request in [Request::Tunnel(&authority), Request::Plaintext(target)] {
-                    let _ = admit::inbound(snapshot, &tunnel_to(source, peer, request));
+                    let query = tunnel_to(source, peer, request);
+                    let verdict = admit::inbound(snapshot, &query);
+                    let _ = admit::lacking(snapshot, &query, &verdict);
+                    let _ = admit::attribute(snapshot, source, request, Some(HOSTS[1]));
+                    if let Ok(Admission { proxy_header: Some(header), .. }) = verdict {
+                        let _ = header.to_bytes();
+                    }
                 }
             }
         }
@@ -210,8 +247,24 @@ impl Dice<'_> {
                 _ => Change::PolicyGone(self.of(&POLICIES).into()),
             },
             6 => Change::Policy(self.policy()),
-            _ => Change::Absent(Sought::Address { network: self.network(), address: self.address() }),
+            _ => {
+                let sought = match self.roll(2) {
+                    0 => Sought::Address { network: self.network(), address: self.address() },
+                    _ => Sought::Hostname(self.key()),
+                };
+                if self.roll(3) == 0 { Change::Unknown(sought) } else { Change::Absent(sought) }
+            }
         }
+    }
+
+    /// Up to so many.
+    fn few<T>(&mut self, most: usize, one: impl Fn(&mut Self) -> T) -> Vec<T> {
+        (0..self.roll(most + 1)).map(|_| one(self)).collect()
+    }
+
+    /// None, most of the time: a field of which most resources have nothing.
+    fn seldom<T>(&mut self, one: impl Fn(&mut Self) -> T) -> Vec<T> {
+        if self.roll(4) == 0 { self.few(2, one) } else { Vec::new() }
     }
 
     fn uid(&mut self) -> Uid {
@@ -246,8 +299,9 @@ impl Dice<'_> {
         let name = self.of(&["x", "y"]);
         let identity = Identity::new("td", namespace, "s").expect("valid parts");
         let mut workload = Workload::new(uid, namespace, name, identity);
-        workload.addresses = match self.roll(4) {
+        workload.addresses = match self.roll(5) {
             0 => [].into(),
+            1 => [self.address(), self.address()].into(),
             _ => [self.address()].into(),
         };
         workload.network = self.network();
@@ -256,9 +310,17 @@ impl Dice<'_> {
         workload.status = self.of(&[Status::Healthy, Status::Healthy, Status::Unhealthy]);
         workload.capacity = self.of(&[1, 1, 0, u32::MAX]);
         workload.waypoint = self.gateway();
+        workload.network_gateway = self.gateway();
+        if self.roll(6) == 0 {
+            let protocol = self.of(&[ApplicationProtocol::None, ApplicationProtocol::Proxy]);
+            workload.application_tunnel = Some(ApplicationTunnel { protocol, port: self.of(&[None, Some(8080)]) });
+        }
+        workload.cluster_id = self.of(&["c", "c", "d"]).into();
         workload.hostname = self.of(&["", "", HOSTS[0]]).into();
         let node = self.of(&["n1", "n2", ""]).into();
-        workload.place = Arc::new(Place { node, locality: workload.place.locality.clone() });
+        let mut part = |choices: [&'static str; 2]| self.of(&choices).into();
+        let locality = Locality { region: part(["", "r"]), zone: part(["", "z"]), subzone: part(["", "s"]) };
+        workload.place = Arc::new(Place { node, locality: Arc::new(locality) });
         for host in &HOSTS[..self.roll(3)] {
             let ports = match self.roll(3) {
                 0 => vec![PortMapping { service_port: 80, target_port: 8080 }],
@@ -266,27 +328,41 @@ impl Dice<'_> {
             };
             workload.services.push((NamespacedHostname::new(namespace, host), ports));
         }
-        if self.roll(4) == 0 {
-            workload.authorization_policies.push(self.of(&POLICIES).into());
-        }
+        workload.authorization_policies = self.seldom(|dice| dice.of(&POLICIES).into());
         workload
     }
 
     fn service(&mut self) -> Service {
         let key = self.key();
         let mut service = Service::new(&key.namespace, "s", &key.hostname);
-        let address = match self.roll(3) {
-            0 => self.of(&BLOCKS).parse().expect("a block"),
-            _ => self.address().into(),
-        };
-        service.vips = vec![Vip { network: self.network(), address }];
-        service.ports = vec![PortMapping { service_port: 80, target_port: self.of(&[0, 8080]) }];
+        service.vips = self.few(2, |dice| {
+            let address = match dice.roll(3) {
+                0 => dice.of(&BLOCKS).parse().expect("a block"),
+                _ => dice.address().into(),
+            };
+            Vip { network: dice.network(), address }
+        });
+        service.ports =
+            self.few(2, |dice| PortMapping { service_port: dice.of(&PORTS[..2]), target_port: dice.of(&[0, 8080]) });
         service.load_balancing = LoadBalancing {
-            scopes: (0..self.roll(3)).map(|_| self.of(&[Scope::Node, Scope::Network, Scope::Region])).collect(),
+            scopes: self.few(3, |dice| {
+                dice.of(&[Scope::Node, Scope::Network, Scope::Region, Scope::Zone, Scope::Subzone, Scope::Cluster])
+            }),
             mode: self.of(&[Mode::Unspecified, Mode::Strict, Mode::Failover, Mode::Passthrough]),
             health: self.of(&[HealthPolicy::OnlyHealthy, HealthPolicy::AllowAll]),
         };
         service.waypoint = self.gateway();
+        service.weighted_waypoints = self
+            .seldom(|dice| {
+                dice.gateway().map(|destination| WeightedWaypoint { destination, weight: dice.of(&[0, 1, 9]) })
+            })
+            .into_iter()
+            .flatten()
+            .collect();
+        service.subject_alt_names =
+            self.seldom(|dice| Identity::new("td", dice.of(&NAMESPACES), "t").expect("valid parts"));
+        service.ip_families =
+            self.of(&[IpFamilies::Automatic, IpFamilies::Dual, IpFamilies::Ipv4Only, IpFamilies::Ipv6Only]);
         service.canonical = self.roll(2) == 0;
         service.visibility = self.of(&[Visibility::Public, Visibility::Namespace]);
         service
@@ -294,18 +370,48 @@ impl Dice<'_> {
 
     fn policy(&mut self) -> Policy {
         let key = self.of(&POLICIES);
-        let condition = Match {
-            principals: vec![StringMatch::Prefix(self.of(&["", "td/", "x"]).into())],
-            destination_ports: (0..self.roll(2)).map(|_| self.of(&PORTS)).collect(),
-            ..Match::default()
-        };
         Policy {
             key: key.into(),
             namespace: key.split_once('/').expect("all have one").0.into(),
             scope: self.of(&[PolicyScope::Global, PolicyScope::Namespace, PolicyScope::WorkloadSelector]),
             action: self.of(&[Action::Allow, Action::Deny]),
-            rules: vec![Rule { clauses: vec![Clause { matches: vec![condition] }] }],
+            rules: self
+                .few(2, |dice| Rule { clauses: dice.few(2, |dice| Clause { matches: dice.few(3, Self::condition) }) }),
             dry_run: self.roll(4) == 0,
+        }
+    }
+
+    fn condition(&mut self) -> Match {
+        let text = |dice: &mut Self| {
+            let text = || Arc::from("td/ns/a/sa/s");
+            match dice.roll(5) {
+                0 => StringMatch::Exact(text()),
+                1 => StringMatch::Prefix(dice.of(&["", "td/", "x"]).into()),
+                2 => StringMatch::Suffix(dice.of(&["", "/s", "x"]).into()),
+                3 => StringMatch::Exact(dice.of(&NAMESPACES).into()),
+                _ => StringMatch::Presence,
+            }
+        };
+        let block = |dice: &mut Self| dice.of(&BLOCKS).parse().expect("a block");
+        let port = |dice: &mut Self| dice.of(&PORTS);
+        let account = |dice: &mut Self| ServiceAccountMatch {
+            namespace: dice.of(&NAMESPACES).into(),
+            service_account: dice.of(&["s", "t"]).into(),
+        };
+        Match {
+            namespaces: self.seldom(text),
+            not_namespaces: self.seldom(text),
+            principals: self.seldom(text),
+            not_principals: self.seldom(text),
+            source_ips: self.seldom(block),
+            not_source_ips: self.seldom(block),
+            destination_ips: self.seldom(block),
+            not_destination_ips: self.seldom(block),
+            destination_ports: self.seldom(port),
+            not_destination_ports: self.seldom(port),
+            service_accounts: self.seldom(account),
+            not_service_accounts: self.seldom(account),
+            unreadable: if self.roll(16) == 0 { vec!["x".into()] } else { Vec::new() },
         }
     }
 }
