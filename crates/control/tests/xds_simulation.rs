@@ -282,10 +282,10 @@ impl World {
 
     fn ask(&mut self, wanted: &[Wanted]) {
         let mut changes = Vec::new();
-        let request = self.session.on_wanted(wanted, self.now, &mut changes);
+        let requests = self.session.on_wanted(wanted, self.now, &mut changes);
         assert_eq!(changes, [], "there is room for all keys");
-        if let (Some(stream), Some(request)) = (&mut self.server, request) {
-            stream.to_server.push_back(request);
+        if let Some(stream) = &mut self.server {
+            stream.to_server.extend(requests);
         }
     }
 
@@ -317,8 +317,11 @@ impl World {
             }
         }
         if self.on_demand && kind == 0 {
-            for key in request.subscribe.into_iter().filter(|key| key != "*") {
-                // Subscribed to again: sent again, or told again that it is not there.
+            let new: Vec<String> =
+                request.subscribe.into_iter().filter(|key| key != "*" && !stream.keys.contains(key)).collect();
+            // Like istiod: what is subscribed to already is no news, and what goes goes last.
+            for key in new {
+                // It is sent though the client has it, or told that it is not there.
                 for (name, version) in &mut stream.sent[0] {
                     if self.mesh[0].get(name).is_some_and(|content| content.aliases.contains(&key)) {
                         *version = None;
@@ -326,6 +329,9 @@ impl World {
                 }
                 stream.sent[0].insert(key.clone(), None);
                 stream.keys.insert(key);
+            }
+            for key in request.unsubscribe {
+                stream.keys.remove(&key);
             }
         }
     }

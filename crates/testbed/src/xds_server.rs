@@ -295,11 +295,12 @@ impl XdsServer {
             }
             let is_heard = |key: &String| key != "*" && !muted.is_some_and(|muted| muted(key));
             let asked: BTreeSet<String> = request.subscribe.into_iter().filter(is_heard).collect();
+            // Like istiod: nothing is said of a subscription that there is, and what goes goes last.
+            let answers = asked.iter().any(|key| !stream.keys.contains(key));
+            stream.keys.extend(asked.clone());
             for key in request.unsubscribe {
                 stream.keys.remove(&key);
             }
-            let answers = !asked.is_empty();
-            stream.keys.extend(asked.clone());
             if first || answers {
                 state.answer_asked(number, kind, &asked);
                 state.push(number, kind, first);

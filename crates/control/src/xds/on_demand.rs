@@ -49,6 +49,8 @@ pub struct OnDemand {
 #[derive(Debug)]
 struct Asked {
     sought: Sought,
+    /// On this stream: a server does not answer a subscription that it has.
+    subscribed: bool,
     again_at: Instant,
     answer: Answer,
 }
@@ -67,10 +69,11 @@ enum Answer {
 /// What follows from a wish.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Asks {
+    /// To be unsubscribed from, before anything else: also what is asked again. In one message with its subscription it would
+    /// be gone afterwards (istiod subscribes first).
+    pub unsubscribe: Vec<String>,
     /// To be subscribed to.
     pub subscribe: Vec<String>,
-    /// To be unsubscribed from.
-    pub unsubscribe: Vec<String>,
     /// Resources that nobody asks for any more.
     pub dropped: Vec<Arc<str>>,
     /// Of these it is not known any more that they are not there.
@@ -99,14 +102,17 @@ impl OnDemand {
                 Some(asked) if asked.again_at > now => {}
                 Some(asked) => {
                     asked.again_at = now + asked.answer.patience();
+                    if std::mem::replace(&mut asked.subscribed, true) {
+                        asks.unsubscribe.push(key.clone());
+                    }
                     asks.subscribe.push(key);
                 }
                 None => {
                     self.make_room(&mut asks);
                     let shared: Arc<str> = key.as_str().into();
                     self.order.entry(tenant.clone()).or_default().push_back(shared.clone());
-                    let asked = Asked { sought: sought.clone(), again_at: now + ASK_AGAIN, answer: Answer::None };
-                    self.keys.insert(shared, asked);
+                    let (sought, again_at) = (sought.clone(), now + ASK_AGAIN);
+                    self.keys.insert(shared, Asked { sought, subscribed: true, again_at, answer: Answer::None });
                     asks.subscribe.push(key);
                 }
             }
@@ -157,12 +163,13 @@ impl OnDemand {
         news
     }
 
-    /// Keys without a resource, which a new connection has to ask for: the server knows of the others by their versions.
+    /// A stream begins. Keys without a resource, which it has to ask for: the server knows of the others by their versions.
     pub fn unanswered(&mut self, now: Instant) -> Vec<String> {
         let mut keys = Vec::new();
         for key in self.order.values().flatten() {
             let asked = self.keys.get_mut(key).expect("each key in order is a key");
-            if !matches!(asked.answer, Answer::Is(_)) {
+            asked.subscribed = !matches!(asked.answer, Answer::Is(_));
+            if asked.subscribed {
                 asked.again_at = now + asked.answer.patience();
                 keys.push(key.to_string());
             }
@@ -207,6 +214,7 @@ impl OnDemand {
                 self.order.remove(&tenant);
             }
             let asked = self.keys.remove(&oldest).expect("each key in order is a key");
+            asks.subscribe.retain(|key| **key != *oldest);
             asks.unsubscribe.push(oldest.to_string());
             asks.dropped.extend(self.let_go(&oldest, &asked.answer));
             asks.unknown.extend(matches!(asked.answer, Answer::Absent { .. }).then_some(asked.sought));
@@ -272,7 +280,22 @@ mod tests {
         let (mut on_demand, start) = (OnDemand::default(), Instant::now());
         assert_eq!(want(&mut on_demand, &["/10.0.0.1", "shop/web"], start).subscribe, ["/10.0.0.1", "shop/web"]);
         assert_eq!(want(&mut on_demand, &["/10.0.0.1"], start + ASK_AGAIN / 2), Asks::default());
-        assert_eq!(want(&mut on_demand, &["/10.0.0.1"], start + ASK_AGAIN).subscribe, ["/10.0.0.1"]);
+        let asks = want(&mut on_demand, &["/10.0.0.1"], start + ASK_AGAIN);
+        assert_eq!((asks.unsubscribe, asks.subscribe), (vec!["/10.0.0.1".into()], vec!["/10.0.0.1".into()]), "anew");
+    }
+
+    #[test]
+    fn what_a_stream_was_not_asked_for_is_not_unsubscribed_from_when_it_is() {
+        let (mut on_demand, start) = (OnDemand::default(), Instant::now());
+        want(&mut on_demand, &["/10.0.0.1"], start);
+        on_demand.on_taken(&"uid".into(), &["/10.0.0.1".into()], true, start);
+        assert!(on_demand.unanswered(start).is_empty(), "the new stream knows of it by its version");
+        on_demand.on_removed("uid", start);
+        let asks = want(&mut on_demand, &["/10.0.0.1"], start);
+        assert_eq!((asks.unsubscribe, asks.subscribe), (vec![], vec!["/10.0.0.1".into()]));
+        assert_eq!(on_demand.unanswered(start), ["/10.0.0.1"]);
+        let asks = want(&mut on_demand, &["/10.0.0.1"], start + ASK_AGAIN);
+        assert_eq!(asks.unsubscribe, ["/10.0.0.1"], "that stream was asked when it began");
     }
 
     #[test]

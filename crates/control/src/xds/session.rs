@@ -22,7 +22,7 @@ use super::{
     Kind,
     convert::{self, Defaults},
     kept::{Kept, What},
-    on_demand::OnDemand,
+    on_demand::{Asks, OnDemand},
     response::{Part, Response},
     withheld::{Waiting, Withheld},
 };
@@ -62,6 +62,8 @@ struct Subscription {
     held: HashMap<Arc<str>, Held, SameEachTime>,
     /// A response has been taken to its end, as far as it has to be.
     warm: bool,
+    /// Refused and not there, as long as that keeps this from being warm.
+    missing: HashSet<Arc<str>, SameEachTime>,
     /// Held, and this stream's server does not know it: so it cannot tell that it has gone.
     unconfirmed: HashSet<Arc<str>, SameEachTime>,
     /// When this stream brought the last response, or a part of the next one.
@@ -192,10 +194,12 @@ impl Session {
         match part {
             Part::Resource(resource) => {
                 if let Err((name, cause)) = self.on_resource(kind, resource, now, changes) {
-                    receiving.refused.add(&name, &cause);
+                    self.refuse(receiving, kind, &name, &cause);
                 }
             }
-            Part::Unreadable { cause } => receiving.refused.add("a resource whose name is unreadable", &cause),
+            Part::Unreadable { cause } => {
+                self.refuse(receiving, kind, "a resource whose name is unreadable", &cause);
+            }
             Part::Removed(name) => {
                 self.drop_resource(kind, &name, changes);
                 if let Some(on_demand) = self.on_demand.as_mut().filter(|_| kind == Kind::Address) {
@@ -210,7 +214,7 @@ impl Session {
         let Receiving { kind, type_url, nonce, refused } = receiving;
         if let Some(kind) = kind {
             let subscription = self.subscription(kind);
-            subscription.warm |= kind == Kind::Address || refused.count == 0;
+            subscription.warm |= kind == Kind::Address || subscription.missing.is_empty();
             subscription.responded_at = Some(now);
         }
         if kind == Some(Kind::Authorization) {
@@ -222,32 +226,36 @@ impl Session {
             .into()
     }
 
-    /// Cores lack these. `None` where there is nothing to ask: everything is subscribed to, or it is asked for already.
+    /// Cores lack these: what is to be sent, in this order. Nothing where everything is subscribed to, or it is asked for
+    /// already.
     pub fn on_wanted<'a>(
         &mut self,
         wanted: impl IntoIterator<Item = &'a Wanted>,
         now: Instant,
         changes: &mut Vec<Change>,
-    ) -> Option<Bytes> {
+    ) -> Vec<Bytes> {
         let parts = wanted.into_iter().filter_map(|wanted| match wanted {
             Wanted::Part { sought, tenant } => Some((sought, tenant)),
             Wanted::Identity(_) => None,
         });
-        let asks = self.on_demand.as_mut()?.want(parts, now);
-        changes.extend(asks.unknown.into_iter().map(Change::Unknown));
-        for name in &asks.dropped {
+        let Some(on_demand) = &mut self.on_demand else { return Vec::new() };
+        let Asks { mut unsubscribe, subscribe, dropped, unknown } = on_demand.want(parts, now);
+        changes.extend(unknown.into_iter().map(Change::Unknown));
+        for name in &dropped {
             // A pod of this node is known as long as it is there, whoever has asked for its address, too.
             if self.local_node.is_none() || !self.addresses.held.get(name).is_some_and(|held| held.is_local) {
                 self.drop_resource(Kind::Address, name, changes);
+                // Whatever key it was the answer to, the server has subscribed us to its name as well.
+                unsubscribe.push(name.to_string());
             }
         }
-        let (subscribe, unsubscribe) = (asks.subscribe, asks.unsubscribe);
-        (!subscribe.is_empty() || !unsubscribe.is_empty()).then(|| subscription(subscribe, unsubscribe))
+        unsubscribe.sort_unstable();
+        unsubscribe.dedup();
+        [subscription(Vec::new(), unsubscribe), subscription(subscribe, Vec::new())].into_iter().flatten().collect()
     }
 
     /// Whether the mesh is known well enough to decide by: of every type that is subscribed to as a whole, one response has
-    /// been taken to its end, and of policies one of which nothing was refused, which may have been the one that denies. A
-    /// workload that is refused is no more there later, and whoever can write one would keep the node's pods from starting.
+    /// been taken to its end, and no policy is missing because it was refused, which may be the one that denies. A workload that is refused is no more there later, and whoever can write one would keep the node's pods from starting.
     pub fn is_warm(&self) -> bool {
         self.authorizations.warm && (self.addresses.warm || self.on_demand.is_some())
     }
@@ -283,6 +291,14 @@ impl Session {
         }
     }
 
+    fn refuse(&mut self, receiving: &mut Receiving, kind: Kind, name: &str, cause: &str) {
+        receiving.refused.add(name, cause);
+        let subscription = self.subscription(kind);
+        if kind == Kind::Authorization && !subscription.warm && !subscription.held.contains_key(name) {
+            subscription.missing.insert(name.into());
+        }
+    }
+
     fn subscription(&mut self, kind: Kind) -> &mut Subscription {
         match kind {
             Kind::Address => &mut self.addresses,
@@ -308,6 +324,8 @@ impl Session {
         let bytes_max = bytes.len() + self.versions_bytes_max;
         let subscription = self.subscription(kind);
         subscription.unconfirmed.clear();
+        // It is sent again, or it is gone.
+        subscription.missing.clear();
         subscription.responded_at = None;
         // Written here, because there may be many, and the message would copy each of them first.
         for (name, Held { version, .. }) in &subscription.held {
@@ -329,6 +347,8 @@ impl Session {
     ) -> Result<(), (String, String)> {
         let subscription = self.subscription(kind);
         subscription.unconfirmed.remove(&*resource.name);
+        // Until it is refused again.
+        subscription.missing.remove(&*resource.name);
         let held = subscription.held.get_key_value(&*resource.name);
         let is_held = held.is_some_and(|(_, held)| !held.version.is_empty() && *held.version == resource.version);
         let name = held.map_or_else(|| Arc::from(resource.name.as_str()), |(name, _)| name.clone());
@@ -399,6 +419,7 @@ impl Session {
     fn drop_resource(&mut self, kind: Kind, name: &str, changes: &mut Vec<Change>) {
         let subscription = self.subscription(kind);
         subscription.unconfirmed.remove(name);
+        subscription.missing.remove(name);
         if let Some((name, held)) = subscription.held.remove_entry(name) {
             if kind == Kind::Address {
                 self.withheld.forget(&name);
@@ -442,23 +463,24 @@ fn subscriptions(names: impl Iterator<Item = String>, bytes_max: usize) -> Vec<B
     for name in names {
         let length = name.len() + VERSION_OVERHEAD_MAX;
         if bytes + length > bytes_max && !subscribe.is_empty() {
-            requests.push(subscription(std::mem::take(&mut subscribe), Vec::new()));
+            requests.extend(subscription(std::mem::take(&mut subscribe), Vec::new()));
             bytes = 0;
         }
         bytes += length;
         subscribe.push(name);
     }
-    if !subscribe.is_empty() {
-        requests.push(subscription(subscribe, Vec::new()));
-    }
+    requests.extend(subscription(subscribe, Vec::new()));
     requests
 }
 
-/// A later request for addresses by name.
-fn subscription(subscribe: Vec<String>, unsubscribe: Vec<String>) -> Bytes {
+/// A later request for addresses by name, unless it is about none.
+fn subscription(subscribe: Vec<String>, unsubscribe: Vec<String>) -> Option<Bytes> {
+    if subscribe.is_empty() && unsubscribe.is_empty() {
+        return None;
+    }
     let type_url = Kind::Address.type_url().to_owned();
     let request = DeltaDiscoveryRequest { type_url, subscribe, unsubscribe, ..Default::default() };
-    request.encode_to_vec().into()
+    Some(request.encode_to_vec().into())
 }
 
 /// What an entry takes beside its name and version: keys, and lengths of at most 5 bytes each.

@@ -218,7 +218,7 @@ impl Stream {
     /// Cores lack these.
     pub(crate) fn on_wanted(&mut self, wanted: &[Wanted], changes: &mut Vec<Change>) {
         // Without a stream the next one asks.
-        if let Some(request) = self.session.on_wanted(wanted, now(), changes) {
+        for request in self.session.on_wanted(wanted, now(), changes) {
             self.send(request);
         }
     }

@@ -224,7 +224,15 @@ fn the_mesh_is_warm_once_a_response_of_each_type_was_taken_and_all_policies_of_o
     hear(&mut session, &response(Kind::Authorization, "2", vec![workload("no policy", "1", 1)], &[]));
     assert!(!session.is_warm(), "it may be the policy that denies");
     hear(&mut session, &response(Kind::Authorization, "3", vec![], &[]));
-    assert!(session.is_warm());
+    assert!(!session.is_warm(), "what else comes does not make up for it");
+    let mut reconnected = hearing(false);
+    hear(&mut reconnected, &response(Kind::Address, "1", vec![], &[]));
+    hear(&mut reconnected, &response(Kind::Authorization, "2", vec![workload("no policy", "1", 1)], &[]));
+    hear(&mut session, &response(Kind::Authorization, "4", vec![], &["no policy"]));
+    assert!(session.is_warm(), "it has gone");
+    connect(&mut reconnected);
+    hear(&mut reconnected, &response(Kind::Authorization, "3", vec![], &[]));
+    assert!(reconnected.is_warm(), "another stream does not have it");
     let mut on_demand = hearing(true);
     hear(&mut on_demand, &response(Kind::Authorization, "1", vec![], &[]));
     assert!(on_demand.is_warm(), "addresses come when they are asked for");
@@ -237,11 +245,12 @@ fn on_demand_begins_with_nothing_and_asks_by_name() {
     assert_eq!((&requests[0].subscribe[..], &requests[0].unsubscribe[..]), (&["*".into()][..], &["*".into()][..]));
     assert!(requests[1].subscribe.is_empty() && requests[1].unsubscribe.is_empty(), "policies are wanted all");
     let wanted = [at("10.0.0.1"), wanted(Sought::Hostname(NamespacedHostname::new("a", "b")))];
-    let asked = session.on_wanted(&wanted, now(), &mut Vec::new()).expect("a request");
-    assert_eq!(decoded(&asked).subscribe, ["n/10.0.0.1", "a/b"]);
-    assert_eq!(decoded(&asked).node, None);
-    assert_eq!(session.on_wanted(&wanted, now(), &mut Vec::new()), None, "asked for already");
-    assert_eq!(hearing(false).on_wanted(&wanted, now(), &mut Vec::new()), None, "all is subscribed to");
+    let asked = session.on_wanted(&wanted, now(), &mut Vec::new());
+    assert_eq!(asked.len(), 1);
+    assert_eq!(decoded(&asked[0]).subscribe, ["n/10.0.0.1", "a/b"]);
+    assert_eq!(decoded(&asked[0]).node, None);
+    assert!(session.on_wanted(&wanted, now(), &mut Vec::new()).is_empty(), "asked for already");
+    assert!(hearing(false).on_wanted(&wanted, now(), &mut Vec::new()).is_empty(), "all is subscribed to");
 
     // The server answers by the workload's name, and the address is an alias.
     let answer = Resource { aliases: vec!["n/10.0.0.1".into()], ..workload("uid", "1", 1) };
@@ -329,8 +338,34 @@ fn what_is_not_there_is_told_by_its_key_and_not_believed_for_ever_but_without_a_
     hear_at(&mut session, start, Kind::Address, vec![], &[]);
     let unknown = time_passes(&mut session, due);
     assert!(unknown.len() == 1 && unknown[0].starts_with("!Address"), "{unknown:?}");
-    let request = session.on_wanted(&[at("10.0.0.9")], due, &mut Vec::new()).expect("asked for anew");
-    assert_eq!(decoded(&request).subscribe, ["n/10.0.0.9"]);
+    let anew: Vec<_> =
+        session.on_wanted(&[at("10.0.0.9")], due, &mut Vec::new()).iter().map(|request| decoded(request)).collect();
+    let key = vec!["n/10.0.0.9".to_owned()];
+    assert_eq!(
+        (&anew[0].unsubscribe, anew[0].subscribe.len()),
+        (&key, 0),
+        "istiod is silent on what it knows to be subscribed"
+    );
+    assert_eq!((&anew[1].subscribe, anew[1].unsubscribe.len()), (&key, 0));
+}
+
+#[test]
+fn a_resource_that_is_let_go_is_unsubscribed_from_by_its_name_too() {
+    let node = Node { id: "id".into(), metadata: None };
+    let mut session = Session::new(node, Defaults::default(), Some(OnDemand::with_limit(1)));
+    let mut changes = Vec::new();
+    session.on_wanted(&[at("10.0.0.1")], now(), &mut changes);
+    let answer = Resource { aliases: vec!["n/10.0.0.1".into()], ..workload("uid", "1", 1) };
+    hear_at(&mut session, now(), Kind::Address, vec![answer], &[]);
+    let requests: Vec<_> =
+        session.on_wanted(&[at("10.0.0.2")], now(), &mut changes).iter().map(|request| decoded(request)).collect();
+    assert_eq!(
+        requests[0].unsubscribe,
+        ["n/10.0.0.1", "uid"],
+        "or its changes would go on coming, and be held for ever"
+    );
+    assert_eq!(requests[1].subscribe, ["n/10.0.0.2"]);
+    assert_eq!(names(&changes), ["-uid"]);
 }
 
 #[test]
