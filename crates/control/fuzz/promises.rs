@@ -108,7 +108,7 @@ pub(crate) fn of_frames(bytes: &[u8]) -> bool {
 /// that has a version; what it changes can be built, and taken back.
 pub(crate) fn of_a_response(bytes: &[u8]) -> bool {
     let Ok(response) = Response::read(Bytes::copy_from_slice(bytes)) else { return false };
-    let mut session = Session::new(Default::default(), convert::Defaults::default(), Some(OnDemand::default()));
+    let mut session = Session::new(Default::default(), Some(OnDemand::default()));
     let mut builder = SnapshotBuilder::new();
     let mut all_taken = true;
     for _ in 0..2 {
@@ -135,7 +135,7 @@ pub(crate) fn of_a_resource(bytes: &[u8]) -> bool {
     let names: [Arc<str>; 2] = ["a//Pod/b/c".into(), "b/c".into()];
     names.iter().any(|name| {
         let resource = Resource { resource: Some(any.clone()), name: name.to_string(), ..Default::default() };
-        match convert::change(kind, name, &resource, &convert::Defaults::default()) {
+        match convert::change(kind, name, &resource) {
             Ok(change) => {
                 let mut builder = SnapshotBuilder::new();
                 builder.apply(change);
@@ -156,7 +156,7 @@ pub(crate) fn of_versions(bytes: &[u8]) -> bool {
     match kept::decode(bytes) {
         Ok(list) => {
             assert_eq!(kept::encode(&list), bytes);
-            let mut session = Session::new(Default::default(), convert::Defaults::default(), None);
+            let mut session = Session::new(Default::default(), None);
             session.restore(list.clone());
             assert!(session.is_warm() && session.kept().len() <= list.len());
             session.on_connected(Instant::now());

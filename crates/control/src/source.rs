@@ -10,7 +10,6 @@ use crate::{
     mesh::Mesh,
     warm_start::{Keeper, Restored},
     xds::{
-        convert,
         kept::Kept,
         on_demand::OnDemand,
         session::Session,
@@ -48,10 +47,8 @@ impl Source {
             }
             MeshSource::Inline(text) => Self::File(Box::new(File::new(config, Origin::Inline(text.clone()), None))),
             MeshSource::ControlPlane(plane) => {
-                let (trust_domain, cluster) = (config.trust_domain.clone(), config.cluster.clone());
                 let on_demand = plane.on_demand.then(OnDemand::default);
-                let session = Session::new(plane.proxy.node(), convert::Defaults { trust_domain, cluster }, on_demand)
-                    .for_node(config.node.as_deref());
+                let session = Session::new(plane.proxy.node(), on_demand).for_node(config.node.as_deref());
                 Self::ControlPlane(Box::new(Stream::new(plane.server.clone(), session, status.clone())))
             }
         })

@@ -21,9 +21,7 @@ use control::{
         well_known::Any,
         workload,
     },
-    xds::{
-        Kind, convert::Defaults, on_demand::OnDemand, response::Response, session::Session, withheld::POLICY_PATIENCE,
-    },
+    xds::{Kind, on_demand::OnDemand, response::Response, session::Session, withheld::POLICY_PATIENCE},
 };
 use fastrand::Rng;
 use mesh_state::{
@@ -112,7 +110,7 @@ struct Stream {
 
 impl World {
     fn new(seed: u64, on_demand: bool) -> Self {
-        let session = Session::new(Default::default(), Defaults::default(), on_demand.then(OnDemand::default));
+        let session = Session::new(Default::default(), on_demand.then(OnDemand::default));
         Self {
             seed,
             rng: Rng::with_seed(seed),
@@ -318,7 +316,7 @@ impl World {
         }
         if self.on_demand && kind == 0 {
             let new: Vec<String> =
-                request.subscribe.into_iter().filter(|key| key != "*" && !stream.keys.contains(key)).collect();
+                request.subscribe.iter().filter(|key| *key != "*" && !stream.keys.contains(*key)).cloned().collect();
             // Like istiod: what is subscribed to already is no news, and what goes goes last.
             for key in new {
                 // It is sent though the client has it, or told that it is not there.
@@ -330,6 +328,9 @@ impl World {
                 stream.sent[0].insert(key.clone(), None);
                 stream.keys.insert(key);
             }
+            let asks = request.subscribe.iter().any(|key| !request.unsubscribe.contains(key));
+            let opens = request.unsubscribe.iter().all(|key| key == "*");
+            assert!(opens || asks, "seed {}: it asks for nothing, so istiod would remove everything", self.seed);
             for key in request.unsubscribe {
                 stream.keys.remove(&key);
             }

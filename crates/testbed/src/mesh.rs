@@ -515,10 +515,16 @@ impl Mesh {
         Ok(())
     }
 
+    /// The address that the next pod of a node will have.
+    #[must_use]
+    pub fn next_address(&self, node: NodeId) -> Ipv4Addr {
+        Ipv4Addr::new(10, 244, node.octet(), self.node(node).next_host)
+    }
+
     fn create_pod(&mut self, spec: &PodSpec) -> Result<Pod> {
         ensure!(!self.pods.contains_key(&spec.name), "a pod {} exists already", spec.name);
+        let address = self.next_address(spec.node);
         let node = self.node_mut(spec.node);
-        let address = Ipv4Addr::new(10, 244, spec.node.octet(), node.next_host);
         node.next_host = node.next_host.checked_add(1).context("a node has 253 addresses")?;
         let (netns, interface) = node.router.attach(&spec.name, address)?;
         if spec.captured {

@@ -485,10 +485,17 @@ fn on_demand_connections_wait_for_what_istiod_says_of_their_targets() -> Result<
             Ok(())
         };
         fact(mesh).map_err(|error| anyhow!("{error:#}\nistiod:\n{}", mesh.istiod().said()))?;
-        // Who was nobody is a pod now, of which istiod says its own name. It is asked for again when the answer is old.
+        // Who was nobody is a pod now, of which istiod says its own name. It is asked for again when the answer is old, and
+        // istiod answers only because it was unsubscribed from first; which holds of the stranger, too.
+        let free = mesh.next_address(NodeId::B);
+        sent_to(mesh, (free, PORT).into()).context("nobody's address")?;
         let late = mesh.add_pod(&PodSpec::new("late", NodeId::B).tenant("shop", "late"))?;
+        ensure!(late.address == free, "{} is at {free}", late.address);
         let _late = late.serve(PORT, echo)?;
         wait::until_ok("a tunnel to the late pod", Duration::from_secs(60), || tunnelled(mesh, &client, &late))?;
+        wait::until_ok("the stranger once more", Duration::from_secs(10), || {
+            client::read_text(&client.connect(stranger.at(PORT))?).map(drop)
+        })?;
         mesh.remove_pod(&late)
     })
 }

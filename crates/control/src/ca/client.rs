@@ -179,7 +179,7 @@ impl CaClient {
         Issued::read(answer.into_inner(), key_pem, identity, SystemTime::now())
     }
 
-    /// The connection there is, unless it has ended or other roots are configured now. An attempt that fails has failed for all
+    /// The connection there is, unless it has ended or other roots are configured now, by which another can be made. An attempt that fails has failed for all
     /// who waited for it: each by itself would make the last one wait for as many attempts.
     async fn connection(&self) -> Result<Connection, ClientError> {
         let began = Instant::now();
@@ -199,13 +199,22 @@ impl CaClient {
             return Ok(connection.clone());
         }
         let opened = async { Ok((Connection::open(&self.server).await?, roots.map_err(ConnectError::Roots)?)) };
-        let (connection, roots) = opened.await.map_err(|error: ConnectError| {
-            let error = Rc::new(error);
-            *failed = Some((Instant::now(), error.clone()));
-            ClientError::Connect(error)
-        })?;
-        *held = Some(Held { connection: connection.clone(), roots });
-        Ok(connection)
+        match (opened.await, held) {
+            (Ok((connection, roots)), held) => {
+                *held = Some(Held { connection: connection.clone(), roots });
+                Ok(connection)
+            }
+            // Roots that are half written, or ahead of the CA. The next call tries again.
+            (Err(error), Some(Held { connection, .. })) if connection.is_open() => {
+                tracing::warn!(%error, "no connection to the CA by its new roots; keeping the one there is");
+                Ok(connection.clone())
+            }
+            (Err(error), _) => {
+                let error: Rc<ConnectError> = Rc::new(error);
+                *failed = Some((Instant::now(), error.clone()));
+                Err(ClientError::Connect(error))
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     io,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,7 +16,10 @@ use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustix::net::sockopt;
 use rustls::{ClientConfig, client::VerifierBuilderError, crypto::aws_lc_rs, pki_types::ServerName};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 use tonic::body::Body;
 
@@ -25,8 +29,10 @@ use super::{
     verifier::EitherName,
 };
 
-/// How long each step of connecting may take: the name and TCP, TLS, HTTP/2.
+/// How long each step of connecting may take: the name, TCP with each of its addresses, TLS, HTTP/2.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
+/// Addresses of a name that are tried.
+const ADDRESSES_MAX: usize = 8;
 /// A server that is silent for so long is asked whether it is there. istiod takes offence at less than 15 s.
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// How long it may take to say so.
@@ -99,9 +105,14 @@ impl Connection {
         let named = || server.address.to_string();
         let silent = |step| move |_| ConnectError::Silent { server: named(), step };
         let (config, name) = tls(server)?;
-        let address = (server.address.host(), server.address.port());
-        let socket = timeout(STEP_WITHIN, TcpStream::connect(address)).await.map_err(silent("TCP"))?;
-        let socket = socket.and_then(keep_alive).map_err(|source| ConnectError::Tcp { server: named(), source })?;
+        let unreachable = |source| ConnectError::Tcp { server: named(), source };
+        let found = timeout(STEP_WITHIN, lookup_host((server.address.host(), server.address.port()))).await;
+        let addresses = found.map_err(silent("name"))?.map_err(unreachable)?;
+        let socket = first_of(addresses.take(ADDRESSES_MAX), STEP_WITHIN).await.map_err(|failed| match failed {
+            Some(source) => unreachable(source),
+            None => ConnectError::Silent { server: named(), step: "TCP" },
+        })?;
+        let socket = keep_alive(socket).map_err(unreachable)?;
         let prompt = Prompt::new();
         let socket = Moderated::new(socket, prompt.clone());
         let encrypted = timeout(STEP_WITHIN, TlsConnector::from(config).connect(name, socket)).await;
@@ -171,6 +182,23 @@ fn tls(server: &Server) -> Result<(Arc<ClientConfig>, ServerName<'static>), Conn
     Ok((Arc::new(config), parsed(server.address.host())?))
 }
 
+/// The first address at which somebody answers: one that is silent takes none of the others' time. The last one's error, if it
+/// was not silence.
+async fn first_of(
+    addresses: impl Iterator<Item = SocketAddr>,
+    within: Duration,
+) -> Result<TcpStream, Option<io::Error>> {
+    let mut failed = Some(io::Error::new(io::ErrorKind::NotFound, "the name has no address"));
+    for address in addresses {
+        match timeout(within, TcpStream::connect(address)).await {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => failed = Some(error),
+            Err(_) => failed = None,
+        }
+    }
+    Err(failed)
+}
+
 fn keep_alive(socket: TcpStream) -> io::Result<TcpStream> {
     let (idle, interval, probes) = TCP_KEEPALIVE;
     socket.set_nodelay(true)?;
@@ -179,4 +207,45 @@ fn keep_alive(socket: TcpStream) -> io::Result<TcpStream> {
     sockopt::set_tcp_keepintvl(&socket, interval)?;
     sockopt::set_tcp_keepcnt(&socket, probes)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_takes_nothing_from_the_next() {
+        // With its backlog full, a listener's kernel drops what else would connect.
+        let silent = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        silent.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a free port");
+        silent.listen(0).expect("it listens");
+        let silent_at = silent.local_addr().expect("bound").as_socket().expect("an address");
+        let mut filling = Vec::new();
+        while let Ok(Ok(taken)) = timeout(Duration::from_millis(100), TcpStream::connect(silent_at)).await {
+            filling.push(taken);
+            assert!(filling.len() < 100, "its backlog is never full");
+        }
+        let good = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let good_at = good.local_addr().expect("bound");
+        let within = Duration::from_millis(200);
+        let socket = first_of([silent_at, good_at].into_iter(), within).await.expect("the second answers");
+        assert_eq!(socket.peer_addr().expect("connected"), good_at);
+        drop(good);
+        let refused = first_of([good_at].into_iter(), within).await.expect_err("nobody listens");
+        assert_eq!(refused.expect("not silence").kind(), io::ErrorKind::ConnectionRefused);
+        assert!(first_of([silent_at].into_iter(), within).await.expect_err("it is silent").is_none());
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_probed_as_the_reference_does_and_sends_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let connected = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("it connects");
+        let socket = keep_alive(connected).expect("a TCP socket");
+        assert!(sockopt::socket_keepalive(&socket).expect("asked") && socket.nodelay().expect("asked"));
+        let times = (sockopt::tcp_keepidle(&socket), sockopt::tcp_keepintvl(&socket), sockopt::tcp_keepcnt(&socket));
+        let (Ok(idle), Ok(interval), Ok(probes)) = times else { panic!("{times:?}") };
+        assert_eq!((idle.as_secs(), interval.as_secs(), probes), (300, 75, 9));
+    }
 }

@@ -19,8 +19,7 @@ use mesh_state::{
 use prost::Message;
 
 use super::{
-    Kind,
-    convert::{self, Defaults},
+    Kind, convert,
     kept::{Kept, What},
     on_demand::{Asks, OnDemand},
     response::{Part, Response},
@@ -45,7 +44,6 @@ const QUIET_AFTER: Duration = Duration::from_secs(20);
 /// The conversation.
 pub struct Session {
     node: Node,
-    defaults: Defaults,
     addresses: Subscription,
     authorizations: Subscription,
     /// `None` subscribes to everything.
@@ -103,10 +101,10 @@ struct Refused {
 
 impl Session {
     /// One that has heard nothing yet.
-    pub fn new(node: Node, defaults: Defaults, on_demand: Option<OnDemand>) -> Self {
+    pub fn new(node: Node, on_demand: Option<OnDemand>) -> Self {
         let (addresses, authorizations) = (Subscription::default(), Subscription::default());
         let (withheld, versions_bytes_max) = (Withheld::default(), VERSIONS_BYTES_MAX);
-        Self { node, defaults, addresses, authorizations, on_demand, local_node: None, withheld, versions_bytes_max }
+        Self { node, addresses, authorizations, on_demand, local_node: None, withheld, versions_bytes_max }
     }
 
     /// The same for a node's pods only: a workload of another node never waits for its policies, by which nothing is
@@ -251,7 +249,8 @@ impl Session {
         }
         unsubscribe.sort_unstable();
         unsubscribe.dedup();
-        [subscription(Vec::new(), unsubscribe), subscription(subscribe, Vec::new())].into_iter().flatten().collect()
+        let beside = if unsubscribe.is_empty() { Vec::new() } else { vec![NOBODY.to_owned()] };
+        [subscription(beside, unsubscribe), subscription(subscribe, Vec::new())].into_iter().flatten().collect()
     }
 
     /// Whether the mesh is known well enough to decide by: of every type that is subscribed to as a whole, one response has
@@ -353,7 +352,7 @@ impl Session {
         let is_held = held.is_some_and(|(_, held)| !held.version.is_empty() && *held.version == resource.version);
         let name = held.map_or_else(|| Arc::from(resource.name.as_str()), |(name, _)| name.clone());
         if !is_held {
-            let change = convert::change(kind, &name, &resource, &self.defaults);
+            let change = convert::change(kind, &name, &resource);
             let change = change.map_err(|refusal| (resource.name.clone(), refusal.to_string()))?;
             match self.unless_withheld(&name, &resource.version, change, now) {
                 // Without its version, so that a new stream brings it again, and the version before it, too.
@@ -482,6 +481,9 @@ fn subscription(subscribe: Vec<String>, unsubscribe: Vec<String>) -> Option<Byte
     let request = DeltaDiscoveryRequest { type_url, subscribe, unsubscribe, ..Default::default() };
     Some(request.encode_to_vec().into())
 }
+
+/// Asked for beside what is unsubscribed from. istiod answers a request that asks for nothing with the removal of everything.
+const NOBODY: &str = "/0.0.0.0";
 
 /// What an entry takes beside its name and version: keys, and lengths of at most 5 bytes each.
 const VERSION_OVERHEAD_MAX: usize = 18;

@@ -176,6 +176,25 @@ fn when_the_file_of_the_cas_roots_says_otherwise_one_certificate_is_asked_for_an
 }
 
 #[test]
+fn roots_by_which_the_ca_cannot_be_reached_leave_the_connection_there_is() {
+    let mut setting = setting();
+    let file = setting.file("ca-root.pem");
+    write(&file, setting.identity.root_pem());
+    setting.server.roots = Roots::File(file.clone());
+    setting.pod("web");
+    setting.run(async |world| {
+        assert_eq!(world.certificate().await, "web");
+        let another = Root::new("another").expect("a root");
+        // Ahead of the CA, which does not serve by it yet; and half of one, as a writer leaves it for a moment.
+        for (pod, roots) in [("cart", another.pem()), ("till", "-----BEGIN")] {
+            write(&file, roots);
+            world.agent(move |agent| agent.add_pod(pod, record(pod), PATIENCE)).await.expect("captured");
+            while world.certificate().await != pod {}
+        }
+    });
+}
+
+#[test]
 fn a_root_that_is_put_behind_the_embedded_cas_is_believed_at_once_and_a_bad_file_changes_nothing() {
     let mut setting = Setting::new();
     setting.embedded_ca = true;

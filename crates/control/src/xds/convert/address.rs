@@ -14,24 +14,29 @@ use mesh_state::{
     workload::{self, GatewayAddress, GatewayDestination, Profile, Workload},
 };
 
-use super::{Defaults, Refusal};
+use super::Refusal;
 use crate::proto::workload as proto;
 
+/// What a workload is that does not say: whatever this node's own are, since the control plane leaves out these values
+/// (§8.4).
+const TRUST_DOMAIN: &str = "cluster.local";
+const CLUSTER: &str = "Kubernetes";
+
 /// The change that an address is.
-pub(super) fn change(name: &Arc<str>, from: proto::Address, defaults: &Defaults) -> Result<Change, Refusal> {
+pub(super) fn change(name: &Arc<str>, from: proto::Address) -> Result<Change, Refusal> {
     match from.kind {
-        Some(proto::Kind::Workload(workload)) => to_workload(name, *workload, defaults).map(Change::Workload),
+        Some(proto::Kind::Workload(workload)) => to_workload(name, *workload).map(Change::Workload),
         Some(proto::Kind::Service(service)) => to_service(name, *service).map(Change::Service),
         None => Err(Refusal::Kind),
     }
 }
 
-fn to_workload(name: &Arc<str>, from: proto::Workload, defaults: &Defaults) -> Result<Workload, Refusal> {
+fn to_workload(name: &Arc<str>, from: proto::Workload) -> Result<Workload, Refusal> {
     if *from.uid != **name {
         return Err(Refusal::Name { inside: from.uid });
     }
     let or = |text: String, default: &str| if text.is_empty() { default.to_owned() } else { text };
-    let trust_domain = or(from.trust_domain, &defaults.trust_domain);
+    let trust_domain = or(from.trust_domain, TRUST_DOMAIN);
     let account = or(from.service_account, "default");
     let identity = Identity::new(&trust_domain, &from.namespace, &account)
         .map_err(|error| Refusal::Text { field: "identity", cause: error.to_string() })?;
@@ -85,7 +90,7 @@ fn to_workload(name: &Arc<str>, from: proto::Workload, defaults: &Defaults) -> R
         },
         workload_name: from.workload_name.into(),
         native_tunnel: from.native_tunnel,
-        cluster_id: or(from.cluster_id, &defaults.cluster).into(),
+        cluster_id: or(from.cluster_id, CLUSTER).into(),
         hostname: from.hostname.into(),
         application_tunnel: from.application_tunnel.map(to_application_tunnel).transpose()?,
         authorization_policies: from.authorization_policies.iter().map(|key| PolicyKey::from(key.as_str())).collect(),
@@ -253,7 +258,7 @@ mod tests {
     fn of_workload(edit: impl FnOnce(&mut proto::Workload)) -> Result<Workload, Refusal> {
         let mut from = workload();
         edit(&mut from);
-        to_workload(&UID.into(), from, &Defaults::default())
+        to_workload(&UID.into(), from)
     }
 
     fn of_service(edit: impl FnOnce(&mut proto::Service)) -> Result<Service, Refusal> {
@@ -277,10 +282,6 @@ mod tests {
         assert_eq!(plain.identity.as_str(), "spiffe://cluster.local/ns/shop/sa/default");
         assert_eq!((&*plain.cluster_id, plain.capacity), ("Kubernetes", 1));
         assert_eq!(plain.workload_type, workload::WorkloadType::Deployment);
-        let elsewhere = Defaults { trust_domain: "prod".into(), cluster: "west".into() };
-        let plain = to_workload(&UID.into(), workload(), &elsewhere).expect("good");
-        assert_eq!(plain.identity.as_str(), "spiffe://prod/ns/shop/sa/default");
-        assert_eq!(&*plain.cluster_id, "west");
     }
 
     #[test]
@@ -415,6 +416,6 @@ mod tests {
             let error = of_service(edit).expect_err(complaint).to_string();
             assert!(error.contains(complaint), "{error} is not {complaint}");
         }
-        assert_eq!(change(&"x".into(), proto::Address { kind: None }, &Defaults::default()), Err(Refusal::Kind));
+        assert_eq!(change(&"x".into(), proto::Address { kind: None }), Err(Refusal::Kind));
     }
 }

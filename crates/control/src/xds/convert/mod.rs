@@ -14,21 +14,6 @@ use prost::Message;
 use super::Kind;
 use crate::proto::{discovery::Resource, security::Authorization, workload::Address};
 
-/// What a resource is that does not say.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Defaults {
-    /// The trust domain of a workload without one.
-    pub trust_domain: String,
-    /// The cluster of a workload without one.
-    pub cluster: String,
-}
-
-impl Default for Defaults {
-    fn default() -> Self {
-        Self { trust_domain: "cluster.local".to_owned(), cluster: "Kubernetes".to_owned() }
-    }
-}
-
 /// Why a resource is refused. The control plane is told these words, beside the resource's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -113,7 +98,7 @@ pub enum Refusal {
 ///
 /// # Errors
 /// [`Refusal`].
-pub fn change(kind: Kind, name: &Arc<str>, resource: &Resource, defaults: &Defaults) -> Result<Change, Refusal> {
+pub fn change(kind: Kind, name: &Arc<str>, resource: &Resource) -> Result<Change, Refusal> {
     if name.is_empty() {
         return Err(Refusal::Nameless);
     }
@@ -123,7 +108,7 @@ pub fn change(kind: Kind, name: &Arc<str>, resource: &Resource, defaults: &Defau
     }
     let decode = |error: prost::DecodeError| Refusal::Decode { cause: error.to_string() };
     match kind {
-        Kind::Address => address::change(name, Address::decode(any.value.clone()).map_err(decode)?, defaults),
+        Kind::Address => address::change(name, Address::decode(any.value.clone()).map_err(decode)?),
         Kind::Authorization => policy::change(name, Authorization::decode(any.value.clone()).map_err(decode)?),
     }
 }
