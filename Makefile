@@ -105,7 +105,7 @@ fuzz: ## A CPU-minute of each fuzz target of each crate (FUZZ_SECONDS=60), with 
 	@.ci/fuzz $(FUZZ_SECONDS)
 
 .PHONY: asan
-asan: ## The reactor's tests of sockets, tasks and drops under AddressSanitizer: no memory is used that is freed
+asan: ## The reactor's tests of sockets, posts, shares and drops under AddressSanitizer: no memory is used that is freed
 	RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$(TARGET)/asan \
 		cargo test -p reactor --lib $(addprefix --test ,$(ASAN_TESTS)) --target "$$(rustc -vV | sed -n 's/^host: //p')"
 

@@ -11,7 +11,8 @@ use crate::tenant::Row;
 pub(crate) enum Work {
     /// A request that will wait: registered, no more.
     Armed,
-    /// A request to send so many bytes, which the kernel does at once.
+    /// A request to send so many bytes, which the kernel does at once; or, into a full socket, in a later entry, whose other
+    /// tenants then share what this has paid for.
     Send(usize),
     /// A request to connect.
     Connect,

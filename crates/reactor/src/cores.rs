@@ -35,8 +35,8 @@ pub struct CoreConfig {
     /// Requests that one entry into the kernel can carry; more take several. Worst case 64 bytes each, and 64 bytes of
     /// completions, of locked memory.
     pub ring_entries: u32,
-    /// How long a tenant's turn lasts while others wait, and the longest time between two entries into the kernel; a
-    /// single poll of a task may overrun it.
+    /// How long a tenant's turn lasts while others wait, and after what time no further turn begins before the next entry into
+    /// the kernel: so two entries are at most twice as far apart, and what a single poll of a task overruns.
     pub slice: Duration,
     /// After what time glommio's park ends when it should not have parked (its defect, see `heartbeat.rs`). It costs
     /// nothing while the core sleeps in its own ring. `None` leaves the core exposed: only for showing that.

@@ -3,7 +3,7 @@
 //! One round: exchange requests for completions with the kernel (sleeping there when nobody is runnable), admit what
 //! other threads woke, wake whose timers are due, then give tenants their turns until nobody is runnable, a slice has
 //! passed, or as much waits for the kernel as it is to do at once. So a tenant that wakes waits for at most a slice per
-//! runnable tenant, plus what the longest poll overruns, and small requests of many tasks go to the kernel in one call.
+//! runnable tenant, plus the entry and what the longest poll overruns, and small requests of many tasks go to the kernel in one call.
 //!
 //! glommio's own loop gets a turn every [`CoreConfig::host_turn`], after the round's work and not in front of it, and
 //! only when its preemption timer has passed does it use it. There its parking defect waits; see `heartbeat`.

@@ -25,8 +25,8 @@ use bytes::Buf;
 
 use crate::tenant::Row;
 
-/// The sizes blocks come in. A relay asks for 4 to 16 KiB until a flow proves bulk, TLS reads 64 KiB at a time, and
-/// 256 KiB is where bytes per system call stop to pay.
+/// The sizes blocks come in. A relay is given 16 KiB until a flow proves bulk, TLS reads 64 KiB at a time, and 256 KiB is
+/// where bytes per system call stop to pay.
 const CLASSES: [usize; 4] = [4 << 10, 16 << 10, 64 << 10, 256 << 10];
 
 /// Bounds of a core's buffer memory.

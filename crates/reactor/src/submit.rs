@@ -1,9 +1,9 @@
 //! What tasks have asked of the kernel and the kernel has not seen yet, by tenant, and how much of it the next entry
 //! carries. Knows no engine: a request is whatever the engine can hand to the kernel later, one by one.
 //!
-//! A tenant's requests go in the order in which they were made. While another tenant waits for its turn, only those
-//! tenants' requests go that had a turn since the last entry, and no more of each than [`Limit`] says: what the kernel
-//! does for a request it does inside the entry, and nobody else runs meanwhile.
+//! A tenant's requests go in the order in which they were made. But for an entry that sleeps, only those tenants' requests go
+//! that had a turn since the last entry, and no more of each than [`Limit`] says, less while another tenant waits: what the
+//! kernel does for a request it does inside the entry, and nobody else runs meanwhile.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,7 @@
 //! A task: a future that a core polls when it was woken, whose panic ends it alone.
 //!
 //! The pieces are public so that the simulation schedules by other means what it spawns in the same way. Queues and
-//! turns are not here but in `tenant`.
+//! turns are not here but in `turns`.
 
 #![expect(unsafe_code, reason = "a pinned future has to be dropped in place under catch_unwind")]
 

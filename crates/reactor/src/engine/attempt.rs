@@ -75,7 +75,7 @@ impl Operation {
             Self::Post { socket, chunk } => {
                 errno(SockRef::from(&**socket).send_with_flags(within(chunk, progress), SEND_FLAGS))
             }
-            // As with MSG_WAITALL on a ring: done when all is sent that may be.
+            // Done when all is sent that may be. On a ring a short send is a completion, and its future asks again.
             Self::Send { socket, chunk } => loop {
                 let bytes = within(chunk, progress);
                 progress.sent += errno(SockRef::from(&**socket).send_with_flags(&bytes[progress.sent..], SEND_FLAGS))?;

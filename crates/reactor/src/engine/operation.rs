@@ -104,7 +104,7 @@ impl Operation {
     }
 
     /// The request as the kernel reads it, for no more than `bytes_max` bytes. It holds addresses into `self`'s heap
-    /// memory. A receive or send that is cut moves less, which its future deals with as with any short transfer.
+    /// memory. A send that is cut moves less, which its future deals with as with any short one.
     pub(crate) fn entry(&mut self, bytes_max: usize) -> squeue::Entry {
         match self {
             Self::Accept { socket } => opcode::Accept::new(Fd(socket.as_raw_fd()), ptr::null_mut(), ptr::null_mut())

@@ -25,7 +25,8 @@ use super::{Reaped, table::OpKey};
 const BELL: u64 = u32::MAX as u64;
 const CANCELLATION: u64 = 1 << 32 | u32::MAX as u64;
 
-/// System calls that one enter makes to have deferred work done. Since Linux 6.13 each does 20 pieces of it, 6 us or so.
+/// System calls that one enter makes to have deferred work done. Since Linux 6.13 each does 20 pieces of it: 6 us or so
+/// of polls, and of sends that had waited for room as much as these move.
 const PUT_OFF_MAX: usize = 256;
 
 /// See the module.

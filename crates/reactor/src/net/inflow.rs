@@ -2,8 +2,8 @@
 //!
 //! Nothing is held while nothing comes. The unit grows while the socket fills it, up to 256 KiB, where bytes per system
 //! call stop to pay, and falls back at the first read that the socket could not fill: a flow is bulk by what it does. The
-//! fetch is a system call in the tenant's own turn and on its account; what a ring would save here was measured, and is
-//! nothing (decision 0011).
+//! fetch is a system call in the tenant's own turn and on its account; what a ring would save here was measured, and could
+//! not be told from nothing (decision 0011).
 
 use std::{
     future::Future,
