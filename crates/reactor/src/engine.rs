@@ -143,7 +143,7 @@ impl Engine {
     /// # Errors
     /// [`io::ErrorKind::ResourceBusy`] when as many operations are under way as there may be.
     pub(crate) fn start(self: &Rc<Self>, mut operation: Operation, row: Row) -> io::Result<Op> {
-        let size = Size { cost_ns: operation.submitted(0).cost(), bytes: operation.bytes_max() };
+        let size = Size { cost_ns: operation.cost_at_once(), bytes: operation.bytes_max() };
         let refused = |whose: &str, limit: usize| {
             self.count(|counts| counts.refused += 1);
             let what = format!("{limit} socket operations of {whose} are under way on this core, which is the limit");

@@ -79,6 +79,13 @@ impl Operation {
         }
     }
 
+    /// What it takes of an entry if all is there that it waits for, its bytes apart: a connection in the backlog is accepted
+    /// where it is asked for.
+    pub(crate) fn cost_at_once(&self) -> u64 {
+        let done = if let Self::Accept { .. } = self { Work::Accepted.cost() } else { 0 };
+        self.submitted(0).cost() + done
+    }
+
     /// What the kernel's `result` has cost.
     pub(crate) fn completed(&self, result: i32) -> Work {
         match (self, usize::try_from(result)) {
@@ -177,5 +184,20 @@ impl fmt::Debug for Operation {
             Self::Poll { socket, .. } => ("poll", socket),
         };
         write!(formatter, "{name} on descriptor {}", socket.as_raw_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::submit::{Limit, Load};
+
+    #[test]
+    fn an_entry_beside_another_tenant_carries_no_more_accepts_than_it_has_time_for() {
+        let listening = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let accept = Operation::Accept { socket: Rc::new(Descriptor::new(listening.into())) };
+        let load = |count: u64| Load { cost_ns: count * accept.cost_at_once(), bytes: 0, ..Load::default() };
+        let carried = (1..1000).take_while(|count| Limit::CONTENDED.holds(load(*count))).count();
+        assert!((10..=20).contains(&carried), "{carried}, each of which may find a connection");
     }
 }
