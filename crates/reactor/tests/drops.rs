@@ -8,9 +8,10 @@ mod on_core;
 mod quarantine;
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream as StdStream},
     os::fd::AsRawFd,
+    pin::Pin,
     thread,
 };
 
@@ -35,6 +36,7 @@ enum What {
     Accept,
     Receive,
     Send,
+    Post,
     Connect,
     Splice,
     AdapterRead,
@@ -114,13 +116,16 @@ async fn play(reactor: &Reactor, what: What, when: When, silent: SocketAddr) {
             assert!(stream.receive(64 << 10).now_or_never().is_none());
             bring_to(reactor, when, || peer.write_all(&[1; 1000]).unwrap()).await;
         }
-        What::Send => {
+        What::Send | What::Post => {
             let (stream, peer) = with_peer(reactor).await;
             if when == When::InFlight {
                 stuff(reactor, &stream).await;
             }
             let chunk = if when == When::Unseen { Chunk::from(Bytes::from(pattern(5_000))) } else { large() };
-            let mut sending = Box::pin(stream.send(chunk));
+            let mut sending: Pin<Box<dyn Future<Output = io::Result<()>>>> = match what {
+                What::Post => Box::pin(stream.post(chunk)),
+                _ => Box::pin(stream.send(chunk)),
+            };
             assert!(sending.as_mut().now_or_never().is_none());
             bring_to(reactor, when, || {}).await;
             drop(sending);
@@ -183,9 +188,9 @@ async fn play(reactor: &Reactor, what: What, when: When, silent: SocketAddr) {
 }
 
 fn all() -> Vec<(What, When)> {
-    use What::{Accept, AdapterRead, AdapterWrite, Connect, Receive, Send, Splice, Task};
+    use What::{Accept, AdapterRead, AdapterWrite, Connect, Post, Receive, Send, Splice, Task};
     use When::{InFlight, Unseen, Unsubmitted};
-    let operations = [Accept, Receive, Send, Connect, Splice, AdapterRead, AdapterWrite];
+    let operations = [Accept, Receive, Send, Post, Connect, Splice, AdapterRead, AdapterWrite];
     // A task that is woken sees what has woken it.
     let tasks = [(Task, Unsubmitted), (Task, InFlight)];
     let each = operations.into_iter().flat_map(|what| [Unsubmitted, InFlight, Unseen].map(|when| (what, when)));
